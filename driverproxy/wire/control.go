@@ -1,0 +1,187 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+)
+
+// Control is one message of the control socket: exactly one field is set.
+type Control struct {
+	Hello         *Hello         `json:"hello,omitempty"`          // host, first message
+	Welcome       *Welcome       `json:"welcome,omitempty"`        // orchestrator, answers hello
+	Heartbeat     *Heartbeat     `json:"heartbeat,omitempty"`      // host; the orchestrator sends it back with its epoch
+	Assign        *Assign        `json:"assign,omitempty"`         // orchestrator
+	Assigned      *Assigned      `json:"assigned,omitempty"`       // host, answers assign
+	StopRecording *StopRecording `json:"stop_recording,omitempty"` // orchestrator
+	Release       *Release       `json:"release,omitempty"`        // orchestrator
+	Released      *Released      `json:"released,omitempty"`       // host, answers release
+	Ended         *Ended         `json:"ended,omitempty"`          // host, a session ended by itself
+	Device        *Device        `json:"device,omitempty"`         // host, a device changed
+}
+
+// Hello introduces a host. Devices lists all of them; Boot changes with each start of the agent.
+type Hello struct {
+	Protocol int      `json:"protocol"`
+	Host     string   `json:"host"`
+	Agent    string   `json:"agent"` // version of the agent
+	Boot     string   `json:"boot"`
+	Devices  []Device `json:"devices"`
+}
+
+// Welcome accepts a host.
+type Welcome struct {
+	Protocol       int           `json:"protocol"`
+	Orchestrator   string        `json:"orchestrator"`
+	Epoch          string        `json:"epoch"` // changes with each start of the orchestrator
+	HeartbeatEvery time.Duration `json:"heartbeat_every_ns"`
+	HeartbeatLimit time.Duration `json:"heartbeat_limit_ns"` // silence after which either end hangs up
+}
+
+// Heartbeat is answered with the same Seq.
+type Heartbeat struct {
+	Seq   uint64 `json:"seq"`
+	Epoch string `json:"epoch,omitempty"`
+}
+
+// DeviceState says whether a device can take a session.
+type DeviceState string
+
+// Device states, as the host sees them.
+const (
+	DeviceReady       DeviceState = "ready"
+	DeviceBusy        DeviceState = "busy"
+	DeviceQuarantined DeviceState = "quarantined" // not usable until someone looks at it; Reason says why
+)
+
+// Device is one phone, or one stand-in, of a host. Name is unique on its host.
+type Device struct {
+	Name            string            `json:"name"`
+	Kind            string            `json:"kind"` // driver kind: safaridriver, webkitgtk, fake
+	Model           string            `json:"model"`
+	PlatformName    string            `json:"platform_name"`
+	PlatformVersion string            `json:"platform_version"`
+	Labels          map[string]string `json:"labels,omitempty"`
+	State           DeviceState       `json:"state"`
+	Reason          string            `json:"reason,omitempty"`
+}
+
+// Assign starts a session on a device.
+type Assign struct {
+	Session      string          `json:"session"`
+	Term         int64           `json:"term"`
+	Device       string          `json:"device"`
+	Capabilities json.RawMessage `json:"capabilities,omitempty"` // one W3C capability object for the driver
+	Record       bool            `json:"record"`
+}
+
+// Assigned says that the driver runs, or why it does not.
+type Assigned struct {
+	Session      string          `json:"session"`
+	Term         int64           `json:"term"`
+	Capabilities json.RawMessage `json:"capabilities,omitempty"` // what the driver matched
+	Failure      *Failure        `json:"failure,omitempty"`
+}
+
+// StopRecording ends the recording and leaves the driver running.
+type StopRecording struct {
+	Session string `json:"session"`
+	Term    int64  `json:"term"`
+}
+
+// Release ends a session: driver, display and recording.
+type Release struct {
+	Session string `json:"session"`
+	Term    int64  `json:"term"`
+}
+
+// Released says that nothing of the session runs any more. It is also the answer for a session the host does not have.
+type Released struct {
+	Session string   `json:"session"`
+	Term    int64    `json:"term"`
+	Failure *Failure `json:"failure,omitempty"` // what could not be cleaned up; the device is quarantined then
+}
+
+// Ended says that a session ended on the host without a Release.
+type Ended struct {
+	Session string  `json:"session"`
+	Term    int64   `json:"term"`
+	Failure Failure `json:"failure"`
+}
+
+// FailureCode classifies what went wrong on a host. Append-only.
+type FailureCode string
+
+// Failure codes.
+const (
+	FailureDriver       FailureCode = "driver_failed"      // the driver or browser did not start, or died
+	FailureDevice       FailureCode = "device_unavailable" // the device is busy, unknown or quarantined
+	FailureStaleTerm    FailureCode = "stale_term"
+	FailureCapabilities FailureCode = "capabilities_refused" // the driver refused the capabilities
+	FailureCleanup      FailureCode = "cleanup_failed"
+	FailureShutdown     FailureCode = "host_shutdown"
+)
+
+// Failure is a reason with words for a person. Message never quotes customer data.
+type Failure struct {
+	Code    FailureCode `json:"code"`
+	Message string      `json:"message"`
+}
+
+// Error implements error.
+func (f *Failure) Error() string { return string(f.Code) + ": " + f.Message }
+
+// Join redeems a join token: it arrives over the tunnel that the token opened.
+type Join struct {
+	PublicKey string `json:"public_key"` // the host's own, base64
+}
+
+// Joined is the answer: from now on the host's own key is accepted.
+type Joined struct {
+	Host    string `json:"host"`
+	Address string `json:"address"` // the host's own address in the tunnel
+}
+
+// MaxControl is the largest control message, in bytes.
+const MaxControl = 1 << 20
+
+var errOneOf = errors.New("wire: a control message sets exactly one field")
+
+// DecodeControl parses one message of the control socket. Unknown fields are errors: versions are negotiated, not guessed.
+func DecodeControl(b []byte) (Control, error) {
+	var c Control
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return Control{}, fmt.Errorf("wire: control message: %w", err)
+	}
+	if d.More() {
+		return Control{}, errors.New("wire: control message: data after the message")
+	}
+	return c, c.check()
+}
+
+// Encode renders the message.
+func (c Control) Encode() ([]byte, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return json.Marshal(c)
+}
+
+func (c Control) check() error {
+	v := reflect.ValueOf(c)
+	set := 0
+	for i := range v.NumField() {
+		if !v.Field(i).IsNil() {
+			set++
+		}
+	}
+	if set != 1 {
+		return errOneOf
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"time"
+)
+
+// Binary messages begin with one byte that names their kind; integers are big-endian.
+//
+//	command    0x01 seq:u64 ack:u64 len:u8 method len:u16 path body…
+//	answer     0x02 seq:u64 outcome:u8 status:u16 took:u64(ns) body…
+//	chunk      0x03 offset:u64 crc:u32 data…
+//	end        0x04 total:u64 reason:u8
+//	ack        0x05 offset:u64
+const (
+	kindCommand byte = iota + 1
+	kindAnswer
+	kindChunk
+	kindEnd
+	kindAck
+)
+
+// Limits of one binary message.
+const (
+	MaxMessage   = 128 << 20 // command or answer, body included
+	MaxChunkData = 1 << 20
+)
+
+// ErrFrame is wrapped by every decoding error of a binary message.
+var ErrFrame = errors.New("wire: malformed frame")
+
+// Command is one driver command. Seq counts from 1 within a session and term; Ack is the highest Seq whose answer the
+// orchestrator has seen, so that the host may forget the answers up to it.
+type Command struct {
+	Seq, Ack uint64
+	Method   string // GET, POST or DELETE
+	Path     string // below /session/{session id}, with its leading slash
+	Body     []byte
+}
+
+// Outcome says what is known of a command's execution.
+type Outcome byte
+
+// Outcomes.
+const (
+	OutcomeDone    Outcome = 0 // the driver answered
+	OutcomeUnknown Outcome = 1 // the driver may or may not have executed it; Body is a W3C error
+	OutcomeNotRun  Outcome = 2 // the driver never saw it; Body is a W3C error
+)
+
+// Answer answers the command of the same Seq.
+type Answer struct {
+	Seq     uint64
+	Outcome Outcome
+	Status  int           // HTTP status of the driver
+	Took    time.Duration // as the host measured it, at the driver
+	Body    []byte
+}
+
+// Chunk is a run of bytes of the recording that starts at Offset; CRC is the Castagnoli checksum of Data.
+type Chunk struct {
+	Offset int64
+	CRC    uint32
+	Data   []byte
+}
+
+// EndReason says why a recording ended on the host.
+type EndReason byte
+
+// End reasons.
+const (
+	EndStopped  EndReason = 0 // as asked
+	EndFailed   EndReason = 1 // the encoder died
+	EndOverflow EndReason = 2 // too much was unacknowledged, capture stopped
+)
+
+// End is the last frame of a recording of Total bytes.
+type End struct {
+	Total  int64
+	Reason EndReason
+}
+
+// Ack says that every byte before Offset is on the orchestrator's disk.
+type Ack struct{ Offset int64 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is the CRC of a chunk's data.
+func Checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+
+// Append renders the command after b.
+func (c Command) Append(b []byte) ([]byte, error) {
+	if len(c.Method) > 255 || len(c.Path) > 65535 {
+		return b, fmt.Errorf("wire: method of %d and path of %d bytes: too long for a frame", len(c.Method), len(c.Path))
+	}
+	b = append(b, kindCommand)
+	b = binary.BigEndian.AppendUint64(b, c.Seq)
+	b = binary.BigEndian.AppendUint64(b, c.Ack)
+	b = append(b, byte(len(c.Method)))
+	b = append(b, c.Method...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(c.Path)))
+	b = append(b, c.Path...)
+	return append(b, c.Body...), nil
+}
+
+// DecodeCommand parses a command; Body shares b's memory.
+func DecodeCommand(b []byte) (Command, error) {
+	r := reader{b: b}
+	r.kind(kindCommand)
+	c := Command{Seq: r.u64(), Ack: r.u64()}
+	c.Method = string(r.bytes(int(r.u8())))
+	c.Path = string(r.bytes(int(r.u16())))
+	c.Body = r.b
+	return c, r.err
+}
+
+// Append renders the answer after b.
+func (a Answer) Append(b []byte) []byte {
+	b = append(b, kindAnswer)
+	b = binary.BigEndian.AppendUint64(b, a.Seq)
+	b = append(b, byte(a.Outcome))
+	b = binary.BigEndian.AppendUint16(b, uint16(a.Status))
+	b = binary.BigEndian.AppendUint64(b, uint64(a.Took))
+	return append(b, a.Body...)
+}
+
+// DecodeAnswer parses an answer; Body shares b's memory.
+func DecodeAnswer(b []byte) (Answer, error) {
+	r := reader{b: b}
+	r.kind(kindAnswer)
+	a := Answer{Seq: r.u64(), Outcome: Outcome(r.u8()), Status: int(r.u16()), Took: time.Duration(r.u63()), Body: nil}
+	a.Body = r.b
+	if r.err == nil && a.Outcome > OutcomeNotRun {
+		r.err = fmt.Errorf("%w: outcome %d", ErrFrame, a.Outcome)
+	}
+	return a, r.err
+}
+
+// Append renders the chunk after b.
+func (c Chunk) Append(b []byte) []byte {
+	b = append(b, kindChunk)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.Offset))
+	b = binary.BigEndian.AppendUint32(b, c.CRC)
+	return append(b, c.Data...)
+}
+
+// Append renders the end after b.
+func (e End) Append(b []byte) []byte {
+	b = append(b, kindEnd)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Total))
+	return append(b, byte(e.Reason))
+}
+
+// DecodeRecording parses what a host sends on a recording socket: a *Chunk whose checksum holds, or an *End.
+// A chunk's Data shares b's memory.
+func DecodeRecording(b []byte) (any, error) {
+	r := reader{b: b}
+	switch r.u8() {
+	case kindChunk:
+		c := &Chunk{Offset: int64(r.u63()), CRC: r.u32()}
+		c.Data = r.b
+		if r.err == nil && (len(c.Data) == 0 || len(c.Data) > MaxChunkData) {
+			return nil, fmt.Errorf("%w: chunk of %d bytes", ErrFrame, len(c.Data))
+		}
+		if r.err == nil && Checksum(c.Data) != c.CRC {
+			return nil, fmt.Errorf("%w: checksum of the chunk at %d does not hold", ErrFrame, c.Offset)
+		}
+		return c, r.err
+	case kindEnd:
+		e := &End{Total: int64(r.u63()), Reason: EndReason(r.u8())}
+		if r.err == nil && (len(r.b) != 0 || e.Reason > EndOverflow) {
+			r.err = fmt.Errorf("%w: end", ErrFrame)
+		}
+		return e, r.err
+	}
+	return nil, fmt.Errorf("%w: unknown kind on a recording socket", ErrFrame)
+}
+
+// Append renders the acknowledgement after b.
+func (a Ack) Append(b []byte) []byte {
+	b = append(b, kindAck)
+	return binary.BigEndian.AppendUint64(b, uint64(a.Offset))
+}
+
+// DecodeAck parses an acknowledgement.
+func DecodeAck(b []byte) (Ack, error) {
+	r := reader{b: b}
+	r.kind(kindAck)
+	a := Ack{Offset: int64(r.u63())}
+	if r.err == nil && len(r.b) != 0 {
+		r.err = fmt.Errorf("%w: %d bytes after an ack", ErrFrame, len(r.b))
+	}
+	return a, r.err
+}
+
+// reader takes fields off a frame and remembers the first error.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) bytes(n int) []byte {
+	if r.err != nil {
+		return nil
+	}
+	if len(r.b) < n {
+		r.err = fmt.Errorf("%w: %d bytes missing", ErrFrame, n-len(r.b))
+		return nil
+	}
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) kind(want byte) {
+	if got := r.u8(); r.err == nil && got != want {
+		r.err = fmt.Errorf("%w: kind %d, want %d", ErrFrame, got, want)
+	}
+}
+
+func (r *reader) u8() byte {
+	if v := r.bytes(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (r *reader) u16() uint16 {
+	if v := r.bytes(2); v != nil {
+		return binary.BigEndian.Uint16(v)
+	}
+	return 0
+}
+
+func (r *reader) u32() uint32 {
+	if v := r.bytes(4); v != nil {
+		return binary.BigEndian.Uint32(v)
+	}
+	return 0
+}
+
+func (r *reader) u64() uint64 {
+	if v := r.bytes(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+// u63 is a u64 that fits an int64.
+func (r *reader) u63() uint64 {
+	v := r.u64()
+	if r.err == nil && v > 1<<63-1 {
+		r.err = fmt.Errorf("%w: number above 2^63-1", ErrFrame)
+		return 0
+	}
+	return v
+}

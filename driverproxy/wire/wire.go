@@ -1,0 +1,29 @@
+// Package wire is what travels between the orchestrator and a driver host, inside the tunnel.
+//
+// The host dials; every socket is a websocket on the orchestrator's fleet listener:
+//
+//	GET /fleet/v1/control                          one a host: JSON text messages, [Control]
+//	GET /fleet/v1/command?session=S&term=T         one a session: binary messages, [Command] down, [Answer] up
+//	GET /fleet/v1/recording?session=S&term=T       one a recorded session: binary, [Chunk] and [End] up, [Ack] down
+//	POST /fleet/v1/join                            the one plain request, over a join tunnel: [Join] up, [Joined] down
+//
+// A host is known by its address in the tunnel, which WireGuard binds to its key; no message carries a credential.
+// A frame of an older term than the newest one seen for its session is refused by the host.
+//
+// # History
+//
+// Version 1 (2026-11-23): first version.
+//
+// Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
+package wire
+
+// Version is the protocol version both ends state in [Hello] and [Welcome]; ends of different versions do not talk.
+const Version = 1
+
+// Paths on the fleet listener.
+const (
+	PathControl   = "/fleet/v1/control"
+	PathCommand   = "/fleet/v1/command"
+	PathRecording = "/fleet/v1/recording"
+	PathJoin      = "/fleet/v1/join"
+)
