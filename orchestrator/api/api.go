@@ -1,0 +1,221 @@
+// Package api holds the messages of the control plane: what /v1 takes and returns, in JSON.
+//
+// Durations are whole seconds or milliseconds and say so in their names; times are RFC 3339; identifiers are opaque
+// strings. The struct tags are the validation rules and the OpenAPI document at once (huma's tag names).
+//
+// Out of scope: routes and status codes (package httpapi), W3C WebDriver messages (package webdriver).
+package api
+
+import "time"
+
+// SessionState is where a session is in its life; see the diagram in package orchestrator.
+type SessionState string
+
+// Session states, in order.
+const (
+	Queued    SessionState = "queued"
+	Starting  SessionState = "starting"
+	Running   SessionState = "running"
+	Finishing SessionState = "finishing"
+	Ended     SessionState = "ended"
+)
+
+// Session is one session as the control plane shows it.
+type Session struct {
+	ID           string       `json:"id"`
+	Account      string       `json:"account"`
+	Profile      string       `json:"profile,omitempty"`
+	Name         string       `json:"name,omitempty"`
+	State        SessionState `json:"state" enum:"queued,starting,running,finishing,ended"`
+	Reason       string       `json:"reason,omitempty" doc:"Why it ended; set when state is ended."`
+	Detail       string       `json:"detail,omitempty" doc:"Words for a person about the reason."`
+	Host         string       `json:"host,omitempty"`
+	Device       string       `json:"device,omitempty"`
+	Term         int64        `json:"term" doc:"Fencing term; rises on every claim."`
+	Want         DeviceWant   `json:"want"`
+	Recording    bool         `json:"recording"`
+	Timeouts     Timeouts     `json:"timeouts"`
+	Generation   int64        `json:"profile_generation,omitempty" doc:"Generation of the profile that this session published."`
+	CreatedAt    time.Time    `json:"created_at"`
+	StartedAt    *time.Time   `json:"started_at,omitempty" doc:"When a device was claimed."`
+	RunningAt    *time.Time   `json:"running_at,omitempty" doc:"When it took its first command."`
+	EndedAt      *time.Time   `json:"ended_at,omitempty"`
+	Capabilities any          `json:"capabilities,omitempty" doc:"What the driver matched."`
+}
+
+// DeviceWant says which devices a session may run on. An absent field fits every device.
+type DeviceWant struct {
+	Kind   string            `json:"kind,omitempty" maxLength:"64" doc:"Driver kind, for example safaridriver."`
+	Model  string            `json:"model,omitempty" maxLength:"64" doc:"Device model, for example iPhone 15."`
+	Host   string            `json:"host,omitempty" maxLength:"63"`
+	Labels map[string]string `json:"labels,omitempty" doc:"Labels that the device must carry with these values."`
+}
+
+// Timeouts of one session. Zero or absent means the default.
+type Timeouts struct {
+	IdleSeconds    int `json:"idle_seconds,omitempty" minimum:"0" maximum:"86400" doc:"End after this long without a command in flight; default 300."`
+	MaxSeconds     int `json:"max_seconds,omitempty" minimum:"0" maximum:"86400" doc:"End this long after it began to run; default 3600."`
+	CommandSeconds int `json:"command_seconds,omitempty" minimum:"0" maximum:"86400" doc:"End when one command takes longer; default 330."`
+	QueueSeconds   int `json:"queue_seconds,omitempty" minimum:"0" maximum:"86400" doc:"End when no device was free for this long; default 300."`
+}
+
+// CreateSession asks for a session.
+type CreateSession struct {
+	Account      string         `json:"account" minLength:"1" maxLength:"128" doc:"Account the session belongs to."`
+	Profile      string         `json:"profile,omitempty" maxLength:"128" doc:"Profile whose cookies and localStorage the session starts with and saves at its end."`
+	Name         string         `json:"name,omitempty" maxLength:"256"`
+	Device       DeviceWant     `json:"device,omitempty"`
+	Recording    *bool          `json:"recording,omitempty" doc:"Record the screen; default true."`
+	Timeouts     Timeouts       `json:"timeouts,omitempty"`
+	Capabilities map[string]any `json:"capabilities,omitempty" doc:"One W3C capability object for the driver."`
+}
+
+// SessionList is one page of sessions, newest first.
+type SessionList struct {
+	Sessions []Session `json:"sessions"`
+	Next     string    `json:"next,omitempty" doc:"Pass as cursor for the next page; absent on the last."`
+}
+
+// Account is what the orchestrator must know of an account.
+type Account struct {
+	ID         string    `json:"id"`
+	Recordings string    `json:"recordings" enum:"eu,replicated" doc:"Where its recordings are kept: in the EU only, or in the EU and the US."`
+	CreatedAt  time.Time `json:"created_at"`
+}
+
+// PutAccount creates or changes an account.
+type PutAccount struct {
+	Recordings string `json:"recordings" enum:"eu,replicated"`
+}
+
+// Profile is the metadata of a profile; its state is a sealed file and is never shown.
+type Profile struct {
+	ID          string    `json:"id"`
+	Account     string    `json:"account"`
+	Name        string    `json:"name"`
+	Archetype   string    `json:"archetype,omitempty"`
+	Description string    `json:"description,omitempty"`
+	Generation  int64     `json:"generation" doc:"0 until a session has saved state."`
+	Bytes       int64     `json:"bytes" doc:"Size of the sealed file."`
+	HeldBy      string    `json:"held_by,omitempty" doc:"Session that uses it now."`
+	CreatedAt   time.Time `json:"created_at"`
+}
+
+// CreateProfile asks for a new, empty profile.
+type CreateProfile struct {
+	Account     string `json:"account" minLength:"1" maxLength:"128"`
+	Name        string `json:"name" minLength:"1" maxLength:"256"`
+	Archetype   string `json:"archetype,omitempty" maxLength:"256"`
+	Description string `json:"description,omitempty" maxLength:"4096"`
+}
+
+// ProfileList lists profiles.
+type ProfileList struct {
+	Profiles []Profile `json:"profiles"`
+}
+
+// CreateHost invites a driver host.
+type CreateHost struct {
+	Name string `json:"name" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" patternDescription:"lower-case letters, digits and dashes, at most 63" doc:"Name of the host, a DNS label."`
+}
+
+// JoinToken is what a new host starts with. It is shown once.
+type JoinToken struct {
+	Name      string    `json:"name"`
+	Token     string    `json:"join_token"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// HostState is where a host is in its enrolment.
+type HostState string
+
+// Host states.
+const (
+	HostInvited HostState = "invited" // has a token, has not joined
+	HostDown    HostState = "down"    // joined, no control socket
+	HostUp      HostState = "up"
+)
+
+// Host is a driver host.
+type Host struct {
+	Name      string     `json:"name"`
+	State     HostState  `json:"state" enum:"invited,down,up"`
+	Reason    string     `json:"reason,omitempty"`
+	Address   string     `json:"address" doc:"Its address in the tunnel."`
+	Devices   int        `json:"devices"`
+	SeenAt    *time.Time `json:"seen_at,omitempty"`
+	CreatedAt time.Time  `json:"created_at"`
+}
+
+// HostList lists hosts.
+type HostList struct {
+	Hosts []Host `json:"hosts"`
+}
+
+// Device is one device of a host.
+type Device struct {
+	Host            string            `json:"host"`
+	Name            string            `json:"name"`
+	Kind            string            `json:"kind"`
+	Model           string            `json:"model"`
+	PlatformName    string            `json:"platform_name"`
+	PlatformVersion string            `json:"platform_version"`
+	Labels          map[string]string `json:"labels,omitempty"`
+	State           string            `json:"state" enum:"ready,busy,quarantined,offline"`
+	Reason          string            `json:"reason,omitempty"`
+	Session         string            `json:"session,omitempty"`
+}
+
+// DeviceList lists devices.
+type DeviceList struct {
+	Devices []Device `json:"devices"`
+}
+
+// Recording is the recording of a session.
+type Recording struct {
+	ID         string          `json:"id"`
+	Session    string          `json:"session"`
+	Placement  string          `json:"placement" enum:"eu,replicated"`
+	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined,erased"`
+	Partial    bool            `json:"partial" doc:"Part of the session is missing from it."`
+	Bytes      int64           `json:"bytes"`
+	DurationMS int64           `json:"duration_ms"`
+	SHA256     string          `json:"sha256,omitempty"`
+	Copies     []RecordingCopy `json:"copies"`
+}
+
+// RecordingCopy is one stored copy.
+type RecordingCopy struct {
+	Region    string     `json:"region" enum:"eu,us"`
+	State     string     `json:"state" enum:"pending,uploading,verified,failed"`
+	Bytes     int64      `json:"bytes,omitempty"`
+	SHA256    string     `json:"sha256,omitempty"`
+	URL       string     `json:"url,omitempty" doc:"Presigned GET, valid until expires_at; only for a verified copy."`
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+}
+
+// Event is one line of a session's log. It carries no payload: a route is a template, the rest are numbers and fixed words.
+type Event struct {
+	Session    string    `json:"session"`
+	Seq        int64     `json:"seq" doc:"Rises by one within a session."`
+	At         time.Time `json:"at"`
+	Kind       string    `json:"kind"`
+	Term       int64     `json:"term,omitempty"`
+	Route      string    `json:"route,omitempty" doc:"W3C route template, for example POST /session/{session id}/url."`
+	Status     int       `json:"status,omitempty" doc:"HTTP status of the answer."`
+	TookUS     int64     `json:"took_us,omitempty" doc:"Microseconds, at the orchestrator."`
+	DriverUS   int64     `json:"driver_us,omitempty" doc:"Microseconds, at the driver."`
+	BytesIn    int64     `json:"bytes_in,omitempty"`
+	BytesOut   int64     `json:"bytes_out,omitempty"`
+	Reason     string    `json:"reason,omitempty" doc:"A row of the endings table."`
+	Generation int64     `json:"generation,omitempty"`
+	Restored   int       `json:"restored,omitempty"`
+	Altered    int       `json:"altered,omitempty"`
+	Dropped    int       `json:"dropped,omitempty"`
+	Partial    bool      `json:"partial,omitempty"`
+}
+
+// EventList is a stretch of a session's log.
+type EventList struct {
+	Events []Event `json:"events"`
+}
