@@ -185,7 +185,7 @@ func (c *Cluster) initdb(ctx context.Context) error {
 	}
 	// -N: the files are not worth anything before the first start, which syncs what it writes.
 	cmd := exec.CommandContext(ctx, c.bin.initdb, "-D", fresh, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "-N")
-	cmd.Dir, cmd.Env = fresh, environ()
+	cmd.Dir, cmd.Env = "/", environ() // not the folder: the right to enter it may come only with exec
 	c.as.apply(cmd)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, bytes.TrimSpace(out))
@@ -212,7 +212,7 @@ func (c *Cluster) run(ctx context.Context, logFile string) error {
 	cmd := exec.Command(c.bin.postgres, "-D", c.data, "-k", c.socket, "-p", "5432",
 		"-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=200",
 		"-c", "timezone=UTC", "-c", "log_timezone=UTC")
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.data, environ(), out, out
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", environ(), out, out
 	c.as.apply(cmd)
 	if c.proc, err = startProcess(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", c.bin.postgres, err)

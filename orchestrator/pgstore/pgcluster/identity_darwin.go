@@ -19,7 +19,7 @@ type identity struct{}
 
 func chooseIdentity(context.Context, binaries, string) (identity, error) {
 	if os.Geteuid() == 0 {
-		return identity{}, errors.New("Postgres does not run as root: run as an ordinary user")
+		return identity{}, errors.New("as root Postgres does not run: run as an ordinary user")
 	}
 	return identity{}, nil
 }

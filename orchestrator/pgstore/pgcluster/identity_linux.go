@@ -53,7 +53,7 @@ func chooseIdentity(ctx context.Context, b binaries, dir string) (identity, erro
 			return other, nil
 		}
 	}
-	return identity{}, fmt.Errorf("Postgres does not run as root, and neither way around it works here: "+
+	return identity{}, fmt.Errorf("as root Postgres does not run, and neither way around it works here: "+
 		"in a user namespace: %w; as the system user postgres: %w. Run as an ordinary user", errRenamed, err)
 }
 
@@ -77,8 +77,8 @@ func systemUser() (identity, error) {
 
 // try runs a binary from within the folder, which fails when either cannot be entered.
 func (i identity) try(ctx context.Context, b binaries, dir string) error {
-	cmd := exec.CommandContext(ctx, b.postgres, "--version")
-	cmd.Dir, cmd.Env = dir, environ()
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `cd "$1" && exec "$2" --version`, "sh", dir, b.postgres)
+	cmd.Dir, cmd.Env = "/", environ()
 	i.apply(cmd)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w %s", err, out)
