@@ -1,0 +1,69 @@
+// Package webdriver is what W3C WebDriver says about messages: commands and answers, error codes, the closed table of
+// endpoints, and the processing of New Session's capabilities.
+//
+// It depends on the standard library only. Out of scope: sockets, HTTP servers and clients, sessions, devices, and
+// the meaning of any command beyond its endpoint.
+//
+// Source of the rules: https://www.w3.org/TR/webdriver2/ (sections 3 Protocol, 7 Capabilities) and
+// https://www.w3.org/TR/webdriver-bidi/ (the webSocketUrl capability).
+package webdriver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Command is one driver command of a session.
+type Command struct {
+	Method string // GET, POST or DELETE
+	Path   string // below /session/{session id}, with its leading slash; "" is the session itself
+	Body   []byte
+}
+
+// Answer is a driver's answer: Body is the W3C envelope {"value": …} as the driver sent it.
+type Answer struct {
+	Status int // HTTP status
+	Body   []byte
+}
+
+// Err returns an *[Error] when Status is 400 or above, else nil. A body that is no W3C error gives an unknown error:
+// what the peer wrote instead is not repeated.
+func (a Answer) Err() error {
+	if a.Status < 400 {
+		return nil
+	}
+	var e Error
+	if err := a.Value(&e); err != nil || e.Code == "" {
+		return &Error{Code: UnknownError, Message: fmt.Sprintf("the driver answered HTTP %d without a W3C error", a.Status)}
+	}
+	return &e
+}
+
+// Value decodes the value of the envelope into v.
+func (a Answer) Value(v any) error {
+	var envelope struct {
+		Value json.RawMessage `json:"value"`
+	}
+	if err := json.Unmarshal(a.Body, &envelope); err != nil {
+		return fmt.Errorf("webdriver: an answer is not a JSON object: %w", err)
+	}
+	if envelope.Value == nil {
+		return errors.New(`webdriver: an answer has no "value"`)
+	}
+	if err := json.Unmarshal(envelope.Value, v); err != nil {
+		return fmt.Errorf("webdriver: value of an answer: %w", err)
+	}
+	return nil
+}
+
+// ValueAnswer is the successful answer that carries v.
+func ValueAnswer(v any) (Answer, error) {
+	body, err := json.Marshal(struct {
+		Value any `json:"value"`
+	}{v})
+	if err != nil {
+		return Answer{}, fmt.Errorf("webdriver: value of an answer: %w", err)
+	}
+	return Answer{Status: 200, Body: body}, nil
+}
