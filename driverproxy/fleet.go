@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
@@ -44,7 +48,7 @@ type Config struct {
 	HeartbeatEvery time.Duration    // 0: 1 s
 	HeartbeatLimit time.Duration    // 0: 5 s
 	Log            *zap.Logger      // nil: none
-	Now            func() time.Time // nil: time.Now
+	Now            func() time.Time // nil: time.Now; sockets' own deadlines follow the system's clock
 }
 
 // Assignment is a session to start on a device.
@@ -56,21 +60,199 @@ type Assignment struct {
 }
 
 // Fleet holds the sockets of all connected hosts. Its methods may be called at once from many goroutines.
-type Fleet struct{}
+type Fleet struct {
+	cfg      Config
+	endpoint *socket.Endpoint
+	running  sync.WaitGroup // handlers of sockets
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	hosts    map[string]*hostConn // from its hello until its HostDown has returned
+	sessions map[sessionKey]*Session
+	conns    map[*socket.Conn]struct{} // every open socket
+}
+
+type sessionKey struct {
+	id   string
+	term int64
+}
 
 // NewFleet returns a Fleet without hosts.
-func NewFleet(cfg Config) *Fleet { panic("being written") }
+func NewFleet(cfg Config) *Fleet {
+	if cfg.HeartbeatEvery <= 0 {
+		cfg.HeartbeatEvery = time.Second
+	}
+	if cfg.HeartbeatLimit <= 0 {
+		cfg.HeartbeatLimit = 5 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Fleet{
+		cfg: cfg, endpoint: &socket.Endpoint{},
+		hosts: map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, conns: map[*socket.Conn]struct{}{},
+	}
+}
 
 // Handler serves the control, command and recording paths of the fleet listener.
-func (f *Fleet) Handler() http.Handler { panic("being written") }
+func (f *Fleet) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+wire.PathControl, f.serveControl)
+	mux.HandleFunc("GET "+wire.PathCommand, f.serveCommand)
+	mux.HandleFunc("GET "+wire.PathRecording, f.serveRecording)
+	return mux
+}
 
 // Hosts names the connected hosts, sorted.
-func (f *Fleet) Hosts() []string { panic("being written") }
+func (f *Fleet) Hosts() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var names []string
+	for name, h := range f.hosts {
+		if h.up {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
 
 // Assign starts a session. It returns once the host has answered and the session's command socket is up. A host
 // that cannot gives a *[wire.Failure] (errors.As); a host that is not connected, or is lost meanwhile, [ErrHostLost]. When ctx ends
-// first, the host is told to release what it may have started.
-func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) { panic("being written") }
+// first, the host is told to release what it may have started. Every returned Session must be released.
+func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) {
+	s, err := f.newSession(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, a); err != nil {
+		s.end(err)
+		f.forget(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (f *Fleet) newSession(a Assignment) (*Session, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, ErrClosed
+	}
+	h := f.hosts[a.Host]
+	if h == nil || !h.up {
+		return nil, fmt.Errorf("assign to %s: %w", a.Host, ErrHostLost)
+	}
+	key := sessionKey{a.Session, a.Term}
+	if f.sessions[key] != nil {
+		return nil, fmt.Errorf("driverproxy: session %s of term %d is assigned already", a.Session, a.Term)
+	}
+	s := newSession(f, h, key)
+	f.sessions[key] = s
+	return s, nil
+}
+
+func (f *Fleet) session(key sessionKey) *Session {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sessions[key]
+}
+
+// forget removes a session of which the host has nothing any more.
+func (f *Fleet) forget(s *Session) {
+	f.mu.Lock()
+	if f.sessions[s.key] == s {
+		delete(f.sessions, s.key)
+	}
+	f.mu.Unlock()
+	s.dropRecording()
+}
+
+// sessionsOf lists the sessions on a host.
+func (f *Fleet) sessionsOf(h *hostConn) []*Session {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var of []*Session
+	for _, s := range f.sessions {
+		if s.host == h {
+			of = append(of, s)
+		}
+	}
+	return of
+}
+
+// accept upgrades a request and counts its handler; the caller calls done when the handler is over, and closes the socket through f.hangUp.
+func (f *Fleet) accept(w http.ResponseWriter, r *http.Request, l socket.Limits) (c *socket.Conn, done func(), err error) {
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		http.Error(w, ErrClosed.Error(), http.StatusServiceUnavailable)
+		return nil, nil, ErrClosed
+	}
+	f.running.Add(1)
+	f.mu.Unlock()
+	c, err = f.endpoint.Accept(w, r, l)
+	if err != nil {
+		f.running.Done()
+		return nil, nil, err
+	}
+	f.mu.Lock()
+	f.conns[c] = struct{}{}
+	closed := f.closed
+	f.mu.Unlock()
+	if closed { // Close did not see it
+		f.hangUp(c)
+	}
+	return c, f.running.Done, nil
+}
+
+func (f *Fleet) hangUp(c *socket.Conn) {
+	c.Close()
+	f.mu.Lock()
+	delete(f.conns, c)
+	f.mu.Unlock()
+}
 
 // Close hangs up on all hosts, which ends their sessions, and waits for every goroutine of the Fleet.
-func (f *Fleet) Close(ctx context.Context) error { panic("being written") }
+func (f *Fleet) Close(ctx context.Context) error {
+	f.mu.Lock()
+	f.closed = true
+	var conns []*socket.Conn
+	for c := range f.conns {
+		conns = append(conns, c)
+	}
+	var sessions []*Session
+	for _, s := range f.sessions {
+		sessions = append(sessions, s)
+	}
+	f.mu.Unlock()
+	for _, s := range sessions {
+		s.end(ErrClosed)
+	}
+	for _, c := range conns {
+		c.Bye("the orchestrator is shutting down")
+		f.hangUp(c)
+	}
+	over := make(chan struct{})
+	go func() { // ends with the last handler, each of which is bounded
+		f.running.Wait()
+		close(over)
+	}()
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("driverproxy: close: %w", ctx.Err())
+	}
+}
+
+func remoteAddr(r *http.Request) (netip.Addr, error) {
+	p, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("driverproxy: remote address %q: %w", r.RemoteAddr, err)
+	}
+	return p.Addr().Unmap(), nil
+}

@@ -12,6 +12,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
 )
 
 // Command is one driver command of a session.
@@ -66,4 +69,39 @@ func ValueAnswer(v any) (Answer, error) {
 		return Answer{}, fmt.Errorf("webdriver: value of an answer: %w", err)
 	}
 	return Answer{Status: 200, Body: body}, nil
+}
+
+// Validate checks what a proxy relies on before it passes a command on: the method, and that the path stays below
+// the session it is put under.
+func (c Command) Validate() *Error {
+	switch c.Method {
+	case http.MethodGet, http.MethodPost, http.MethodDelete:
+	default:
+		return &Error{Code: UnknownMethod, Message: "a command is a GET, POST or DELETE"}
+	}
+	if c.Path == "" {
+		return nil
+	}
+	if c.Path[0] != '/' || len(c.Path) > maxPath || !plainPath(c.Path) {
+		return &Error{Code: InvalidArgument, Message: "a command's path begins with a slash, is percent-encoded, at most 65535 bytes long " +
+			`and has no query, fragment or ".." segment`}
+	}
+	return nil
+}
+
+const maxPath = 1<<16 - 1
+
+func plainPath(p string) bool {
+	for i := range len(p) {
+		if p[i] <= ' ' || p[i] >= 0x7f || p[i] == '?' || p[i] == '#' || p[i] == '\\' {
+			return false
+		}
+	}
+	for s := range strings.SplitSeq(p[1:], "/") {
+		s, err := url.PathUnescape(s)
+		if err != nil || s == "." || s == ".." || strings.ContainsAny(s, "/\\") {
+			return false
+		}
+	}
+	return true
 }

@@ -1,0 +1,265 @@
+// Package socket is a websocket on which every wait is bounded: a peer that sends nothing, or takes nothing, for a stated
+// time is dead. Both ends of the command stream use it.
+//
+// Long messages travel in fragments, so that pings get between them and so that a slow line counts as alive for as long as bytes move.
+// Out of scope: what a message means, and reconnecting.
+package socket
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// ErrClosed is returned by Write after Close.
+var ErrClosed = errors.New("socket: closed")
+
+// MaxPing is the longest allowed time between two pings: middleboxes cut idle websockets after 60 s.
+const MaxPing = 20 * time.Second
+
+// fragment is how many bytes must move within Limits.Stuck.
+const fragment = 64 << 10
+
+// Limits bounds a socket.
+type Limits struct {
+	MaxMessage int64         // a longer message breaks the socket
+	Silence    time.Duration // nothing received for so long: dead
+	Stuck      time.Duration // a fragment not taken for so long: dead
+	PingEvery  time.Duration // 0: never
+}
+
+// Session is for the sockets of a session, on either end: the other end pings at least every MaxPing.
+func Session(maxMessage int64) Limits {
+	return Limits{MaxMessage: maxMessage, Silence: 2*MaxPing + 5*time.Second, Stuck: 20 * time.Second, PingEvery: 15 * time.Second}
+}
+
+// Endpoint makes sockets; they share its write buffers, so that an idle socket has none.
+type Endpoint struct{ buffers sync.Pool }
+
+// Accept upgrades a request. A request with an Origin comes from a web page, and is refused.
+func (e *Endpoint) Accept(w http.ResponseWriter, r *http.Request, l Limits) (*Conn, error) {
+	u := websocket.Upgrader{
+		HandshakeTimeout: 10 * time.Second,
+		WriteBufferPool:  &e.buffers,
+		WriteBufferSize:  fragment / 2,
+		CheckOrigin:      func(r *http.Request) bool { return r.Header.Get("Origin") == "" },
+	}
+	ws, err := u.Upgrade(w, r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("socket: upgrade: %w", err)
+	}
+	return open(ws, l), nil
+}
+
+// DialFunc opens a connection, as net.Dialer.DialContext does.
+type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Dial opens a socket to url (ws://host:port/path).
+func (e *Endpoint) Dial(ctx context.Context, dial DialFunc, url string, l Limits) (*Conn, error) {
+	d := websocket.Dialer{
+		NetDialContext:   dial,
+		HandshakeTimeout: 10 * time.Second,
+		WriteBufferPool:  &e.buffers,
+		WriteBufferSize:  fragment / 2,
+	}
+	ws, answer, err := d.DialContext(ctx, url, nil)
+	if err != nil {
+		if answer != nil {
+			why, _ := io.ReadAll(io.LimitReader(answer.Body, 256)) // gorilla has read it already: this cannot block
+			return nil, fmt.Errorf("socket: %s: HTTP %d: %s", url, answer.StatusCode, bytes.TrimSpace(why))
+		}
+		return nil, fmt.Errorf("socket: %s: %w", url, err)
+	}
+	return open(ws, l), nil
+}
+
+// Conn is one end of a websocket. One goroutine at a time may Read; the other methods may be called by any.
+type Conn struct {
+	ws     *websocket.Conn
+	limits Limits
+	writer chan struct{} // holds a token while someone writes
+	closed chan struct{}
+	once   sync.Once
+
+	mu    sync.Mutex // guards what follows
+	hard  time.Time  // no read waits longer than this, if set
+	ping  *time.Timer
+	pings sync.WaitGroup
+}
+
+func open(ws *websocket.Conn, l Limits) *Conn {
+	c := &Conn{ws: ws, limits: l, writer: make(chan struct{}, 1), closed: make(chan struct{})}
+	ws.SetReadLimit(l.MaxMessage)
+	answerPing := ws.PingHandler()
+	ws.SetPingHandler(func(data string) error {
+		c.extend()
+		return answerPing(data)
+	})
+	ws.SetPongHandler(func(string) error {
+		c.extend()
+		return nil
+	})
+	c.extend()
+	if l.PingEvery > 0 {
+		c.schedulePing()
+	}
+	return c
+}
+
+// SetSilence changes Limits.Silence from the next read on.
+func (c *Conn) SetSilence(d time.Duration) {
+	c.mu.Lock()
+	c.limits.Silence = d
+	c.mu.Unlock()
+	c.extend()
+}
+
+// Expire lets reads go on for d and no longer.
+func (c *Conn) Expire(d time.Duration) {
+	c.mu.Lock()
+	c.hard = time.Now().Add(d)
+	c.mu.Unlock()
+	c.extend()
+}
+
+func (c *Conn) extend() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := time.Now().Add(c.limits.Silence)
+	if !c.hard.IsZero() && t.After(c.hard) {
+		t = c.hard
+	}
+	_ = c.ws.SetReadDeadline(t) // fails on a closed socket only, and then the read does too
+}
+
+func (c *Conn) schedulePing() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.closed:
+		return
+	default:
+	}
+	c.pings.Add(1)
+	c.ping = time.AfterFunc(c.limits.PingEvery, func() {
+		defer c.pings.Done()
+		// A failed ping is not an end in itself: the reader's deadline is, or the next write.
+		_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(c.limits.PingEvery/2))
+		c.schedulePing()
+	})
+}
+
+// ReadBinary returns the next message, which the caller owns. A text message breaks the socket.
+func (c *Conn) ReadBinary() ([]byte, error) { return c.read(websocket.BinaryMessage) }
+
+// ReadText is ReadBinary for text messages.
+func (c *Conn) ReadText() ([]byte, error) { return c.read(websocket.TextMessage) }
+
+func (c *Conn) read(want int) ([]byte, error) {
+	c.extend()
+	kind, r, err := c.ws.NextReader()
+	if err != nil {
+		return nil, err
+	}
+	if kind != want {
+		return nil, fmt.Errorf("socket: message of type %d, want %d", kind, want)
+	}
+	b := make([]byte, 0, 512)
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if errors.Is(err, io.EOF) {
+			return b, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+			c.extend()
+		}
+	}
+}
+
+// WriteBinary sends parts as one message. When ctx ends before it is this message's turn, nothing is sent and the error
+// is ctx's; any other error means that the socket is broken and that the peer may or may not have the message.
+func (c *Conn) WriteBinary(ctx context.Context, parts ...[]byte) error {
+	return c.write(ctx, websocket.BinaryMessage, parts)
+}
+
+// WriteText is WriteBinary for a text message.
+func (c *Conn) WriteText(ctx context.Context, b []byte) error {
+	return c.write(ctx, websocket.TextMessage, [][]byte{b})
+}
+
+func (c *Conn) write(ctx context.Context, kind int, parts [][]byte) error {
+	select {
+	case <-c.closed:
+		return ErrClosed
+	default:
+	}
+	select {
+	case c.writer <- struct{}{}:
+		defer func() { <-c.writer }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.closed:
+		return ErrClosed
+	}
+	total := 0
+	for _, p := range parts {
+		total += len(p)
+	}
+	if int64(total) > c.limits.MaxMessage {
+		return fmt.Errorf("socket: a message of %d bytes is longer than %d", total, c.limits.MaxMessage)
+	}
+	_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
+	if len(parts) == 1 && total <= fragment {
+		return c.ws.WriteMessage(kind, parts[0])
+	}
+	w, err := c.ws.NextWriter(kind)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		for len(p) > 0 {
+			n := min(len(p), fragment)
+			_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
+			if _, err := w.Write(p[:n]); err != nil {
+				return err
+			}
+			p = p[n:]
+		}
+	}
+	return w.Close()
+}
+
+// Bye tells the peer why this end is about to close; it is up to the peer to close, or to this end to Close after a while.
+// Closing at once instead may make the peer lose what it has not read yet.
+func (c *Conn) Bye(reason string) {
+	reason = reason[:min(len(reason), 120)] // a close frame holds 125 bytes
+	message := websocket.FormatCloseMessage(websocket.CloseNormalClosure, reason)
+	_ = c.ws.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // a broken socket needs no goodbye
+}
+
+// Close closes the socket at once and waits for what the socket runs. Calling it again is harmless.
+func (c *Conn) Close() {
+	c.once.Do(func() {
+		c.mu.Lock()
+		close(c.closed)
+		if c.ping != nil && c.ping.Stop() {
+			c.pings.Done()
+		}
+		c.mu.Unlock()
+		_ = c.ws.Close()
+	})
+	c.pings.Wait()
+}
