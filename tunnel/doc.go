@@ -1,0 +1,40 @@
+// Package tunnel is the WireGuard link between orchestrators (gateways, in the EU) and driver hosts.
+//
+// # Addresses
+//
+// The tunnel network is 10.76.0.0/15. A gateway has a number 1..255 and the address 10.77.0.N. A host has a number
+// n >= 256 and two addresses that differ only in their range, so that one unique column gives both:
+//
+//	10.77.(n>>8).(n&255)   the host's own address
+//	10.76.(n>>8).(n&255)   its join address, of the tunnel that its join token opens
+//
+// A gateway accepts from a peer nothing but that peer's one address; a host routes nothing but the gateways' addresses
+// into the tunnel. What a host may reach behind that is decided by [Guard] and by the fleet listener, which binds to
+// the tunnel address only.
+//
+// # Joining
+//
+//	operator                host                                     gateway
+//	NewToken ── dsj1_… ──▶  own key made, stored (0600, fsynced)
+//	                        tunnel up with the token's join key ───▶ peer {join public key, PSK, join address}
+//	                        POST /fleet/v1/join {own public key} ──▶ Enroller.Redeem(join address, own public key)
+//	                        ◀── {host, address} ──────────────────── peer {own public key, PSK, own address}
+//	                        answer stored; tunnel up with the own key
+//
+// The join private key and the preshared key (PSK) are derived from the token's secret. The database holds the join
+// public key and the PSK only, so a stolen copy of it cannot enrol a host. A host that loses the answer, or dies at
+// any point before it is stored, redeems again with the key it stored first and gets the same answer; a redemption
+// with another key is refused.
+//
+// # Backends
+//
+// One small interface, [device], has three makers: "kernel" (the kernel's WireGuard), "tun" (wireguard-go in this
+// process on a TUN device, configured through its UAPI socket) and "netstack" (wireguard-go and a TCP stack in this
+// process, no privilege needed). All are configured from the same wgtypes.Config; "auto" takes the first that this
+// machine permits. Every call to a device is bounded, and a hung or vanished device is an error with a name.
+//
+// # Out of scope
+//
+// Who may join and which number a host gets ([Enroller] and [PeerSource] are implemented by others), what is said over
+// the link (package driverproxy), firewall rules, health states and key rotation.
+package tunnel

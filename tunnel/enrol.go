@@ -1,0 +1,185 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"go.uber.org/zap"
+)
+
+const (
+	joinLimit  = 2 * time.Minute  // of the whole, when the caller sets no deadline
+	joinOne    = 15 * time.Second // of one request
+	joinPause  = 2 * time.Second  // between rounds over all gateways
+	maxAnswer  = 64 << 10
+	maxHost    = 253
+	tokenUsage = "a join token was given but is not used"
+)
+
+// prepareState returns the host's state. Without one, or for another token than the one it was made for, it makes a new
+// key and stores it: a key must survive everything that can happen after it was sent.
+func prepareState(cfg LinkConfig) (*state, error) {
+	s, err := loadState(cfg.StateDir)
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case err == nil && s.joined():
+		if cfg.Token != "" {
+			cfg.Log.Info(tokenUsage+": this host has joined; to join anew, remove the state file first",
+				zap.String("host", s.Host), zap.String("state", statePath(cfg.StateDir)))
+		}
+		return s, nil
+	case cfg.Token == "":
+		return nil, ErrNoToken
+	}
+	t, err := ParseToken(cfg.Token)
+	if err != nil {
+		return nil, err
+	}
+	if s != nil && s.Fingerprint == t.fingerprint() {
+		return s, nil // an attempt before this one made the key
+	}
+	key, err := NewPrivateKey()
+	if err != nil {
+		return nil, err
+	}
+	_, psk, err := t.Credentials()
+	if err != nil {
+		return nil, err
+	}
+	s = &state{PrivateKey: key, PresharedKey: psk, Gateways: t.Gateways, JoinAddr: t.Addr, Fingerprint: t.fingerprint()}
+	return s, s.save(cfg.StateDir)
+}
+
+// join redeems the token over the tunnel it opens, and stores the answer.
+func join(ctx context.Context, cfg LinkConfig, s *state) (_ *state, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, joinLimit)
+		defer cancel()
+	}
+	t, err := ParseToken(cfg.Token)
+	if err != nil {
+		return nil, err
+	}
+	key, err := t.JoinKey()
+	if err != nil {
+		return nil, err
+	}
+	l, err := openLink(ctx, cfg, s, key, s.JoinAddr)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	joined, err := l.redeem(ctx, s.PrivateKey.Public())
+	if err != nil {
+		return nil, err
+	}
+	done := *s
+	if done.Addr, err = netip.ParseAddr(joined.Address); err != nil {
+		return nil, fmt.Errorf("tunnel: join: the gateway gave the address %q: %w", joined.Address, err)
+	}
+	done.Host = joined.Host
+	if done.Host == "" || len(done.Host) > maxHost {
+		return nil, errors.New("tunnel: join: the gateway gave no usable host name")
+	}
+	if err := done.check(); err != nil {
+		return nil, fmt.Errorf("tunnel: join: the gateway's answer: %w", err)
+	}
+	if err := done.save(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	cfg.Log.Info("this host has joined", zap.String("host", done.Host), zap.Stringer("address", done.Addr))
+	return &done, nil
+}
+
+// redeem asks every gateway in turn until one answers or refuses.
+func (l *Link) redeem(ctx context.Context, own Key) (wire.Joined, error) {
+	transport := &http.Transport{DialContext: l.DialContext, DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: joinOne}
+	body, err := json.Marshal(wire.Join{PublicKey: own.String()})
+	if err != nil {
+		return wire.Joined{}, fmt.Errorf("tunnel: join: %w", err)
+	}
+	for {
+		var errs []error
+		for _, g := range l.gateways {
+			joined, err := redeemAt(ctx, client, g.GatewayInfo, body)
+			if err == nil {
+				return joined, nil
+			}
+			err = fmt.Errorf("tunnel: join at gateway %s (%s): %w", g.Addr, g.Endpoint, err)
+			if final(err) {
+				return wire.Joined{}, err
+			}
+			errs = append(errs, err)
+		}
+		err := errors.Join(errs...)
+		l.cfg.Log.Warn("no gateway has answered the join request, trying again", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return wire.Joined{}, errors.Join(fmt.Errorf("tunnel: this host could not join: is UDP to the gateways open, and is the token still valid? %w", ctx.Err()), err)
+		case <-l.Gone():
+			return wire.Joined{}, fmt.Errorf("tunnel: join: %w", ErrDeviceGone)
+		case <-time.After(joinPause):
+		}
+	}
+}
+
+func final(err error) bool {
+	for _, r := range refusals() {
+		if errors.Is(err, r.err) {
+			return true
+		}
+	}
+	return false
+}
+
+func redeemAt(ctx context.Context, client *http.Client, g GatewayInfo, body []byte) (wire.Joined, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+g.Fleet()+wire.PathJoin, bytes.NewReader(body))
+	if err != nil {
+		return wire.Joined{}, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return wire.Joined{}, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return wire.Joined{}, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return wire.Joined{}, refusal(resp.StatusCode, b)
+	}
+	var j wire.Joined
+	if err := json.Unmarshal(b, &j); err != nil {
+		return wire.Joined{}, fmt.Errorf("answer: %w", err)
+	}
+	return j, nil
+}
+
+// refusal turns a problem back into the Enroller's error.
+func refusal(status int, b []byte) error {
+	var p joinProblem
+	_ = json.Unmarshal(b, &p) // another form is reported by its status
+	name, ours := strings.CutPrefix(p.Type, problemPrefix)
+	for _, r := range refusals() {
+		if ours && r.name == name {
+			return r.err
+		}
+	}
+	return fmt.Errorf("HTTP status %d: %s", status, p.Detail)
+}

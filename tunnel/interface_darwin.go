@@ -1,0 +1,47 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+)
+
+// openKernel: macOS has no WireGuard in its kernel.
+func openKernel(context.Context, deviceConfig) (wgDevice, error) {
+	return nil, fmt.Errorf("%w: macOS has no WireGuard in its kernel", ErrBackend)
+}
+
+// checkTUN returns the name to ask for: macOS numbers its utun interfaces itself.
+func checkTUN(string) (string, error) {
+	if os.Geteuid() != 0 {
+		return "", fmt.Errorf("%w: only root may make utun interfaces: use sudo, or the netstack backend", ErrBackend)
+	}
+	return "utun", nil
+}
+
+// configureInterface gives the interface its address and routes and brings it up.
+func configureInterface(ctx context.Context, iface string, cfg deviceConfig) error {
+	a := cfg.Addr.String()
+	if err := run(ctx, "/sbin/ifconfig", iface, "inet", a, a, "netmask", "255.255.255.255", "mtu", strconv.Itoa(cfg.MTU), "up"); err != nil {
+		return err
+	}
+	for _, r := range cfg.Routes {
+		if err := run(ctx, "/sbin/route", "-n", "add", "-net", netip.PrefixFrom(r.Addr(), r.Bits()).String(), "-interface", iface); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func run(ctx context.Context, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"go.uber.org/zap"
+)
+
+// Errors of an Enroller; they reach the host as what they are.
+var (
+	// ErrTokenUsed: the token was redeemed with another key.
+	ErrTokenUsed = errors.New("tunnel: this join token was used by another key; if this is the right machine, make a new token with `driftctl hosts add`")
+	// ErrTokenExpired: the token is too old.
+	ErrTokenExpired = errors.New("tunnel: this join token has expired; make a new one with `driftctl hosts add`")
+	// ErrTokenUnknown: no host has this join address, or it was removed.
+	ErrTokenUnknown = errors.New("tunnel: no host is waiting to join with this token; make a new one with `driftctl hosts add`")
+	// ErrKeyTaken: the key belongs to another host, or is a join key.
+	ErrKeyTaken = errors.New("tunnel: this public key is in use already; remove the host's tunnel.json so that it makes a new one")
+)
+
+// Enroller redeems join tokens. WireGuard has proved that the request comes from who has the token of joinAddr.
+//
+// The first key redeems; the same key again gets the same answer, until the token expires or later; another key gets
+// ErrTokenUsed. It must refuse a key that any other peer has (ErrKeyTaken), and tell the gateways of the new peer.
+type Enroller interface {
+	Redeem(ctx context.Context, joinAddr netip.Addr, hostKey Key) (wire.Joined, error)
+}
+
+// joinProblem is what a host is told, as an RFC 9457 problem.
+type joinProblem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+}
+
+const problemPrefix = "urn:driftstack:join:"
+
+// refusals is the one table of what an Enroller refuses.
+func refusals() []struct {
+	err    error
+	name   string
+	status int
+} {
+	return []struct {
+		err    error
+		name   string
+		status int
+	}{
+		{ErrTokenUsed, "token-used", http.StatusForbidden},
+		{ErrTokenUnknown, "token-unknown", http.StatusForbidden},
+		{ErrKeyTaken, "key-taken", http.StatusForbidden},
+		{ErrTokenExpired, "token-expired", http.StatusGone},
+	}
+}
+
+const maxJoin = 4 << 10
+
+// JoinHandler serves wire.PathJoin for remote addresses in the join range and nothing else.
+func JoinHandler(e Enroller, log *zap.Logger) http.Handler {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, ok := remote(r)
+		switch {
+		case !ok || !IsJoin(from):
+			refuse(w, http.StatusForbidden, "not-a-join-tunnel", "Joining is possible only through the tunnel of a join token.")
+			return
+		case r.URL.Path != wire.PathJoin:
+			refuse(w, http.StatusNotFound, "not-found", "")
+			return
+		case r.Method != http.MethodPost:
+			w.Header().Set("Allow", http.MethodPost)
+			refuse(w, http.StatusMethodNotAllowed, "method", "Use POST.")
+			return
+		}
+		key, err := readJoin(http.MaxBytesReader(w, r.Body, maxJoin))
+		if err != nil {
+			refuse(w, http.StatusBadRequest, "malformed", err.Error())
+			return
+		}
+		joined, err := e.Redeem(r.Context(), from, key)
+		if err != nil {
+			for _, known := range refusals() {
+				if errors.Is(err, known.err) {
+					log.Warn("join refused", zap.Stringer("join_address", from), zap.Stringer("key", key), zap.String("why", known.name))
+					refuse(w, known.status, known.name, known.err.Error())
+					return
+				}
+			}
+			log.Error("join failed", zap.Stringer("join_address", from), zap.Error(err))
+			refuse(w, http.StatusInternalServerError, "internal", "The orchestrator could not redeem the token now; it is not used up. Try again.")
+			return
+		}
+		log.Info("host joined", zap.String("host", joined.Host), zap.String("address", joined.Address), zap.Stringer("key", key))
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(joined) // a host that is gone asks again
+	})
+}
+
+func readJoin(r io.Reader) (Key, error) {
+	var j wire.Join
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
+		return Key{}, fmt.Errorf("not a join request: %w", err)
+	}
+	return ParseKey(j.PublicKey)
+}
+
+func refuse(w http.ResponseWriter, status int, name, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(joinProblem{Type: problemPrefix + name, Title: http.StatusText(status), Status: status, Detail: detail})
+}
+
+// Guard is the handler of a fleet listener: a join address reaches join at wire.PathJoin, a host's own address reaches
+// fleet at every other path. Everything else is refused with 403 or 404.
+func Guard(join, fleet http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, ok := remote(r)
+		switch atJoin := r.URL.Path == wire.PathJoin; {
+		case ok && IsJoin(from) && atJoin:
+			join.ServeHTTP(w, r)
+		case ok && IsJoin(from):
+			refuse(w, http.StatusForbidden, "only-join", "A join tunnel can only redeem its token, at "+wire.PathJoin+".")
+		case ok && IsHost(from) && !atJoin:
+			fleet.ServeHTTP(w, r)
+		case ok && IsHost(from):
+			refuse(w, http.StatusNotFound, "joined-already", "This host has joined.")
+		default:
+			refuse(w, http.StatusForbidden, "not-a-host", "Only driver hosts are served here, through their tunnel.")
+		}
+	})
+}
+
+func remote(r *http.Request) (netip.Addr, bool) {
+	a, err := netip.ParseAddrPort(r.RemoteAddr)
+	return a.Addr().Unmap(), err == nil
+}
