@@ -197,9 +197,16 @@ func (s *Session) end(err error) {
 	}
 }
 
-// StopRecording ends the recording and leaves the session running. The answer is the End on the recording socket.
+// StopRecording ends the recording and leaves the session running. The answer is the End on the recording socket. A
+// session that ended because its driver died stops its recording by itself: nil.
 func (s *Session) StopRecording(ctx context.Context) error {
-	if err := s.Err(); err != nil {
+	s.mu.Lock()
+	err, failed := s.err, s.failure != nil
+	s.mu.Unlock()
+	if failed {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return s.host.send(ctx, wire.Control{StopRecording: &wire.StopRecording{Session: s.key.id, Term: s.key.term}})
