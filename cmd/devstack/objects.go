@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/driftstack/fleet/recorder/s3server"
+)
+
+// objectStore is the object storage of one region: a server of its own, as R2's jurisdictions have endpoints of their own.
+type objectStore struct {
+	endpoint, bucket string
+	data             string // where the objects of the bucket lie on disk
+	server           *s3server.Server
+	log              *os.File
+}
+
+func startObjectStore(ctx context.Context, cfg config, region, accessKey, secretKey string) (*objectStore, error) {
+	binary, err := s3server.Find(filepath.Dir(cfg.bin))
+	if err != nil {
+		return nil, err
+	}
+	log, err := openLog(filepath.Join(cfg.dir, "logs", "versitygw-"+region+".log"))
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cfg.dir, "objects-"+region)
+	server, err := s3server.Start(ctx, s3server.Config{
+		Binary: binary, Dir: dir, AccessKey: accessKey, SecretKey: secretKey, Buckets: []string{region}, Output: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	return &objectStore{server.Endpoint(), region, filepath.Join(dir, "objects", region), server, log}, nil
+}
+
+func (o *objectStore) stop(context.Context) error {
+	o.server.Stop()
+	return o.log.Close()
+}
