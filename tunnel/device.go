@@ -185,13 +185,13 @@ func wgLogger(log *zap.Logger) *device.Logger {
 	clean := func(format string, args []any) string {
 		return keys.ReplaceAllString(fmt.Sprintf(format, args...), redacted)
 	}
-	l := log.WithOptions(zap.AddCallerSkip(1))
+	l := log.WithOptions(zap.WithCaller(false), zap.AddStacktrace(zap.FatalLevel))
 	verbose := device.DiscardLogf
 	if l.Core().Enabled(zap.DebugLevel) {
 		verbose = func(format string, args ...any) { l.Debug("wireguard: " + clean(format, args)) }
 	}
 	return &device.Logger{
 		Verbosef: verbose,
-		Errorf:   func(format string, args ...any) { l.Warn("wireguard: " + clean(format, args)) },
+		Errorf:   func(format string, args ...any) { l.Info("wireguard: " + clean(format, args)) }, // a peer that is away fills the log of a higher level
 	}
 }

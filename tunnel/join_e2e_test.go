@@ -16,7 +16,7 @@ import (
 func TestJoinOverNetstack(t *testing.T) {
 	r := &registry{}
 	w := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
-	token := r.invite(t, 300, "mac-1", w.info)
+	token := r.mustInvite(t, 300, "mac-1", w.info)
 	w.Nudge()
 	dir := t.TempDir()
 
@@ -25,6 +25,9 @@ func TestJoinOverNetstack(t *testing.T) {
 		t.Fatalf("joined as %q %s over %s", l.Host(), l.Addr(), l.Backend())
 	}
 	checkWhoami(t, l, w.info)
+	if err := echo(t.Context(), l, w.info, 1<<20); err != nil {
+		t.Error(err)
+	}
 	st, err := os.Stat(statePath(dir))
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("state file: %v %v", st, err)
@@ -50,11 +53,9 @@ func TestJoinTwoGateways(t *testing.T) {
 	r := &registry{}
 	a := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
 	b := startWorld(t, r, worldConfig{number: 2, dir: t.TempDir()})
-	r.mu.Lock()
-	r.changed = func() { a.Nudge(); b.Nudge() }
-	r.mu.Unlock()
+	r.onChange(func() { a.Nudge(); b.Nudge() })
 	dead := GatewayInfo{Endpoint: "127.0.0.1:9", PublicKey: Key{1}, Addr: addr(ownRange, 9), FleetPort: 1}
-	token := r.invite(t, 256, "mac", dead, a.info, b.info)
+	token := r.mustInvite(t, 256, "mac", dead, a.info, b.info)
 	a.Nudge()
 	b.Nudge()
 	// The first gateway of the token is not there: the join takes the next.
@@ -66,7 +67,7 @@ func TestJoinTwoGateways(t *testing.T) {
 func TestJoinRefusals(t *testing.T) {
 	r := &registry{}
 	w := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
-	token := r.invite(t, 256, "mac", w.info)
+	token := r.mustInvite(t, 256, "mac", w.info)
 	w.Nudge()
 	dir := t.TempDir()
 	first := openTestLink(t, LinkConfig{StateDir: dir, Token: token})
@@ -96,7 +97,7 @@ func TestJoinRefusals(t *testing.T) {
 	}
 	checkWhoami(t, second, w.info)
 
-	late := r.invite(t, 257, "late", w.info)
+	late := r.mustInvite(t, 257, "late", w.info)
 	r.expire()
 	w.Nudge()
 	lateDir := t.TempDir()
@@ -115,7 +116,7 @@ func TestJoinRefusals(t *testing.T) {
 func TestNewTokenNewKey(t *testing.T) {
 	g := GatewayInfo{Endpoint: "127.0.0.1:9", PublicKey: Key{1}, Addr: addr(ownRange, 1), FleetPort: 1}
 	r := &registry{}
-	cfg, err := LinkConfig{StateDir: t.TempDir(), Token: r.invite(t, 256, "a", g)}.withDefaults()
+	cfg, err := LinkConfig{StateDir: t.TempDir(), Token: r.mustInvite(t, 256, "a", g)}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestNewTokenNewKey(t *testing.T) {
 	if same, err := prepareState(cfg); err != nil || same.PrivateKey != a.PrivateKey {
 		t.Errorf("the same token again: %v, same key %t", err, same.PrivateKey == a.PrivateKey)
 	}
-	cfg.Token = r.invite(t, 257, "b", g)
+	cfg.Token = r.mustInvite(t, 257, "b", g)
 	if b, err := prepareState(cfg); err != nil || b.PrivateKey == a.PrivateKey {
 		t.Errorf("another token: %v, same key", err)
 	}
@@ -137,12 +138,12 @@ func TestGatewayRestart(t *testing.T) {
 	r := &registry{}
 	dir := t.TempDir()
 	w := startWorld(t, r, worldConfig{number: 1, dir: dir})
-	token := r.invite(t, 256, "mac", w.info)
+	token := r.mustInvite(t, 256, "mac", w.info)
 	w.Nudge()
 	l := openTestLink(t, LinkConfig{StateDir: t.TempDir(), Token: token})
 	checkWhoami(t, l, w.info)
 	_, udp, _ := splitPort(w.info.Endpoint)
-	w.stop()
+	w.mustStop(t)
 
 	again := startWorld(t, r, worldConfig{number: 1, dir: dir, udp: udp, fleet: int(w.info.FleetPort)})
 	if again.PublicKey() != w.info.PublicKey {
@@ -157,7 +158,7 @@ func TestGatewayRestart(t *testing.T) {
 	t.Logf("first answer of the restarted gateway after %s", time.Since(began))
 
 	// With Repair there is nothing to wait for.
-	again.stop()
+	again.mustStop(t)
 	startWorld(t, r, worldConfig{number: 1, dir: dir, udp: udp, fleet: int(w.info.FleetPort)})
 	began = time.Now()
 	if err := l.Repair(t.Context()); err != nil {

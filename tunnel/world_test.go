@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -18,56 +20,75 @@ import (
 	"go.uber.org/zap"
 )
 
-// registry is the smallest real Enroller and PeerSource: what the orchestrator's database does, in memory.
+// registry is the smallest real Enroller and PeerSource: what the orchestrator's database does, in memory and, when
+// file is set, in a file that outlives a killed process.
 type registry struct {
 	mu      sync.Mutex
-	hosts   []*registered
-	expired bool
+	Hosts   []*registered
+	Expired bool
+	file    string
 	changed func()
 }
 
 type registered struct {
-	name    string
-	number  int
-	joinKey Key
-	psk     PresharedKey
-	hostKey Key
+	Name             string
+	Number           int
+	JoinKey, HostKey Key
+	PSK              []byte
 }
 
 // invite makes a token and keeps what the orchestrator may keep of it.
-func (r *registry) invite(t testing.TB, n int, name string, gs ...GatewayInfo) string {
-	t.Helper()
+func (r *registry) invite(n int, name string, gs ...GatewayInfo) (string, error) {
 	tok, err := NewToken(n, gs)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	joinKey, psk, err := tok.Credentials()
 	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := tok.Encode()
-	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.hosts = append(r.hosts, &registered{name: name, number: n, joinKey: joinKey, psk: psk})
+	r.Hosts = append(r.Hosts, &registered{Name: name, Number: n, JoinKey: joinKey, PSK: psk[:]})
+	if err := r.save(); err != nil {
+		return "", err
+	}
+	return tok.Encode()
+}
+
+func (r *registry) mustInvite(t testing.TB, n int, name string, gs ...GatewayInfo) string {
+	t.Helper()
+	s, err := r.invite(n, name, gs...)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return s
+}
+
+func (r *registry) save() error {
+	if r.file == "" {
+		return nil
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return writeSecret(r.file, b, true)
 }
 
 func (r *registry) Peers(context.Context) ([]Peer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []Peer
-	for _, h := range r.hosts {
-		join, err1 := JoinAddr(h.number)
-		own, err2 := HostAddr(h.number)
+	for _, h := range r.Hosts {
+		join, err1 := JoinAddr(h.Number)
+		own, err2 := HostAddr(h.Number)
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		out = append(out, Peer{Name: h.name + " (join)", PublicKey: h.joinKey, PresharedKey: h.psk, Addr: join})
-		if h.hostKey != (Key{}) {
-			out = append(out, Peer{Name: h.name, PublicKey: h.hostKey, PresharedKey: h.psk, Addr: own})
+		out = append(out, Peer{Name: h.Name + " (join)", PublicKey: h.JoinKey, PresharedKey: PresharedKey(h.PSK), Addr: join})
+		if h.HostKey != (Key{}) {
+			out = append(out, Peer{Name: h.Name, PublicKey: h.HostKey, PresharedKey: PresharedKey(h.PSK), Addr: own})
 		}
 	}
 	return out, nil
@@ -77,34 +98,42 @@ func (r *registry) Redeem(_ context.Context, joinAddr netip.Addr, key Key) (wire
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n, _ := Number(joinAddr)
-	i := slices.IndexFunc(r.hosts, func(h *registered) bool { return h.number == n })
+	i := slices.IndexFunc(r.Hosts, func(h *registered) bool { return h.Number == n })
 	if i < 0 {
 		return wire.Joined{}, ErrTokenUnknown
 	}
-	h := r.hosts[i]
+	h := r.Hosts[i]
 	switch {
-	case h.hostKey != (Key{}) && h.hostKey != key:
+	case h.HostKey != (Key{}) && h.HostKey != key:
 		return wire.Joined{}, ErrTokenUsed
-	case r.expired:
+	case r.Expired:
 		return wire.Joined{}, ErrTokenExpired
 	}
-	h.hostKey = key
-	r.changed()
+	h.HostKey = key
+	if r.changed != nil {
+		r.changed()
+	}
 	own, err := HostAddr(n)
-	return wire.Joined{Host: h.name, Address: own.String()}, err
+	return wire.Joined{Host: h.Name, Address: own.String()}, errors.Join(err, r.save())
+}
+
+func (r *registry) onChange(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changed = f
 }
 
 func (r *registry) expire() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.expired = true
+	r.Expired = true
 }
 
-// world is a gateway with its fleet listener, which answers every path with the caller's address.
+// world is a gateway with its fleet listener, which answers GET with the caller's address and POST with its body.
 type world struct {
 	*Gateway
 	info GatewayInfo
-	stop func()
+	stop func() error
 }
 
 type worldConfig struct {
@@ -112,48 +141,66 @@ type worldConfig struct {
 	dir                string
 	backend, iface     string
 	endpoint           string // host part, default 127.0.0.1
+	log                *zap.Logger
+}
+
+func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) {
+	g, err := OpenGateway(ctx, GatewayConfig{
+		KeyFile: filepath.Join(c.dir, "gateway.key"), Number: c.number, ListenPort: c.udp,
+		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: r, Log: c.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l, err := g.Listen(ctx, c.fleet)
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	r.onChange(g.Nudge)
+	fleet := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			_, _ = io.Copy(w, r.Body)
+			return
+		}
+		_, _ = io.WriteString(w, r.RemoteAddr)
+	})
+	srv := &http.Server{Handler: Guard(JoinHandler(r, c.log), fleet)}
+	run, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	var ended error
+	wg.Go(func() { ended = g.Run(run) })
+	return &world{
+		Gateway: g,
+		info: GatewayInfo{
+			Endpoint:  net.JoinHostPort(orDefault(c.endpoint, "127.0.0.1"), strconv.Itoa(g.Port())),
+			PublicKey: g.PublicKey(), Addr: g.Addr(), FleetPort: uint16(l.Addr().(*net.TCPAddr).Port),
+		},
+		stop: sync.OnceValue(func() error {
+			cancel()
+			closed := srv.Close()
+			wg.Wait()
+			return errors.Join(ended, closed, g.Close())
+		}),
+	}, nil
 }
 
 func startWorld(t testing.TB, r *registry, c worldConfig) *world {
 	t.Helper()
-	g, err := OpenGateway(t.Context(), GatewayConfig{
-		KeyFile: filepath.Join(c.dir, "gateway.key"), Number: c.number, ListenPort: c.udp,
-		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: r, Log: testLog(t),
-	})
+	c.log = testLog(t)
+	w, err := openWorld(t.Context(), r, c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := g.Listen(t.Context(), c.fleet)
-	if err != nil {
-		t.Fatal(errors.Join(err, g.Close()))
-	}
-	r.mu.Lock()
-	r.changed = g.Nudge
-	r.mu.Unlock()
-	whoami := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RemoteAddr) })
-	srv := &http.Server{Handler: Guard(JoinHandler(r, nil), whoami)}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = srv.Serve(l) })
-	wg.Go(func() {
-		if err := g.Run(ctx); err != nil {
-			t.Errorf("gateway ended: %v", err)
-		}
-	})
-	w := &world{Gateway: g, info: GatewayInfo{
-		Endpoint:  net.JoinHostPort(orDefault(c.endpoint, "127.0.0.1"), strconv.Itoa(g.Port())),
-		PublicKey: g.PublicKey(), Addr: g.Addr(), FleetPort: uint16(l.Addr().(*net.TCPAddr).Port),
-	}}
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		_ = srv.Close()
-		wg.Wait()
-		if err := g.Close(); err != nil {
-			t.Errorf("close gateway: %v", err)
-		}
-	})
-	t.Cleanup(w.stop)
+	t.Cleanup(func() { w.mustStop(t) })
 	return w
+}
+
+func (w *world) mustStop(t testing.TB) {
+	t.Helper()
+	if err := w.stop(); err != nil {
+		t.Errorf("stop gateway: %v", err)
+	}
 }
 
 func openTestLink(t testing.TB, cfg LinkConfig) *Link {
@@ -205,6 +252,27 @@ func get(ctx context.Context, l *Link, g GatewayInfo, path string, status int) (
 		err = errors.New(resp.Status + ": " + string(b))
 	}
 	return string(b), err
+}
+
+// echo sends n bytes and wants them back.
+func echo(ctx context.Context, l *Link, g GatewayInfo, n int) error {
+	tr := &http.Transport{DialContext: l.DialContext, DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	sent := bytes.Repeat([]byte("0123456789abcdef"), n/16)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+g.Fleet()+wire.PathControl, bytes.NewReader(sent))
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err == nil && !bytes.Equal(got, sent) {
+		err = errors.New("the echo differs")
+	}
+	return err
 }
 
 func checkWhoami(t testing.TB, l *Link, g GatewayInfo) {
