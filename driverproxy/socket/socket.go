@@ -64,13 +64,18 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // Dial opens a socket to url (ws://host:port/path).
 func (e *Endpoint) Dial(ctx context.Context, dial DialFunc, url string, l Limits) (*Conn, error) {
+	return e.DialWith(ctx, dial, url, nil, l)
+}
+
+// DialWith is Dial with request headers. A nil dial is the net package's own.
+func (e *Endpoint) DialWith(ctx context.Context, dial DialFunc, url string, header http.Header, l Limits) (*Conn, error) {
 	d := websocket.Dialer{
 		NetDialContext:   dial,
 		HandshakeTimeout: 10 * time.Second,
 		WriteBufferPool:  &e.buffers,
 		WriteBufferSize:  fragment / 2,
 	}
-	ws, answer, err := d.DialContext(ctx, url, nil)
+	ws, answer, err := d.DialContext(ctx, url, header)
 	if err != nil {
 		if answer != nil {
 			why, _ := io.ReadAll(io.LimitReader(answer.Body, 256)) // gorilla has read it already: this cannot block

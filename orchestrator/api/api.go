@@ -176,22 +176,24 @@ type Recording struct {
 	ID         string          `json:"id"`
 	Session    string          `json:"session"`
 	Placement  string          `json:"placement" enum:"eu,replicated"`
-	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined,erased"`
+	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined"`
 	Partial    bool            `json:"partial" doc:"Part of the session is missing from it."`
+	Cause      string          `json:"cause,omitempty" doc:"Why it is partial, empty or quarantined."`
 	Bytes      int64           `json:"bytes"`
 	DurationMS int64           `json:"duration_ms"`
 	SHA256     string          `json:"sha256,omitempty"`
+	StartedAt  time.Time       `json:"started_at"`
 	Copies     []RecordingCopy `json:"copies"`
 }
 
 // RecordingCopy is one stored copy.
 type RecordingCopy struct {
-	Region    string     `json:"region" enum:"eu,us"`
-	State     string     `json:"state" enum:"pending,uploading,verified,failed"`
-	Bytes     int64      `json:"bytes,omitempty"`
-	SHA256    string     `json:"sha256,omitempty"`
-	URL       string     `json:"url,omitempty" doc:"Presigned GET, valid until expires_at; only for a verified copy."`
-	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	Region     string     `json:"region" enum:"eu,us"`
+	Bucket     string     `json:"bucket"`
+	State      string     `json:"state" enum:"pending,uploading,verified"`
+	VerifiedAt *time.Time `json:"verified_at,omitempty" doc:"When its size and checksum were read back."`
+	URL        string     `json:"url,omitempty" doc:"Presigned GET; only for a verified copy."`
+	ExpiresAt  *time.Time `json:"expires_at,omitempty"`
 }
 
 // Event is one line of a session's log. It carries no payload: a route is a template, the rest are numbers and fixed words.

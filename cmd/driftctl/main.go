@@ -1,0 +1,295 @@
+// Command driftctl is the operators' and engineers' command line: it talks to an orchestrator over its HTTP API.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/jedib0t/go-pretty/v6/table"
+
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/client"
+)
+
+type cli struct {
+	URL          string `default:"http://127.0.0.1:8080" env:"DRIFTSTACK_URL" help:"Orchestrator."`
+	ServiceToken string `env:"DRIFTSTACK_SERVICE_TOKEN" placeholder:"TOKEN" help:"Service token."`
+	JSON         bool   `name:"json" help:"Print JSON instead of tables: one object, or one a line where there are many."`
+
+	Hosts struct {
+		Add struct {
+			Name string `arg:"" help:"Name of the host: lower-case letters, digits and dashes."`
+		} `cmd:"" help:"Invite a driver host and print what starts it."`
+		Ls struct{} `cmd:"" help:"List driver hosts."`
+		Rm struct {
+			Name string `arg:""`
+		} `cmd:"" help:"Remove a driver host; its key is refused from then on."`
+	} `cmd:"" help:"Driver hosts."`
+	Devices struct {
+		Ls struct{} `cmd:"" help:"List devices."`
+	} `cmd:"" help:"Devices of the driver hosts."`
+	Sessions struct {
+		Ls struct {
+			Account string `help:"Only this account's."`
+			State   string `help:"Only in this state: queued, starting, running, finishing or ended."`
+			Limit   int    `default:"50" help:"At most so many."`
+		} `cmd:"" help:"List sessions, newest first."`
+		Get struct {
+			ID string `arg:""`
+		} `cmd:"" help:"Show one session."`
+		Cancel struct {
+			ID string `arg:""`
+		} `cmd:"" help:"End a session wherever it is; its profile is saved first."`
+	} `cmd:"" help:"Sessions."`
+	Logs struct {
+		Session string `arg:"" help:"Session id."`
+		Follow  bool   `short:"f" help:"Go on until the session has ended."`
+		After   int64  `help:"Only events with a higher number."`
+	} `cmd:"" help:"Print a session's log; it holds routes, statuses, sizes and durations, never a payload."`
+	Recordings struct {
+		Get struct {
+			Session string `arg:""`
+		} `cmd:"" help:"Show where a session's recording is."`
+		URL struct {
+			Session string `arg:""`
+			Region  string `default:"eu" enum:"eu,us" help:"Copy to link to: eu or us."`
+		} `cmd:"" name:"url" help:"Print a presigned URL of a session's recording, valid for one hour."`
+	} `cmd:"" help:"Recordings."`
+	Profiles struct {
+		Ls struct {
+			Account string `help:"Only this account's."`
+		} `cmd:"" help:"List profiles."`
+	} `cmd:"" help:"Profiles."`
+	Accounts struct {
+		Put struct {
+			ID         string `arg:""`
+			Recordings string `required:"" enum:"eu,replicated" help:"Where its recordings are kept: eu or replicated."`
+		} `cmd:"" help:"Create or change an account."`
+	} `cmd:"" help:"Accounts."`
+}
+
+func main() {
+	var c cli
+	k := kong.Parse(&c, kong.Name("driftctl"), kong.Description("Operates Driftstack's fleet and reads session logs."), kong.UsageOnError())
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := c.run(ctx, k.Command(), os.Stdout)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "driftctl:", err)
+		os.Exit(1)
+	}
+}
+
+func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
+	if c.ServiceToken == "" {
+		return errors.New("no service token: set DRIFTSTACK_SERVICE_TOKEN, or pass --service-token")
+	}
+	fleet, err := client.New(c.URL, c.ServiceToken)
+	if err != nil {
+		return err
+	}
+	p := printer{out: out, json: c.JSON}
+	switch command {
+	case "hosts add <name>":
+		t, err := fleet.InviteHost(ctx, c.Hosts.Add.Name)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return p.object(t)
+		}
+		_, err = fmt.Fprintf(out, "On %s, before %s, run once:\n\n  driverhost --state-dir /var/lib/driftstack --join %s\n\nThe token works for one machine; keep it to yourself. Later starts need no token.\n",
+			t.Name, t.ExpiresAt.Local().Format("15:04 MST"), t.Token)
+		return err
+	case "hosts ls":
+		v, err := fleet.Hosts(ctx)
+		return list(p, err, table.Row{"HOST", "STATE", "ADDRESS", "DEVICES", "SEEN", "REASON"}, v, func(h api.Host) table.Row {
+			return table.Row{h.Name, h.State, h.Address, h.Devices, ago(h.SeenAt), h.Reason}
+		})
+	case "hosts rm <name>":
+		return fleet.RemoveHost(ctx, c.Hosts.Rm.Name)
+	case "devices ls":
+		v, err := fleet.Devices(ctx)
+		return list(p, err, table.Row{"HOST", "DEVICE", "KIND", "MODEL", "PLATFORM", "STATE", "SESSION", "REASON"}, v, func(d api.Device) table.Row {
+			return table.Row{d.Host, d.Name, d.Kind, d.Model, d.PlatformName + " " + d.PlatformVersion, d.State, d.Session, d.Reason}
+		})
+	case "sessions ls":
+		q := url.Values{"limit": {strconv.Itoa(c.Sessions.Ls.Limit)}}
+		set(q, "account", c.Sessions.Ls.Account)
+		set(q, "state", c.Sessions.Ls.State)
+		v, err := fleet.Sessions(ctx, q)
+		return list(p, err, table.Row{"SESSION", "ACCOUNT", "STATE", "REASON", "DEVICE", "CREATED", "RAN"}, v.Sessions, func(s api.Session) table.Row {
+			return table.Row{s.ID, s.Account, s.State, s.Reason, device(s), ago(&s.CreatedAt), ran(s)}
+		})
+	case "sessions get <id>":
+		v, err := fleet.Session(ctx, c.Sessions.Get.ID)
+		return p.objectOr(v, err)
+	case "sessions cancel <id>":
+		v, err := fleet.Cancel(ctx, c.Sessions.Cancel.ID)
+		return p.objectOr(v, err)
+	case "logs <session>":
+		return c.logs(ctx, fleet, p)
+	case "recordings get <session>":
+		v, err := fleet.Recording(ctx, c.Recordings.Get.Session)
+		return p.objectOr(v, err)
+	case "recordings url <session>":
+		v, err := fleet.Recording(ctx, c.Recordings.URL.Session)
+		if err != nil {
+			return err
+		}
+		for _, copied := range v.Copies {
+			if copied.Region == c.Recordings.URL.Region && copied.URL != "" {
+				_, err := fmt.Fprintln(out, copied.URL)
+				return err
+			}
+		}
+		return fmt.Errorf("there is no verified copy in %s: the recording is %s, placement %s", c.Recordings.URL.Region, v.State, v.Placement)
+	case "profiles ls":
+		v, err := fleet.Profiles(ctx, c.Profiles.Ls.Account)
+		return list(p, err, table.Row{"PROFILE", "ACCOUNT", "NAME", "GENERATION", "BYTES", "HELD BY"}, v, func(f api.Profile) table.Row {
+			return table.Row{f.ID, f.Account, f.Name, f.Generation, f.Bytes, f.HeldBy}
+		})
+	case "accounts put <id>":
+		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings})
+		return p.objectOr(v, err)
+	}
+	return fmt.Errorf("command %q has no implementation", command)
+}
+
+func set(q url.Values, name, value string) {
+	if value != "" {
+		q.Set(name, value)
+	}
+}
+
+func (c *cli) logs(ctx context.Context, fleet *client.Client, p printer) error {
+	if c.Logs.Follow {
+		return fleet.Follow(ctx, c.Logs.Session, c.Logs.After, p.event)
+	}
+	after := c.Logs.After
+	for {
+		page, err := fleet.Events(ctx, c.Logs.Session, after)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, e := range page {
+			if err := p.event(e); err != nil {
+				return err
+			}
+			after = e.Seq
+		}
+	}
+}
+
+// printer writes for people, or JSON for programs.
+type printer struct {
+	out  io.Writer
+	json bool
+}
+
+func (p printer) object(v any) error {
+	e := json.NewEncoder(p.out)
+	if !p.json {
+		e.SetIndent("", "  ")
+	}
+	return e.Encode(v)
+}
+
+func (p printer) objectOr(v any, err error) error {
+	if err != nil {
+		return err
+	}
+	return p.object(v)
+}
+
+func list[T any](p printer, err error, head table.Row, rows []T, row func(T) table.Row) error {
+	if err != nil {
+		return err
+	}
+	if p.json {
+		for _, r := range rows {
+			if err := p.object(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(p.out)
+	t.SetStyle(table.StyleLight)
+	t.Style().Options = table.OptionsNoBordersAndSeparators
+	t.AppendHeader(head)
+	for _, r := range rows {
+		t.AppendRow(row(r))
+	}
+	t.Render()
+	return nil
+}
+
+// event prints one line of a log: when, what, and the numbers that are set.
+func (p printer) event(e api.Event) error {
+	if p.json {
+		return p.object(e)
+	}
+	line := fmt.Sprintf("%s %4d  %-18s", e.At.Local().Format("15:04:05.000"), e.Seq, e.Kind)
+	add := func(on bool, format string, args ...any) {
+		if on {
+			line += " " + fmt.Sprintf(format, args...)
+		}
+	}
+	add(e.Route != "", "%s", e.Route)
+	add(e.Status != 0, "%d", e.Status)
+	add(e.Reason != "", "%s", e.Reason)
+	add(e.TookUS != 0, "%s", round(time.Duration(e.TookUS)*time.Microsecond))
+	add(e.DriverUS != 0, "(driver %s)", round(time.Duration(e.DriverUS)*time.Microsecond))
+	add(e.Generation != 0, "generation %d", e.Generation)
+	add(e.Restored != 0, "ok %d", e.Restored)
+	add(e.Altered != 0, "altered %d", e.Altered)
+	add(e.Dropped != 0, "dropped %d", e.Dropped)
+	add(e.BytesIn != 0 || e.BytesOut != 0, "in %d out %d bytes", e.BytesIn, e.BytesOut)
+	add(e.Partial, "partial")
+	_, err := fmt.Fprintln(p.out, line)
+	return err
+}
+
+func round(d time.Duration) time.Duration {
+	if d > time.Second {
+		return d.Round(10 * time.Millisecond)
+	}
+	return d.Round(10 * time.Microsecond)
+}
+
+func ago(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return time.Since(*t).Round(time.Second).String() + " ago"
+}
+
+func device(s api.Session) string {
+	if s.Host == "" {
+		return ""
+	}
+	return s.Host + "/" + s.Device
+}
+
+func ran(s api.Session) string {
+	if s.RunningAt == nil {
+		return ""
+	}
+	end := time.Now()
+	if s.EndedAt != nil {
+		end = *s.EndedAt
+	}
+	return end.Sub(*s.RunningAt).Round(100 * time.Millisecond).String()
+}

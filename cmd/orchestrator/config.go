@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/driftstack/fleet/recorder"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+// config is every setting, as flag and as environment variable.
+type config struct {
+	Name         string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
+	DatabaseURL  string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
+	HTTPAddr     string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	ServiceToken string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
+	StateDir     string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+
+	TunnelBackend    string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
+	TunnelInterface  string `default:"driftgw0" placeholder:"NAME" help:"Network interface of the kernel and tun backends."`
+	TunnelListenPort int    `default:"51820" placeholder:"PORT" help:"UDP port that driver hosts send to."`
+	TunnelEndpoint   string `required:"" placeholder:"HOST:PORT" help:"The same as driver hosts reach it; it goes into join tokens."`
+	TunnelNumber     int    `default:"1" placeholder:"N" help:"Number of this orchestrator in the tunnel, 1 to 255: its address is 10.77.0.N."`
+	TunnelFleetPort  uint16 `default:"7700" placeholder:"PORT" help:"TCP port for driver hosts on the tunnel address."`
+	TunnelMTU        int    `default:"1280" placeholder:"BYTES" help:"MTU of the tunnel."`
+
+	EU s3 `embed:"" prefix:"eu-s3-" envprefix:"DRIFTSTACK_EU_S3_" group:"EU object storage"`
+	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, accounts with replicated recordings are refused)"`
+
+	QueueLimit  int           `default:"1000" placeholder:"N" help:"Sessions that may be queued at once; one more is answered with 429."`
+	LeaseTTL    time.Duration `default:"15s" placeholder:"DURATION" help:"How long a session outlives the orchestrator that ran it before it is ended as lease_lost."`
+	LogLevel    string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
+	Development bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
+}
+
+// s3 is one bucket. The struct tags of kong give each field its flag.
+type s3 struct {
+	Endpoint  string `placeholder:"URL" help:"Endpoint without the bucket, for example https://ACCOUNT.eu.r2.cloudflarestorage.com."`
+	Bucket    string `placeholder:"NAME" help:"Bucket of the recordings."`
+	AccessKey string `placeholder:"KEY" help:"Access key id."`
+	SecretKey string `placeholder:"KEY" help:"Secret access key."`
+}
+
+// Validate is called by kong once everything is parsed.
+func (c *config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(c.ServiceToken) < 16 {
+		bad("--service-token: at least 16 characters; `openssl rand -hex 24` makes one")
+	}
+	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil {
+		bad("--http-addr: %w", err)
+	}
+	if host, port, err := net.SplitHostPort(c.TunnelEndpoint); err != nil || host == "" {
+		bad("--tunnel-endpoint %q: use HOST:PORT, as driver hosts reach it", c.TunnelEndpoint)
+	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		bad("--tunnel-endpoint %q: the port is 1 to 65535", c.TunnelEndpoint)
+	}
+	if c.QueueLimit < 1 {
+		bad("--queue-limit: at least 1")
+	}
+	if c.LeaseTTL < 6*time.Second {
+		bad("--lease-ttl: at least 6s")
+	}
+	errs = append(errs, c.EU.validate("eu", c.Development))
+	if c.US != (s3{}) {
+		errs = append(errs, c.US.validate("us", c.Development))
+	}
+	return errors.Join(errs...)
+}
+
+func (s s3) validate(region string, development bool) error {
+	if s.Endpoint == "" || s.Bucket == "" || s.AccessKey == "" || s.SecretKey == "" {
+		return fmt.Errorf("--%s-s3-endpoint, -bucket, -access-key and -secret-key belong together: set all four", region)
+	}
+	u, err := url.Parse(s.Endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return fmt.Errorf("--%s-s3-endpoint %q: use https://host", region, s.Endpoint)
+	}
+	if u.Scheme == "http" {
+		ip := net.ParseIP(u.Hostname())
+		if !development || ip == nil || !ip.IsLoopback() {
+			return fmt.Errorf("--%s-s3-endpoint %q: plain http is for loopback with --development only", region, s.Endpoint)
+		}
+	}
+	return nil
+}
+
+func (s s3) target() recorder.Target {
+	return recorder.Target{Endpoint: s.Endpoint, Bucket: s.Bucket, AccessKey: s.AccessKey, SecretKey: s.SecretKey}
+}
+
+func (c *config) us() *recorder.USTarget {
+	if c.US == (s3{}) {
+		return nil
+	}
+	return &recorder.USTarget{Target: c.US.target()}
+}
+
+func (c *config) gateway(g *tunnel.Gateway) tunnel.GatewayInfo {
+	return tunnel.GatewayInfo{Endpoint: c.TunnelEndpoint, PublicKey: g.PublicKey(), Addr: g.Addr(), FleetPort: c.TunnelFleetPort}
+}
+
+func (c *config) logger() (*zap.Logger, error) {
+	z := zap.NewProductionConfig()
+	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	if c.Development {
+		z = zap.NewDevelopmentConfig()
+		z.DisableStacktrace = true
+	}
+	level, err := zapcore.ParseLevel(c.LogLevel)
+	if err != nil {
+		return nil, err
+	}
+	z.Level = zap.NewAtomicLevelAt(level)
+	return z.Build()
+}

@@ -1,0 +1,168 @@
+// Command orchestrator is the EU daemon: it takes sessions over HTTP, runs each on a device of a driver host behind
+// WireGuard, keeps profiles sealed on its own disk and lands recordings in object storage.
+//
+// This file parses, wires, waits and unwinds. Out of scope: everything else.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/httpapi"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+func main() {
+	var cfg config
+	kong.Parse(&cfg, kong.Name("orchestrator"), kong.DefaultEnvars("DRIFTSTACK"), kong.UsageOnError(),
+		kong.Description("Runs Driftstack's sessions: takes them over HTTP, drives iPhones through WireGuard, seals profiles, lands recordings. "+
+			"Every flag can also be set as the environment variable shown beside it; secrets are better set there."))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	log, err := cfg.logger()
+	if err == nil {
+		err = run(ctx, cfg, log)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "orchestrator:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the life of the process: everything is opened in order, and closed in the opposite one.
+func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	store, err := pgstore.Open(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return fmt.Errorf("--database-url: %w", err)
+	}
+	defer store.Close()
+	if err := store.AllHostsDown(ctx); err != nil {
+		return err
+	}
+
+	profiles, err := openProfiles(ctx, cfg, store)
+	if err != nil {
+		return err
+	}
+	rec, err := recorder.Open(ctx, recorder.Config{
+		Dir: filepath.Join(cfg.StateDir, "spool"), EU: recorder.EUTarget{Target: cfg.EU.target()}, US: cfg.us(),
+		Journal: store, Log: log.Named("recorder"),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeWithin(30*time.Second, rec.Close)) }()
+
+	gateway, err := tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
+		KeyFile: filepath.Join(cfg.StateDir, "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
+		Backend: cfg.TunnelBackend, Interface: cfg.TunnelInterface, MTU: cfg.TunnelMTU, Peers: store, Log: log.Named("tunnel"),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, gateway.Close()) }()
+	log.Info("tunnel is up", zap.String("backend", gateway.Backend()), zap.Int("udp_port", gateway.Port()), zap.Stringer("address", gateway.Addr()))
+
+	fleet := driverproxy.NewFleet(driverproxy.Config{
+		Orchestrator: cfg.Name, Epoch: uuid.NewString(), Directory: store, Log: log.Named("fleet"),
+	})
+	o := orchestrator.New(orchestrator.Deps{
+		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles,
+		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit, LeaseTTL: cfg.LeaseTTL,
+	})
+
+	fleetListener, err := gateway.Listen(ctx, int(cfg.TunnelFleetPort))
+	if err != nil {
+		return err
+	}
+	public, err := net.Listen("tcp", cfg.HTTPAddr)
+	if err != nil {
+		return errors.Join(fmt.Errorf("--http-addr: %w", err), fleetListener.Close())
+	}
+	fleetServer := server(tunnel.Guard(tunnel.JoinHandler(store, log), fleet.Handler()), log)
+	publicServer := server(httpapi.New(httpapi.Config{
+		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
+		Gateways: func() []tunnel.GatewayInfo { return []tunnel.GatewayInfo{cfg.gateway(gateway)} },
+	}), log)
+
+	// Whatever stops by itself takes the process down; what it stopped with is the exit's error.
+	work, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	var group, loops sync.WaitGroup
+	serve := func(s *http.Server, l net.Listener) {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			fail(err)
+		}
+	}
+	group.Go(func() { serve(fleetServer, fleetListener) })
+	group.Go(func() { serve(publicServer, public) })
+	loops.Go(func() {
+		if err := gateway.Run(background); err != nil {
+			fail(err)
+		}
+	})
+	loops.Go(func() {
+		_ = store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: gateway.Nudge, Session: o.WakeSession, Cancel: o.WakeCancel})
+	})
+	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
+
+	o.Run(work) // returns when stopped, and every session has ended
+
+	log.Info("stopping")
+	err = closeWithin(10*time.Second, publicServer.Shutdown)
+	if err != nil { // followers and streams do not end by themselves
+		err = publicServer.Close()
+	}
+	err = errors.Join(err, closeWithin(10*time.Second, fleet.Close), fleetServer.Close())
+	group.Wait()
+	stopBackground()
+	loops.Wait()
+	if cause := context.Cause(work); ctx.Err() == nil && cause != nil {
+		err = errors.Join(err, cause)
+	}
+	log.Info("stopped")
+	return err
+}
+
+func openProfiles(ctx context.Context, cfg config, store *pgstore.Store) (*profilestate.Store, error) {
+	keys, err := profilestate.LoadOrCreateRootKey(filepath.Join(cfg.StateDir, "profile-root.key"))
+	if err != nil {
+		return nil, err
+	}
+	return profilestate.Open(profilestate.Config{
+		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, RootKey: keys, Keys: store, Index: store,
+	})
+}
+
+func server(h http.Handler, log *zap.Logger) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: zap.NewStdLog(log)}
+}
+
+func closeWithin(d time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return f(ctx)
+}

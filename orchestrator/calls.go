@@ -1,0 +1,138 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+// Create queues a session. It does not depend on its caller's connection from then on. Errors as SessionStore.Create.
+func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Session, error) {
+	n, err := plan(uuid.NewString(), r, o.deps.QueueLimit)
+	if err != nil {
+		return api.Session{}, err
+	}
+	if err := o.deps.Sessions.Create(ctx, n); err != nil {
+		return api.Session{}, err
+	}
+	return o.deps.Sessions.Get(ctx, n.ID)
+}
+
+// Wait returns the session once reached says so, or as it is when ctx ends. ErrNotFound.
+func (o *Orchestrator) Wait(ctx context.Context, session string, reached func(api.Session) bool) (api.Session, error) {
+	news, cancel := o.watch.subscribe(session)
+	defer cancel()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		s, err := o.deps.Sessions.Get(context.WithoutCancel(ctx), session)
+		if err != nil || reached(s) {
+			return s, err
+		}
+		select {
+		case <-news:
+		case <-t.C:
+		case <-ctx.Done():
+			return s, nil
+		}
+	}
+}
+
+// Watch wakes the channel on news of a session, until the returned function is called.
+func (o *Orchestrator) Watch(session string) (<-chan struct{}, func()) {
+	return o.watch.subscribe(session)
+}
+
+// IsRunning and HasEnded are conditions for Wait. A session that has ended has also been running, or never will be.
+func IsRunning(s api.Session) bool {
+	return s.State != api.Queued && s.State != api.Starting
+}
+
+// HasEnded says that nothing of the session is left to do.
+func HasEnded(s api.Session) bool { return s.State == api.Ended }
+
+// Cancel ends a session wherever it is. ErrNotFound.
+func (o *Orchestrator) Cancel(ctx context.Context, session string) error {
+	return o.deps.Sessions.Cancel(ctx, session)
+}
+
+// StartWithin is how long a session may be queued and starting.
+func (o *Orchestrator) StartWithin(r api.CreateSession) time.Duration {
+	return seconds(r.Timeouts.QueueSeconds, DefaultQueue) + startLimit + restoreLimit
+}
+
+// Command runs one driver command. The answer is always one that can go to the client.
+func (o *Orchestrator) Command(ctx context.Context, session string, c webdriver.Command) webdriver.Answer {
+	if l := o.find(session); l != nil {
+		return l.do(ctx, c)
+	}
+	return o.absent(ctx, session)
+}
+
+// Quit ends a session as its client wants it and waits until it has ended: when it returns, the profile is saved and the
+// device free. Quitting a session that ended by itself is an error, as W3C has it.
+func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answer {
+	l := o.find(session)
+	if l == nil {
+		return o.absent(ctx, session)
+	}
+	l.stop(endWith(Completed, nil))
+	select {
+	case <-l.over:
+	case <-ctx.Done():
+	}
+	a, err := webdriver.ValueAnswer(nil)
+	if err != nil {
+		return (&webdriver.Error{Code: webdriver.UnknownError, Message: err.Error()}).Answer()
+	}
+	return a
+}
+
+// absent answers a command for a session that this process does not run.
+func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Answer {
+	s, err := o.deps.Sessions.Get(ctx, session)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return gone(nil)
+	case err != nil:
+		return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session cannot be looked up right now; try again"}).Answer()
+	case s.State == api.Ended:
+		return gone(&EndError{Reason: Reason(s.Reason), Detail: s.Detail})
+	case s.State == api.Queued:
+		return (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "the session is still queued; wait with GET /v1/sessions/{id}?wait=running"}).Answer()
+	}
+	return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session runs on another orchestrator: " + s.Host}).Answer()
+}
+
+// joinTTL is how long a join token can be redeemed.
+const joinTTL = time.Hour
+
+// Invite makes a join token for a new host, or a new one for a host that has not joined yet. *ConflictError.
+func (o *Orchestrator) Invite(ctx context.Context, name string, gateways []tunnel.GatewayInfo) (api.JoinToken, error) {
+	number, err := o.deps.Hosts.NextHostNumber(ctx)
+	if err != nil {
+		return api.JoinToken{}, err
+	}
+	token, err := tunnel.NewToken(number, gateways)
+	if err != nil {
+		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
+	}
+	key, psk, err := token.Credentials()
+	if err != nil {
+		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
+	}
+	text, err := token.Encode()
+	if err != nil {
+		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
+	}
+	expires := o.deps.Now().Add(joinTTL)
+	err = o.deps.Hosts.Invite(ctx, Invitation{Name: name, Number: number, JoinPublicKey: key, PresharedKey: psk, ExpiresAt: expires})
+	return api.JoinToken{Name: name, Token: text, ExpiresAt: expires}, err
+}

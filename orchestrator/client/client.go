@@ -1,0 +1,292 @@
+// Package client is the Go client of the orchestrator: dispatch a session, drive it, follow its log.
+//
+// Every error of a server that answered is a *[Problem]; everything else is the network's. Out of scope: retries, which
+// only the caller knows to be safe.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tmaxmax/go-sse"
+
+	"github.com/driftstack/fleet/driverproxy/stream"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+// Client talks to one orchestrator. Its zero value is not usable.
+type Client struct {
+	base  *url.URL
+	token string
+	http  *http.Client
+}
+
+// Problem is an RFC 9457 answer.
+type Problem struct {
+	Type       string `json:"type"`
+	Status     int    `json:"status"`
+	Title      string `json:"title"`
+	Detail     string `json:"detail"`
+	RetryAfter time.Duration
+	Errors     []struct {
+		Location string `json:"location"`
+		Message  string `json:"message"`
+	} `json:"errors"`
+}
+
+func (p *Problem) Error() string {
+	s := fmt.Sprintf("%d %s", p.Status, p.Title)
+	if p.Detail != "" {
+		s += ": " + p.Detail
+	}
+	for _, e := range p.Errors {
+		if e.Location != "" && !strings.Contains(s, e.Message) {
+			s += "; " + e.Location + ": " + e.Message
+		}
+	}
+	return s
+}
+
+// New returns a client for the orchestrator at base, for example http://127.0.0.1:8080.
+func New(base, token string) (*Client, error) {
+	u, err := url.Parse(strings.TrimSuffix(base, "/"))
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("orchestrator URL %q: use http://host:port or https://host", base)
+	}
+	return &Client{base: u, token: token, http: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}}, nil
+}
+
+// CreateSession queues a session.
+func (c *Client) CreateSession(ctx context.Context, r api.CreateSession) (s api.Session, err error) {
+	return s, c.call(ctx, http.MethodPost, "/v1/sessions", r, &s)
+}
+
+// Session is one session as it is now.
+func (c *Client) Session(ctx context.Context, id string) (s api.Session, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(id), nil, &s)
+}
+
+// Sessions is one page of sessions. query may have account, profile, host, state, limit and cursor.
+func (c *Client) Sessions(ctx context.Context, query url.Values) (l api.SessionList, err error) {
+	return l, c.call(ctx, http.MethodGet, "/v1/sessions?"+query.Encode(), nil, &l)
+}
+
+// Wait waits until the session runs, or has ended, or ctx ends. state is "running" or "ended"; a session that ended
+// satisfies both.
+func (c *Client) Wait(ctx context.Context, id string, state api.SessionState) (s api.Session, err error) {
+	for {
+		err = c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(id)+"?wait="+string(state), nil, &s)
+		if err != nil || s.State == api.Ended || s.State == state || state == api.Running && s.State == api.Finishing {
+			return s, err
+		}
+	}
+}
+
+// Cancel ends a session wherever it is.
+func (c *Client) Cancel(ctx context.Context, id string) (s api.Session, err error) {
+	return s, c.call(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(id), nil, &s)
+}
+
+// Do runs one driver command over HTTP. The error is a *webdriver.Error when the driver refused it.
+func (c *Client) Do(ctx context.Context, id string, cmd webdriver.Command) (webdriver.Answer, error) {
+	resp, err := c.send(ctx, cmd.Method, "/session/"+url.PathEscape(id)+cmd.Path, bytes.NewReader(cmd.Body))
+	if err != nil {
+		return webdriver.Answer{}, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return webdriver.Answer{}, err
+	}
+	a := webdriver.Answer{Status: resp.StatusCode, Body: b}
+	return a, a.Err()
+}
+
+// Stream opens the session's websocket of commands. Close it in the end.
+func (c *Client) Stream(ctx context.Context, id string) (*stream.Client, error) {
+	u := *c.base
+	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
+	return stream.Dial(ctx, u.String()+"/v1/sessions/"+url.PathEscape(id)+"/stream", c.header())
+}
+
+// Events is a stretch of a session's log.
+func (c *Client) Events(ctx context.Context, id string, after int64) ([]api.Event, error) {
+	var l api.EventList
+	err := c.call(ctx, http.MethodGet, fmt.Sprintf("/v1/sessions/%s/events?after=%d&limit=1000", url.PathEscape(id), after), nil, &l)
+	return l.Events, err
+}
+
+// Follow calls each with every event after a seq, old and new, until the session has ended, each fails or ctx ends. A
+// broken connection is dialled again and goes on where it was.
+func (c *Client) Follow(ctx context.Context, id string, after int64, each func(api.Event) error) error {
+	for {
+		ended, err := c.follow(ctx, id, &after, each)
+		if ended || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Client) follow(ctx context.Context, id string, after *int64, each func(api.Event) error) (ended bool, err error) {
+	req, err := c.request(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(id)+"/events?follow=true", nil)
+	if err != nil {
+		return false, err
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Last-Event-ID", strconv.FormatInt(*after, 10))
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return false, ctx.Err() // dialled again, unless the caller is done
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		p := problem(resp)
+		if p.Status >= 500 || p.Status == http.StatusTooManyRequests {
+			return false, nil
+		}
+		return false, p
+	}
+	for m, err := range sse.Read(resp.Body, nil) {
+		if err != nil {
+			return false, ctx.Err()
+		}
+		var e api.Event
+		if err := json.Unmarshal([]byte(m.Data), &e); err != nil {
+			return false, fmt.Errorf("event: %w", err)
+		}
+		if err := each(e); err != nil {
+			return false, err
+		}
+		*after = e.Seq
+		if e.Kind == "ended" {
+			return true, nil
+		}
+	}
+	return false, ctx.Err()
+}
+
+// Recording says where a session's recording is, with presigned URLs of its verified copies.
+func (c *Client) Recording(ctx context.Context, session string) (r api.Recording, err error) {
+	return r, c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(session)+"/recording", nil, &r)
+}
+
+// PutAccount creates or changes an account.
+func (c *Client) PutAccount(ctx context.Context, id string, a api.PutAccount) (v api.Account, err error) {
+	return v, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(id), a, &v)
+}
+
+// CreateProfile creates an empty profile.
+func (c *Client) CreateProfile(ctx context.Context, p api.CreateProfile) (v api.Profile, err error) {
+	return v, c.call(ctx, http.MethodPost, "/v1/profiles", p, &v)
+}
+
+// Profile is a profile's metadata.
+func (c *Client) Profile(ctx context.Context, id string) (v api.Profile, err error) {
+	return v, c.call(ctx, http.MethodGet, "/v1/profiles/"+url.PathEscape(id), nil, &v)
+}
+
+// Profiles lists the profiles of an account, or all.
+func (c *Client) Profiles(ctx context.Context, account string) ([]api.Profile, error) {
+	var l api.ProfileList
+	err := c.call(ctx, http.MethodGet, "/v1/profiles?account="+url.QueryEscape(account), nil, &l)
+	return l.Profiles, err
+}
+
+// InviteHost makes a join token for a host.
+func (c *Client) InviteHost(ctx context.Context, name string) (t api.JoinToken, err error) {
+	return t, c.call(ctx, http.MethodPost, "/v1/hosts", api.CreateHost{Name: name}, &t)
+}
+
+// RemoveHost removes a host.
+func (c *Client) RemoveHost(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/hosts/"+url.PathEscape(name), nil, nil)
+}
+
+// Hosts lists the hosts.
+func (c *Client) Hosts(ctx context.Context) ([]api.Host, error) {
+	var l api.HostList
+	err := c.call(ctx, http.MethodGet, "/v1/hosts", nil, &l)
+	return l.Hosts, err
+}
+
+// Devices lists the devices.
+func (c *Client) Devices(ctx context.Context) ([]api.Device, error) {
+	var l api.DeviceList
+	err := c.call(ctx, http.MethodGet, "/v1/devices", nil, &l)
+	return l.Devices, err
+}
+
+func (c *Client) header() http.Header {
+	return http.Header{"Authorization": {"Bearer " + c.token}}
+}
+
+func (c *Client) request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base.String()+path, body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = c.header()
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := c.request(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
+	return c.http.Do(req)
+}
+
+// call sends in as JSON and decodes the answer into out; either may be nil.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return problem(resp)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("%s %s: answer: %w", method, path, err)
+	}
+	return nil
+}
+
+func problem(resp *http.Response) *Problem {
+	p := &Problem{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
+	_ = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(p) // an answer of another kind is told by its status
+	p.Status = resp.StatusCode
+	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
+		p.RetryAfter = time.Duration(n) * time.Second
+	}
+	return p
+}

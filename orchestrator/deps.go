@@ -1,0 +1,70 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+// Deps is everything an [Orchestrator] works with. All fields are required.
+type Deps struct {
+	ID       string // names this process in leases
+	Sessions SessionStore
+	Hosts    HostStore
+	Fleet    *driverproxy.Fleet
+	Recorder *recorder.Recorder
+	Profiles *profilestate.Store
+	Log      *zap.Logger
+	Now      func() time.Time
+
+	QueueLimit int           // sessions that may be queued at once
+	LeaseTTL   time.Duration // see the lease protocol in the package comment
+}
+
+// SessionStore keeps sessions. Writes that carry a term return ErrLeaseLost when it is not the session's any more.
+type SessionStore interface {
+	// Create queues a session. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError.
+	Create(ctx context.Context, s NewSession) error
+	// Claim takes the oldest queued session that a free device of one of the hosts fits; ok is false when there is none.
+	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
+	// Renew extends the lease and says whether somebody asked for the session to be cancelled.
+	Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error)
+	Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error
+	Finishing(ctx context.Context, session string, term int64) error
+	// Finish ends the session with its last event and frees its device.
+	Finish(ctx context.Context, last Event, detail string, generation int64) error
+	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
+	Cancel(ctx context.Context, session string) error
+	// Reap ends queued sessions whose time is up and sessions whose lease ran out, and says how many.
+	Reap(ctx context.Context) (int, error)
+	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
+	AppendEvents(ctx context.Context, events []Event) error
+	// Get returns one session. ErrNotFound.
+	Get(ctx context.Context, session string) (api.Session, error)
+}
+
+// HostStore keeps driver hosts and their devices.
+type HostStore interface {
+	NextHostNumber(ctx context.Context) (int, error)
+	// Invite adds a host, or gives one that has not joined yet a new token. *ConflictError when it has joined.
+	Invite(ctx context.Context, h Invitation) error
+}
+
+// Invitation is a host that may join.
+type Invitation struct {
+	Name          string
+	Number        int
+	JoinPublicKey tunnel.Key
+	PresharedKey  tunnel.PresharedKey
+	ExpiresAt     time.Time
+}

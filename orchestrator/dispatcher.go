@@ -1,0 +1,143 @@
+package orchestrator
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// tick bounds what a lost notification costs.
+	tick = time.Second
+	// drainLimit is how long sessions have to end when the orchestrator is stopped.
+	drainLimit = 45 * time.Second
+)
+
+// Orchestrator runs sessions.
+type Orchestrator struct {
+	deps    Deps
+	log     *zap.Logger
+	journal *journal
+	watch   *watch
+	wake    chan struct{} // wakes the dispatcher; has room for one
+
+	mu   sync.Mutex
+	live map[string]*live // guarded by mu; by session
+}
+
+// New returns an Orchestrator that runs nothing yet.
+func New(d Deps) *Orchestrator {
+	if d.LeaseTTL == 0 {
+		d.LeaseTTL = 15 * time.Second
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	return &Orchestrator{
+		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(),
+		wake: make(chan struct{}, 1), live: map[string]*live{},
+	}
+}
+
+// Run claims and runs sessions until ctx is done; then it ends the running ones with the reason drained and waits for
+// them.
+func (o *Orchestrator) Run(ctx context.Context) {
+	var sessions, loops sync.WaitGroup
+	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
+	loops.Go(func() { o.journal.run(context.WithoutCancel(ctx)) })
+	loops.Go(func() { o.reap(ctx) })
+	o.dispatch(ctx, func(c Claim, claimed time.Time) {
+		sessions.Go(func() { o.run(work, c, claimed) })
+	})
+	abandon(errDrained)
+	sessions.Wait()
+	o.journal.close()
+	loops.Wait()
+}
+
+// dispatch starts a session for as long as one is queued and a device is free, then waits for a wake or a tick.
+func (o *Orchestrator) dispatch(ctx context.Context, start func(Claim, time.Time)) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for ctx.Err() == nil {
+		if hosts := o.deps.Fleet.Hosts(); len(hosts) > 0 {
+			begin := o.deps.Now()
+			call, cancel := context.WithTimeout(ctx, o.deps.LeaseTTL/3)
+			c, ok, err := o.deps.Sessions.Claim(call, o.deps.ID, hosts, o.deps.LeaseTTL)
+			cancel()
+			if ok {
+				start(c, begin)
+				continue
+			}
+			if err != nil && ctx.Err() == nil {
+				o.log.Warn("no session can be claimed", zap.Error(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-o.wake:
+		case <-t.C:
+		}
+	}
+}
+
+// reap ends what nobody holds any more.
+func (o *Orchestrator) reap(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		call, cancel := context.WithTimeout(ctx, 10*time.Second)
+		n, err := o.deps.Sessions.Reap(call)
+		cancel()
+		switch {
+		case err != nil && ctx.Err() == nil:
+			o.log.Warn("sessions cannot be reaped", zap.Error(err))
+		case n > 0:
+			o.log.Info("sessions reaped", zap.Int("sessions", n))
+		}
+	}
+}
+
+// WakeQueue says that a session was queued or a device became free.
+func (o *Orchestrator) WakeQueue() { poke(o.wake) }
+
+// WakeSession says that there is news of a session, or of any when id is empty.
+func (o *Orchestrator) WakeSession(id string) { o.watch.wake(id) }
+
+// WakeCancel says that a session, or any when id is empty, may have been cancelled.
+func (o *Orchestrator) WakeCancel(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range o.live {
+		if id == "" || l.claim.Session == id {
+			poke(l.look)
+		}
+	}
+}
+
+func (o *Orchestrator) enter(l *live) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.live[l.claim.Session] = l
+}
+
+func (o *Orchestrator) leave(l *live) {
+	o.mu.Lock()
+	delete(o.live, l.claim.Session)
+	o.mu.Unlock()
+	close(l.over)
+	o.watch.wake(l.claim.Session)
+}
+
+func (o *Orchestrator) find(session string) *live {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.live[session]
+}

@@ -1,0 +1,82 @@
+// Package orchestrator is a session's life: it claims queued sessions, runs each down one line, and settles how it ended.
+// This comment is the architecture document of the project.
+//
+// # States
+//
+//	           claim              first command can be sent        quit, idle, deadline …
+//	queued ─────────────▶ starting ─────────────▶ running ─────────────▶ finishing ──▶ ended(reason)
+//	   │  cancelled, no device in time  │ failed to start   │ host or driver lost           ▲
+//	   └────────────────────────────────┴───────────────────┴───────────────────────────────┘
+//
+// A recording has states of its own, because it outlives its session:
+//
+//	recording ─▶ sealed ─▶ uploading ─▶ available (EU copy verified) ─▶ replicated (US copy too, where the account has one)
+//	                                    empty (nothing was captured)   quarantined (its spool is damaged)
+//
+// The reasons are the rows of one table, in errors.go: HTTP status, W3C error and whether to try again are its columns.
+//
+// # The line
+//
+// A session is one value that flows down one function, in run.go. Each stage's result is the next one's argument:
+//
+//	claim → lease → open recording → start driver → restore profile → serve commands
+//	      → stop recording → capture profile → seal → release device → finish
+//
+// serve blocks until the client quits, nobody sends a command for too long, time is up, or the session is cancelled.
+// What a stage must undo is deferred beside it, runs without the session's cancellation and with a deadline of its own.
+// Commands of restore and capture do not show in the session's log; what they did does, as counts.
+//
+// # Leases
+//
+// A session belongs to whoever holds its term. The claim raises the term and says until when the lease runs, by the
+// database's clock; every later write of that session says `WHERE id = … AND term = … AND state <> 'ended'` and a
+// write that matches no row means that the lease is lost. The holder renews every third of the lease time and trusts
+// the lease only until (start of the last successful attempt) + ttl − margin, by its own monotonic clock, so that it
+// stops before anyone else can start. Driver hosts refuse an older term. A session whose lease has run out is ended by
+// whichever orchestrator sees it first, with the reason lease_lost.
+//
+// A profile has one writer: a unique index lets one session that has not ended name it. Publishing a generation is one
+// compare-and-swap on the profile's row under the session's term.
+//
+// # What each log line may hold
+//
+// An [Event] has no field that could carry a payload: a route is a [webdriver.Route], out of a closed table; the rest
+// are numbers and rows of fixed tables.
+//
+// # House
+//
+//	cmd/orchestrator    the EU daemon: parse, wire, wait, unwind
+//	cmd/driverhost      the agent on each Mac
+//	cmd/driftctl        the operators' and engineers' command line
+//	cmd/devstack        the whole system on one machine, then a sample session
+//
+//	orchestrator/       this package
+//	  api/              control-plane messages
+//	  httpapi/          handlers: decode, call, encode
+//	  pgstore/          all SQL; migrations/; pgcluster/ is a private Postgres for development and tests
+//	  place/            region and place as types
+//	  client/           the Go client of the API server
+//	driverproxy/        the command stream, EU end
+//	  webdriver/        W3C envelopes, errors, routes
+//	  wire/             frames between orchestrator and driver host
+//	  host/             the command stream, host end: drivers started, watched, reaped
+//	  stream/           the clients' websocket of commands, both ends
+//	  drivertest/       a scriptable fake driver
+//	tunnel/             WireGuard: enrolment, addresses, peers, backends
+//	profilestate/       snapshot, seal/open, generations, restore/capture over driver commands
+//	recorder/           spool, parts, targets, finalise; capture/ is the host end; webm/ the container;
+//	                    s3server/ is versitygw for development and tests
+//
+// # Ranks
+//
+// Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
+//
+//	rank 0  orchestrator/api orchestrator/place driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
+//	rank 1  tunnel  driverproxy/…  profilestate  recorder/…                                            (never one another)
+//	rank 2  orchestrator
+//	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client
+//	rank 4  cmd/…
+//
+// Out of scope of this package: SQL (pgstore), HTTP (httpapi), sockets (driverproxy), what profiles, recordings and
+// tunnels are made of (their packages).
+package orchestrator

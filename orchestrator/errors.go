@@ -1,0 +1,121 @@
+package orchestrator
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+)
+
+// Reason is why a session ended. It is stored and sent, so rows are only ever added.
+type Reason string
+
+// Reasons.
+const (
+	Completed         Reason = "completed"          // the client quit
+	Cancelled         Reason = "cancelled"          // DELETE /v1/sessions/{id}, or the client of a New Session left
+	Idle              Reason = "idle"               // no command for idle_seconds
+	Deadline          Reason = "deadline"           // ran for max_seconds
+	CommandDeadline   Reason = "command_deadline"   // one command took longer than command_seconds
+	DeviceUnavailable Reason = "device_unavailable" // no device was free for queue_seconds, or the device refused
+	HostLost          Reason = "host_lost"          // the driver host, or the way to it, is gone
+	DriverFailed      Reason = "driver_failed"      // the driver or the browser did not start, or died
+	LeaseLost         Reason = "lease_lost"         // the orchestrator that ran it is gone
+	ProfileHeld       Reason = "profile_held"       // another session uses the profile
+	ProfileConflict   Reason = "profile_conflict"   // the profile changed, or cannot be opened
+	RecordingFailed   Reason = "recording_failed"   // a recording was asked for and could not be opened
+	Quota             Reason = "quota"              // over the account's quota
+	Drained           Reason = "drained"            // the orchestrator was stopped
+	Internal          Reason = "internal"           // a defect of ours
+)
+
+// Ending is a row of the table of endings.
+type Ending struct {
+	HTTP  int            // status of a control-plane answer for it
+	W3C   webdriver.Code // error of a driver command that comes after it
+	Retry bool           // whether the same request can be expected to work later
+	Text  string         // for a person; says what to do where something can be done
+}
+
+// Endings is the table: one row a [Reason].
+func Endings() map[Reason]Ending {
+	return map[Reason]Ending{
+		Completed:         {http.StatusGone, webdriver.InvalidSessionID, false, "the session was quit by its client"},
+		Cancelled:         {http.StatusGone, webdriver.InvalidSessionID, false, "the session was cancelled"},
+		Idle:              {http.StatusGone, webdriver.InvalidSessionID, false, "no command came for idle_seconds; raise timeouts.idle_seconds if that is normal for you"},
+		Deadline:          {http.StatusGone, webdriver.InvalidSessionID, false, "the session reached max_seconds; raise timeouts.max_seconds if it needs longer"},
+		CommandDeadline:   {http.StatusGatewayTimeout, webdriver.InvalidSessionID, false, "a command took longer than command_seconds"},
+		DeviceUnavailable: {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "no matching device was free in time; try again later or raise timeouts.queue_seconds"},
+		HostLost:          {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the driver host was lost; start a new session"},
+		DriverFailed:      {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the browser or its driver failed; start a new session"},
+		LeaseLost:         {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the orchestrator that ran the session is gone; start a new session"},
+		ProfileHeld:       {http.StatusConflict, webdriver.SessionNotCreated, true, "another session uses the profile; wait until it has ended"},
+		ProfileConflict:   {http.StatusConflict, webdriver.SessionNotCreated, false, "the profile's saved state changed or cannot be opened; it was left as it is"},
+		RecordingFailed:   {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "the recording could not be started; try again, or set recording to false"},
+		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the limit; try again later"},
+		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the orchestrator was stopped for maintenance; start a new session"},
+		Internal:          {http.StatusInternalServerError, webdriver.UnknownError, true, "a defect of ours; start a new session and tell us the session id"},
+	}
+}
+
+// EndError says that a session has ended, or ended the call that returns it.
+type EndError struct {
+	Reason Reason
+	Detail string // may be empty
+	cause  error
+}
+
+func (e *EndError) Error() string {
+	s := string(e.Reason) + ": " + Endings()[e.Reason].Text
+	if e.Detail != "" {
+		s += " (" + e.Detail + ")"
+	}
+	return s
+}
+
+func (e *EndError) Unwrap() error { return e.cause }
+
+func endWith(r Reason, cause error) *EndError {
+	e := &EndError{Reason: r, cause: cause}
+	if cause != nil {
+		e.Detail = cause.Error()
+	}
+	return e
+}
+
+// Errors of the control plane. The HTTP layer maps each to a problem type.
+var (
+	ErrNotFound     = errors.New("not found")
+	ErrNoSuchDevice = errors.New("no enrolled device could ever match")
+	ErrLeaseLost    = errors.New("the session's lease is lost")
+	ErrUnavailable  = errors.New("the database cannot be reached")
+)
+
+// InvalidError is a request that can never work as it is. Field says where, as a JSON path.
+type InvalidError struct{ Field, Problem string }
+
+func (e *InvalidError) Error() string { return e.Field + ": " + e.Problem }
+
+// ProfileHeldError says which session uses a profile.
+type ProfileHeldError struct{ Profile, Holder string }
+
+func (e *ProfileHeldError) Error() string {
+	return fmt.Sprintf("profile %s is in use by session %s; wait until that has ended", e.Profile, e.Holder)
+}
+
+// QueueFullError says that the queue is at its limit and when to come back.
+type QueueFullError struct {
+	Limit      int
+	RetryAfter time.Duration
+}
+
+func (e *QueueFullError) Error() string {
+	return fmt.Sprintf("%d sessions are queued already; try again in %s", e.Limit, e.RetryAfter)
+}
+
+// ConflictError is a request that contradicts what is there.
+type ConflictError struct{ Problem string }
+
+func (e *ConflictError) Error() string { return e.Problem }

@@ -1,0 +1,46 @@
+package orchestrator
+
+import (
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+)
+
+// EventKind is what an event tells. Stored and sent: append-only.
+type EventKind string
+
+// Event kinds.
+const (
+	EventQueued           EventKind = "queued"
+	EventStarting         EventKind = "starting"          // claimed: Term
+	EventRecording        EventKind = "recording"         // the first recorded byte is on our disk
+	EventDriverStarted    EventKind = "driver_started"    // Took
+	EventProfileRestored  EventKind = "profile_restored"  // Generation, Took, counts
+	EventRunning          EventKind = "running"           // commands are taken from now on
+	EventCommand          EventKind = "command"           // Route, Status, Took, Driver, sizes
+	EventFinishing        EventKind = "finishing"         // Reason
+	EventRecordingSealed  EventKind = "recording_sealed"  // BytesOut, Took is its duration, Partial
+	EventRecordingFailed  EventKind = "recording_failed"  // the session went on without it
+	EventProfileSaved     EventKind = "profile_saved"     // Generation, BytesOut, Took, counts
+	EventProfileNotSaved  EventKind = "profile_not_saved" // Reason; the generation before it stays
+	EventDeviceNotCleaned EventKind = "device_not_cleaned"
+	EventEnded            EventKind = "ended" // Reason
+)
+
+// Event is one line of a session's log. No field can carry a payload.
+type Event struct {
+	Kind              EventKind
+	Route             webdriver.Route
+	Reason            Reason
+	Status            int
+	Took, Driver      time.Duration
+	BytesIn, BytesOut int64
+	Generation        int64
+	Restored, Altered int
+	Dropped           int
+	Partial           bool
+	Seq               int64     // set by the journal
+	At                time.Time // set by the journal
+	Session           string    // set by the journal
+	Term              int64     // set by the journal
+}

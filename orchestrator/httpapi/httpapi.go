@@ -1,0 +1,277 @@
+// Package httpapi is the public HTTP face: the control plane under /v1 with its OpenAPI document, the W3C WebDriver
+// routes under /session and /wd/hub/session, and the clients' command stream. Handlers decode, call and encode.
+//
+// Errors of the control plane are RFC 9457 problems; errors of driver routes are W3C errors, always.
+//
+// Out of scope: what a session is (package orchestrator), SQL (pgstore), the driver hosts' sockets (driverproxy).
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+// Config is what the handlers call.
+type Config struct {
+	Orchestrator *orchestrator.Orchestrator
+	Store        *pgstore.Store
+	Recordings   Presigner
+	Gateways     func() []tunnel.GatewayInfo // what a join token tells a new host
+	Token        string                      // the service token of the API server
+	Log          *zap.Logger
+	Now          func() time.Time
+}
+
+// Presigner makes presigned URLs of stored recordings.
+type Presigner interface {
+	URL(ctx context.Context, region place.Region, key string, ttl time.Duration) (string, error)
+}
+
+type server struct{ Config }
+
+// callLimit bounds a request that waits for nothing but the database.
+const callLimit = 30 * time.Second
+
+// New returns the handler of the public listener.
+func New(cfg Config) http.Handler {
+	s := &server{cfg}
+	mux := http.NewServeMux()
+	s.control(mux)
+	s.driver(mux)
+	mux.HandleFunc("GET /v1/sessions/{id}/stream", s.stream)
+	mux.HandleFunc("GET /healthz", s.health)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeProblem(w, &huma.ErrorModel{Status: http.StatusNotFound, Title: "Not Found",
+			Detail: "there is no " + r.Method + " " + r.URL.Path + "; the routes are in /openapi.json"})
+	})
+	return s.authenticate(mux)
+}
+
+// control registers the control plane.
+func (s *server) control(mux *http.ServeMux) {
+	c := huma.DefaultConfig("Driftstack fleet", "1")
+	c.Info.Description = "Dispatches sessions onto real iPhones and tells what became of them. Driver commands go to the W3C WebDriver " +
+		"routes under /session or /wd/hub/session, or over the websocket /v1/sessions/{id}/stream."
+	c.CreateHooks = nil // no $schema in answers
+	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"bearer": {Type: "http", Scheme: "bearer"},
+		"basic":  {Type: "http", Scheme: "basic", Description: "The token as password; any user name."},
+	}
+	c.Security = []map[string][]string{{"bearer": {}}, {"basic": {}}}
+	a := humago.New(mux, c)
+
+	reg(a, http.MethodPost, "/v1/sessions", "create-session", "Queue a session", http.StatusCreated, s.createSession)
+	reg(a, http.MethodGet, "/v1/sessions", "list-sessions", "List sessions, newest first", 0, s.listSessions)
+	reg(a, http.MethodGet, "/v1/sessions/{id}", "get-session", "Get a session, or wait for a state of it", 0, s.getSession)
+	reg(a, http.MethodDelete, "/v1/sessions/{id}", "cancel-session", "End a session", http.StatusAccepted, s.cancelSession)
+	reg(a, http.MethodGet, "/v1/sessions/{id}/events", "session-events", "Read or follow a session's log", 0, s.events)
+	reg(a, http.MethodGet, "/v1/sessions/{id}/recording", "session-recording", "Where a session's recording is", 0, s.recording)
+	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
+	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
+	reg(a, http.MethodPost, "/v1/profiles", "create-profile", "Create an empty profile", http.StatusCreated, s.createProfile)
+	reg(a, http.MethodGet, "/v1/profiles", "list-profiles", "List profiles", 0, s.listProfiles)
+	reg(a, http.MethodGet, "/v1/profiles/{id}", "get-profile", "Get a profile's metadata", 0, s.getProfile)
+	reg(a, http.MethodPost, "/v1/hosts", "invite-host", "Invite a driver host and get its join token", http.StatusCreated, s.inviteHost)
+	reg(a, http.MethodGet, "/v1/hosts", "list-hosts", "List driver hosts", 0, s.listHosts)
+	reg(a, http.MethodDelete, "/v1/hosts/{name}", "remove-host", "Remove a driver host", http.StatusNoContent, s.removeHost)
+	reg(a, http.MethodGet, "/v1/devices", "list-devices", "List devices", 0, s.listDevices)
+}
+
+// reg registers one operation; status 0 is huma's default.
+func reg[I, O any](a huma.API, method, path, id, summary string, status int, h func(context.Context, *I) (*O, error)) {
+	huma.Register(a, huma.Operation{
+		OperationID: id, Method: method, Path: path, Summary: summary, DefaultStatus: status,
+		MaxBodyBytes: 1 << 20, BodyReadTimeout: callLimit,
+	}, h)
+}
+
+// authenticate lets the service token through, as bearer or as the password of basic authentication, which is how grid
+// clients carry it in a URL.
+func (s *server) authenticate(next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(s.Token))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if public(r.URL.Path) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok {
+			_, token, ok = r.BasicAuth()
+		}
+		got := sha256.Sum256([]byte(token))
+		if ok && subtle.ConstantTimeCompare(want[:], got[:]) == 1 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		const detail = "send the service token: Authorization: Bearer TOKEN, or basic authentication with the token as password"
+		w.Header().Add("WWW-Authenticate", `Bearer realm="driftstack"`)
+		w.Header().Add("WWW-Authenticate", `Basic realm="driftstack"`)
+		if isDriverPath(r.URL.Path) {
+			writeW3C(w, http.StatusUnauthorized, "unknown error", detail)
+			return
+		}
+		writeProblem(w, &huma.ErrorModel{Status: http.StatusUnauthorized, Title: "Unauthorized", Detail: detail})
+	})
+}
+
+func public(path string) bool {
+	switch path {
+	case "/healthz", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/docs", "/status", "/wd/hub/status":
+		return true
+	}
+	return false
+}
+
+func (s *server) health(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	if err := s.Store.Ping(ctx); err != nil {
+		writeProblem(w, problemOf(err, s.Log))
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+type body[T any] struct{ Body T }
+
+type byID struct {
+	ID string `path:"id" maxLength:"128"`
+}
+
+func (s *server) createSession(ctx context.Context, in *struct{ Body api.CreateSession }) (*body[api.Session], error) {
+	v, err := s.Orchestrator.Create(ctx, in.Body)
+	return &body[api.Session]{v}, s.problem(err)
+}
+
+func (s *server) listSessions(ctx context.Context, in *struct {
+	Account string `query:"account" maxLength:"128"`
+	Profile string `query:"profile" maxLength:"128"`
+	Host    string `query:"host" maxLength:"63"`
+	State   string `query:"state" enum:"queued,starting,running,finishing,ended"`
+	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	Cursor  string `query:"cursor" maxLength:"256" doc:"next of the page before"`
+}) (*body[api.SessionList], error) {
+	v, err := s.Store.List(ctx, pgstore.SessionFilter{Account: in.Account, Profile: in.Profile, Host: in.Host, State: in.State, Limit: in.Limit, Cursor: in.Cursor})
+	return &body[api.SessionList]{v}, s.problem(err)
+}
+
+func (s *server) getSession(ctx context.Context, in *struct {
+	byID
+	Wait           string `query:"wait" enum:"running,ended" doc:"Answer when it runs (or will never), or when it has ended; or as it is after timeout_seconds."`
+	TimeoutSeconds int    `query:"timeout_seconds" minimum:"1" maximum:"30" default:"30"`
+}) (*body[api.Session], error) {
+	reached := func(api.Session) bool { return true }
+	switch in.Wait {
+	case "running":
+		reached = orchestrator.IsRunning
+	case "ended":
+		reached = orchestrator.HasEnded
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(in.TimeoutSeconds)*time.Second)
+	defer cancel()
+	v, err := s.Orchestrator.Wait(ctx, in.ID, reached)
+	return &body[api.Session]{v}, s.problem(err)
+}
+
+func (s *server) cancelSession(ctx context.Context, in *byID) (*body[api.Session], error) {
+	if err := s.Orchestrator.Cancel(ctx, in.ID); err != nil {
+		return nil, s.problem(err)
+	}
+	v, err := s.Store.Get(ctx, in.ID)
+	return &body[api.Session]{v}, s.problem(err)
+}
+
+func (s *server) recording(ctx context.Context, in *struct {
+	byID
+	TTLSeconds int `query:"ttl_seconds" minimum:"1" maximum:"3600" default:"3600" doc:"How long the URLs are valid."`
+}) (*body[api.Recording], error) {
+	v, key, err := s.Store.Recording(ctx, in.ID)
+	if err != nil {
+		return nil, s.problem(err)
+	}
+	ttl := time.Duration(in.TTLSeconds) * time.Second
+	for i := range v.Copies {
+		c := &v.Copies[i]
+		if c.VerifiedAt == nil {
+			continue
+		}
+		expires := s.Now().Add(ttl)
+		if c.URL, err = s.Recordings.URL(ctx, place.Region(c.Region), key, ttl); err != nil {
+			return nil, s.problem(err)
+		}
+		c.ExpiresAt = &expires
+	}
+	return &body[api.Recording]{v}, nil
+}
+
+func (s *server) putAccount(ctx context.Context, in *struct {
+	ID   string `path:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._-]+$"`
+	Body api.PutAccount
+}) (*body[api.Account], error) {
+	v, err := s.Store.PutAccount(ctx, in.ID, in.Body)
+	return &body[api.Account]{v}, s.problem(err)
+}
+
+func (s *server) getAccount(ctx context.Context, in *byID) (*body[api.Account], error) {
+	v, err := s.Store.Account(ctx, in.ID)
+	return &body[api.Account]{v}, s.problem(err)
+}
+
+func (s *server) createProfile(ctx context.Context, in *struct{ Body api.CreateProfile }) (*body[api.Profile], error) {
+	v, err := s.Store.CreateProfile(ctx, newID(), in.Body)
+	return &body[api.Profile]{v}, s.problem(err)
+}
+
+func (s *server) listProfiles(ctx context.Context, in *struct {
+	Account string `query:"account" maxLength:"128"`
+}) (*body[api.ProfileList], error) {
+	v, err := s.Store.Profiles(ctx, in.Account, "")
+	return &body[api.ProfileList]{api.ProfileList{Profiles: v}}, s.problem(err)
+}
+
+func (s *server) getProfile(ctx context.Context, in *byID) (*body[api.Profile], error) {
+	v, err := s.Store.Profiles(ctx, "", in.ID)
+	if err == nil && len(v) == 0 {
+		err = orchestrator.ErrNotFound
+	}
+	if err != nil {
+		return nil, s.problem(err)
+	}
+	return &body[api.Profile]{v[0]}, nil
+}
+
+func (s *server) inviteHost(ctx context.Context, in *struct{ Body api.CreateHost }) (*body[api.JoinToken], error) {
+	v, err := s.Orchestrator.Invite(ctx, in.Body.Name, s.Gateways())
+	return &body[api.JoinToken]{v}, s.problem(err)
+}
+
+func (s *server) listHosts(ctx context.Context, _ *struct{}) (*body[api.HostList], error) {
+	v, err := s.Store.Hosts(ctx)
+	return &body[api.HostList]{api.HostList{Hosts: v}}, s.problem(err)
+}
+
+func (s *server) removeHost(ctx context.Context, in *struct {
+	Name string `path:"name" maxLength:"63"`
+}) (*struct{}, error) {
+	return nil, s.problem(s.Store.RemoveHost(ctx, in.Name))
+}
+
+func (s *server) listDevices(ctx context.Context, _ *struct{}) (*body[api.DeviceList], error) {
+	v, err := s.Store.Devices(ctx)
+	return &body[api.DeviceList]{api.DeviceList{Devices: v}}, s.problem(err)
+}

@@ -1,0 +1,102 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/orchestrator"
+)
+
+// Problem types, RFC 9457. They are names, not pages.
+const (
+	typeInvalid     = "urn:driftstack:problem:invalid"
+	typeNotFound    = "urn:driftstack:problem:not-found"
+	typeNoDevice    = "urn:driftstack:problem:no-such-device"
+	typeProfileHeld = "urn:driftstack:problem:profile-held"
+	typeQueueFull   = "urn:driftstack:problem:queue-full"
+	typeConflict    = "urn:driftstack:problem:conflict"
+	typeUnavailable = "urn:driftstack:problem:unavailable"
+	typeEnded       = "urn:driftstack:problem:session-ended"
+	typeInternal    = "urn:driftstack:problem:internal"
+)
+
+// statusClientClosed is what the log of a request says whose client left; nobody receives it.
+const statusClientClosed = 499
+
+func newID() string { return uuid.NewString() }
+
+// problem turns an error of a call into what huma writes.
+func (s *server) problem(err error) error {
+	if err == nil {
+		return nil
+	}
+	p := problemOf(err, s.Log)
+	if after := retryAfter(err); after > 0 {
+		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {seconds(after)}})
+	}
+	return p
+}
+
+func retryAfter(err error) time.Duration {
+	var full *orchestrator.QueueFullError
+	switch {
+	case errors.As(err, &full):
+		return full.RetryAfter
+	case errors.Is(err, orchestrator.ErrUnavailable):
+		return 2 * time.Second
+	}
+	return 0
+}
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
+
+// problemOf is the one place that says which problem an error is.
+func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
+	var invalid *orchestrator.InvalidError
+	var held *orchestrator.ProfileHeldError
+	var full *orchestrator.QueueFullError
+	var conflict *orchestrator.ConflictError
+	var end *orchestrator.EndError
+	switch {
+	case errors.As(err, &end):
+		return &huma.ErrorModel{Type: typeEnded, Status: orchestrator.Endings()[end.Reason].HTTP, Title: "Session ended", Detail: end.Error()}
+	case errors.As(err, &invalid):
+		return &huma.ErrorModel{Type: typeInvalid, Status: http.StatusUnprocessableEntity, Title: "Invalid request", Detail: invalid.Error(),
+			Errors: []*huma.ErrorDetail{{Location: invalid.Field, Message: invalid.Problem}}}
+	case errors.As(err, &held):
+		return &huma.ErrorModel{Type: typeProfileHeld, Status: http.StatusConflict, Title: "Profile in use", Detail: held.Error()}
+	case errors.As(err, &full):
+		return &huma.ErrorModel{Type: typeQueueFull, Status: http.StatusTooManyRequests, Title: "Queue full", Detail: full.Error()}
+	case errors.As(err, &conflict):
+		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: conflict.Error()}
+	case errors.Is(err, orchestrator.ErrNoSuchDevice):
+		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device",
+			Detail: "no enrolled device could ever match what was asked for; GET /v1/devices lists them"}
+	case errors.Is(err, orchestrator.ErrNotFound):
+		return &huma.ErrorModel{Type: typeNotFound, Status: http.StatusNotFound, Title: "Not found", Detail: "there is no such thing, or no longer"}
+	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		log.Warn("request not served", zap.Error(err))
+		return &huma.ErrorModel{Type: typeUnavailable, Status: http.StatusServiceUnavailable, Title: "Unavailable", Detail: "the database cannot be reached right now; try again"}
+	case errors.Is(err, context.Canceled):
+		return &huma.ErrorModel{Status: statusClientClosed, Title: "Client closed request"}
+	}
+	log.Error("request failed", zap.Error(err))
+	return &huma.ErrorModel{Type: typeInternal, Status: http.StatusInternalServerError, Title: "Internal error", Detail: "a defect of ours; it is in our log"}
+}
+
+func writeProblem(w http.ResponseWriter, p *huma.ErrorModel) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p)
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }

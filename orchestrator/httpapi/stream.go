@@ -1,0 +1,35 @@
+package httpapi
+
+import (
+	"net/http"
+
+	"github.com/driftstack/fleet/driverproxy/stream"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+// stream is the websocket of a client's driver commands.
+func (s *server) stream(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	v, err := s.Store.Get(r.Context(), id)
+	if err != nil {
+		writeProblem(w, problemOf(err, s.Log))
+		return
+	}
+	if v.State == api.Ended {
+		writeProblem(w, problemOf(ended(v), s.Log))
+		return
+	}
+	stream.Serve(w, r, func(c webdriver.Command) webdriver.Answer {
+		if c.Method == http.MethodDelete && c.Path == "" {
+			return s.Orchestrator.Quit(r.Context(), id)
+		}
+		return s.Orchestrator.Command(r.Context(), id, c)
+	})
+}
+
+// ended is why a session that has ended takes no more commands.
+func ended(v api.Session) error {
+	return &orchestrator.EndError{Reason: orchestrator.Reason(v.Reason), Detail: v.Detail}
+}

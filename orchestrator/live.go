@@ -1,0 +1,291 @@
+package orchestrator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// device is a running driver session, as this package needs it.
+type device interface {
+	Do(ctx context.Context, c webdriver.Command) (webdriver.Answer, driverproxy.Receipt, error)
+	Done() <-chan struct{}
+	Err() error
+}
+
+var _ device = (*driverproxy.Session)(nil)
+
+// maxVisited bounds how many origins of a session are remembered for the capture of its profile.
+const maxVisited = 256
+
+// live is a session that this process runs. The line in run.go owns it; commands come to it from any goroutine.
+type live struct {
+	claim   Claim
+	journal *journal
+	now     func() time.Time
+
+	look    chan struct{} // wakes hold: somebody may have cancelled the session
+	serving chan struct{} // closed when commands are taken
+	closed  chan struct{} // closed when the session takes no more commands
+	over    chan struct{} // closed when the session has ended
+
+	mu       sync.Mutex // guards what follows
+	device   device
+	inflight int
+	idleAt   time.Time // when the last command ended
+	end      *EndError // the first reason to end wins
+	seq      int64
+	visited  []string // origins, in order of the first visit
+}
+
+func newLive(c Claim, j *journal, now func() time.Time) *live {
+	return &live{
+		claim: c, journal: j, now: now, seq: c.LastEvent,
+		look: make(chan struct{}, 1), serving: make(chan struct{}), closed: make(chan struct{}), over: make(chan struct{}),
+	}
+}
+
+// emit adds a line to the session's log.
+func (l *live) emit(e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Numbering and queueing are one step, or the log would be stored out of order.
+	l.journal.add(l.stampLocked(e))
+}
+
+func (l *live) stampLocked(e Event) Event {
+	l.seq++
+	e.Session, e.Term, e.Seq, e.At = l.claim.Session, l.claim.Term, l.seq, l.now()
+	return e
+}
+
+// last is the event that Finish stores itself.
+func (l *live) last(r Reason) Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stampLocked(Event{Kind: EventEnded, Reason: r})
+}
+
+// stop ends serving, with the first reason given.
+func (l *live) stop(e *EndError) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.end == nil {
+		l.end = e
+		close(l.closed)
+	}
+}
+
+// serve takes commands until there is a reason to end.
+func (l *live) serve(ctx context.Context, d device) *EndError {
+	l.mu.Lock()
+	l.device, l.idleAt = d, l.now()
+	l.mu.Unlock()
+	close(l.serving)
+
+	deadline := time.NewTimer(l.claim.Max)
+	defer deadline.Stop()
+	idle := time.NewTimer(l.claim.Idle)
+	defer idle.Stop()
+	for {
+		select {
+		case <-l.closed:
+		case <-ctx.Done():
+			l.stop(endOf(context.Cause(ctx)))
+		case <-d.Done():
+			l.stop(endOf(d.Err()))
+		case <-deadline.C:
+			l.stop(endWith(Deadline, nil))
+		case <-idle.C:
+			left := l.idleLeft()
+			if left > 0 {
+				idle.Reset(left)
+				continue
+			}
+			l.stop(endWith(Idle, nil))
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.end
+	}
+}
+
+// idleLeft is how long the session may still be idle. A command that runs is not idleness, however long it takes.
+func (l *live) idleLeft() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.inflight > 0 {
+		return l.claim.Idle
+	}
+	return l.claim.Idle - l.now().Sub(l.idleAt)
+}
+
+// do runs one command of the client. The answer is always one that can be sent.
+func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
+	select {
+	case <-l.serving:
+	case <-l.closed:
+	case <-ctx.Done():
+		return (&webdriver.Error{Code: webdriver.Timeout, Message: "the session has not started yet; try again"}).Answer()
+	}
+	l.mu.Lock()
+	if l.end != nil || l.device == nil {
+		e := l.end
+		l.mu.Unlock()
+		return gone(e)
+	}
+	l.inflight++
+	d := l.device
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.inflight--
+		l.idleAt = l.now()
+	}()
+
+	route, known := webdriver.Match(c.Method, c.Path)
+	if !known {
+		code, message := webdriver.UnknownCommand, "no such command: "+c.Method+" "+c.Path
+		if webdriver.MatchPath(c.Path) {
+			code, message = webdriver.UnknownMethod, "the path "+c.Path+" does not take "+c.Method
+		}
+		return (&webdriver.Error{Code: code, Message: message}).Answer()
+	}
+	if route == webdriver.RouteCloseWindow && l.lastWindow(ctx, d) {
+		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
+		l.stop(endWith(Completed, nil))
+		a, _ := webdriver.ValueAnswer([]string{})
+		return a
+	}
+
+	begin := l.now()
+	// A client that leaves does not undo its command, so its command is waited for all the same.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.claim.Command)
+	defer cancel()
+	a, receipt, err := d.Do(call, c)
+	took := l.now().Sub(begin)
+	l.emit(Event{Kind: EventCommand, Route: route, Status: a.Status, Took: took, Driver: receipt.Took,
+		BytesIn: int64(len(c.Body)), BytesOut: int64(len(a.Body))})
+	if errors.Is(err, context.DeadlineExceeded) {
+		l.stop(endWith(CommandDeadline, nil))
+	}
+	if err == nil && a.Status < 400 {
+		l.notice(route, c.Body, a)
+	}
+	return a
+}
+
+func (l *live) lastWindow(ctx context.Context, d device) bool {
+	a, _, err := d.Do(ctx, webdriver.Command{Method: "GET", Path: "/window/handles"})
+	var handles []string
+	return err == nil && a.Value(&handles) == nil && len(handles) <= 1
+}
+
+// notice remembers the origins a session was at: its profile is captured from them.
+func (l *live) notice(r webdriver.Route, body []byte, a webdriver.Answer) {
+	var at string
+	switch r {
+	case webdriver.RouteNavigateTo:
+		var v struct {
+			URL string `json:"url"`
+		}
+		_ = json.Unmarshal(body, &v) // the driver took it
+		at = v.URL
+	case webdriver.RouteGetCurrentURL:
+		_ = a.Value(&at)
+	default:
+		return
+	}
+	l.visit(at)
+}
+
+func (l *live) visit(at string) {
+	u, err := url.Parse(at)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return
+	}
+	origin := u.Scheme + "://" + u.Host
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, v := range l.visited {
+		if v == origin {
+			return
+		}
+	}
+	if len(l.visited) < maxVisited {
+		l.visited = append(l.visited, origin)
+	}
+}
+
+func (l *live) origins() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]string(nil), l.visited...)
+}
+
+// gone is the answer to a command that came too late.
+func gone(e *EndError) webdriver.Answer {
+	w := &webdriver.Error{Code: webdriver.InvalidSessionID, Message: "there is no such session"}
+	if e != nil {
+		w.Message = e.Error()
+		w.Data = map[string]any{"reason": string(e.Reason)}
+	}
+	return w.Answer()
+}
+
+// endOf classifies why a stage failed or a session ended.
+func endOf(err error) *EndError {
+	var end *EndError
+	var f *wire.Failure
+	switch {
+	case err == nil:
+		return endWith(Internal, nil)
+	case errors.As(err, &end):
+		return end
+	case errors.As(err, &f):
+		r := DriverFailed
+		switch f.Code {
+		case wire.FailureDevice, wire.FailureStaleTerm:
+			r = DeviceUnavailable
+		case wire.FailureShutdown:
+			r = HostLost
+		}
+		return &EndError{Reason: r, Detail: f.Message, cause: err}
+	case errors.Is(err, driverproxy.ErrHostLost), errors.Is(err, driverproxy.ErrClosed):
+		return &EndError{Reason: HostLost, cause: err}
+	case errors.Is(err, ErrLeaseLost):
+		return &EndError{Reason: LeaseLost, cause: err}
+	case errors.Is(err, errCancelled):
+		return &EndError{Reason: Cancelled, cause: err}
+	case errors.Is(err, errDrained):
+		return &EndError{Reason: Drained, cause: err}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &EndError{Reason: DriverFailed, Detail: "the device did not start the driver in time", cause: err}
+	}
+	return &EndError{Reason: Internal, cause: err}
+}
+
+// driver speaks to a device for restore and capture: what it does is in no session's log.
+type driver struct{ device device }
+
+// Do implements profilestate.Driver.
+func (d driver) Do(ctx context.Context, method, path string, body []byte) (json.RawMessage, error) {
+	a, _, err := d.device.Do(ctx, webdriver.Command{Method: method, Path: path, Body: bytes.TrimSpace(body)})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Err(); err != nil {
+		return nil, err
+	}
+	var v json.RawMessage
+	return v, a.Value(&v)
+}

@@ -1,0 +1,143 @@
+package pgstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/orchestrator"
+)
+
+// claimSQL takes the oldest queued session that some free device fits, and that device. Both rows are locked, or
+// skipped when another orchestrator is at them. The device that rested longest goes first.
+const claimSQL = `
+WITH pick AS (
+    SELECT s.id, d.host, d.name
+    FROM sessions s CROSS JOIN LATERAL (
+        SELECT host, name FROM devices d
+        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2)
+          AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
+          AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
+        ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
+    WHERE s.state = 'queued' AND s.queue_until > now()
+    ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
+dev AS (
+    UPDATE devices SET session = pick.id, used_at = now() FROM pick WHERE devices.host = pick.host AND devices.name = pick.name),
+ses AS (
+    UPDATE sessions SET state = 'starting', term = term + 1, holder = $1, lease_until = now() + make_interval(secs => $3),
+           host = pick.host, device = pick.name, started_at = now()
+    FROM pick WHERE sessions.id = pick.id
+    RETURNING sessions.*),
+evt AS (
+    INSERT INTO session_events (session, seq, at, kind, term)
+    SELECT id, 2, now(), 'starting', term FROM ses)
+SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
+       idle_seconds, max_seconds, command_seconds, pg_notify('` + chanSession + `', id) IS NULL
+FROM ses`
+
+// Claim implements orchestrator.SessionStore.
+func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
+	c := orchestrator.Claim{LastEvent: 2}
+	var caps string
+	var idle, maximum, command int
+	var ignore bool
+	err := s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()).Scan(&c.Session, &c.Term, &c.Account, &c.Profile,
+		&c.Host, &c.Device, &c.Recording, &c.Placement, &caps, &idle, &maximum, &command, &ignore)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return c, false, nil
+	}
+	if err != nil {
+		return c, false, unavailable(err)
+	}
+	if caps != "" {
+		c.Capabilities = json.RawMessage(caps)
+	}
+	c.Idle = time.Duration(idle) * time.Second
+	c.Max = time.Duration(maximum) * time.Second
+	c.Command = time.Duration(command) * time.Second
+	return c, true, nil
+}
+
+// Renew implements orchestrator.SessionStore.
+func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error) {
+	err = s.pool.QueryRow(ctx, `
+		UPDATE sessions SET lease_until = now() + make_interval(secs => $3)
+		WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING cancelled`, session, term, ttl.Seconds()).Scan(&cancelled)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, orchestrator.ErrLeaseLost
+	}
+	return cancelled, unavailable(err)
+}
+
+// Running implements orchestrator.SessionStore.
+func (s *Store) Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error {
+	return s.fenced(ctx, `
+		WITH s AS (UPDATE sessions SET state = 'running', running_at = now(), caps = $3
+		           WHERE id = $1 AND term = $2 AND state = 'starting' RETURNING id)
+		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term, jsonOrNull(capabilities))
+}
+
+// Finishing implements orchestrator.SessionStore.
+func (s *Store) Finishing(ctx context.Context, session string, term int64) error {
+	return s.fenced(ctx, `
+		WITH s AS (UPDATE sessions SET state = 'finishing'
+		           WHERE id = $1 AND term = $2 AND state IN ('starting', 'running') RETURNING id)
+		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term)
+}
+
+// Finish implements orchestrator.SessionStore.
+func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail string, generation int64) error {
+	return s.fenced(ctx, `
+		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL
+		           WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING id),
+		     d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
+		     e AS (INSERT INTO session_events (session, seq, at, kind, term, reason)
+		           SELECT id, $6, $7, 'ended', $2, $3 FROM s ON CONFLICT DO NOTHING)
+		SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s`,
+		last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
+}
+
+// Cancel implements orchestrator.SessionStore.
+func (s *Store) Cancel(ctx context.Context, session string) error {
+	var found bool
+	err := s.pool.QueryRow(ctx, `
+		WITH s AS (SELECT id, state FROM sessions WHERE id = $1 FOR UPDATE),
+		     q AS (UPDATE sessions SET state = 'ended', reason = 'cancelled', ended_at = now() FROM s
+		           WHERE sessions.id = s.id AND s.state = 'queued' RETURNING sessions.id),
+		     e AS (INSERT INTO session_events (session, seq, at, kind, reason) SELECT id, 2, now(), 'ended', 'cancelled' FROM q),
+		     r AS (UPDATE sessions SET cancelled = true FROM s
+		           WHERE sessions.id = s.id AND s.state NOT IN ('queued', 'ended') RETURNING sessions.id),
+		     n AS (SELECT pg_notify('`+chanCancel+`', id) FROM r UNION ALL SELECT pg_notify('`+chanSession+`', id) FROM q)
+		SELECT EXISTS (SELECT FROM s), (SELECT count(*) FROM n) < 0`, session).Scan(&found, new(bool))
+	if err != nil {
+		return unavailable(err)
+	}
+	if !found {
+		return orchestrator.ErrNotFound
+	}
+	return nil
+}
+
+// Reap implements orchestrator.SessionStore.
+func (s *Store) Reap(ctx context.Context) (int, error) {
+	tag, err := s.pool.Exec(ctx, `
+		WITH late AS (
+		    SELECT id, state FROM sessions
+		    WHERE (state = 'queued' AND queue_until <= now())
+		       OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now())
+		    FOR UPDATE SKIP LOCKED),
+		s AS (
+		    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL,
+		           reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END
+		    FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
+		d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
+		e AS (
+		    INSERT INTO session_events (session, seq, at, kind, term, reason)
+		    SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
+		    ON CONFLICT DO NOTHING)
+		SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s`)
+	return int(tag.RowsAffected()), unavailable(err)
+}

@@ -1,0 +1,75 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/orchestrator"
+)
+
+// fits is the one place that says which devices (d) a session's wants fit. Arguments: kind, model, host, labels.
+const fits = `($3 = '' OR d.kind = $3) AND ($4 = '' OR d.model = $4) AND ($5 = '' OR d.host = $5) AND d.labels @> $6`
+
+// createSQL admits and queues in one statement: what it checks is what it inserts upon.
+const createSQL = `
+WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
+     pro AS (SELECT id FROM profiles WHERE id = $7 AND account = $2),
+     chk AS (SELECT EXISTS (SELECT FROM acc) AS account,
+                    $7 = '' OR EXISTS (SELECT FROM pro) AS profile,
+                    EXISTS (SELECT FROM devices d WHERE ` + fits + `) AS device,
+                    (SELECT count(*) FROM (SELECT FROM sessions WHERE state = 'queued' LIMIT $15) q) < $15 AS room),
+     ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_caps,
+                                   recording, placement, idle_seconds, max_seconds, command_seconds, queue_until)
+             SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14)
+             FROM acc, chk WHERE profile AND device AND room
+             RETURNING id),
+     evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins)
+SELECT account, profile, device, room, (SELECT pg_notify('` + chanQueue + `', '') FROM ins) IS NULL FROM chk`
+
+// Create implements orchestrator.SessionStore.
+func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) error {
+	var account, profile, device, room, ignore bool
+	labels := n.Want.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	err := s.pool.QueryRow(ctx, createSQL, n.ID, n.Account, n.Want.Kind, n.Want.Model, n.Want.Host, labels,
+		n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
+		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit,
+	).Scan(&account, &profile, &device, &room, &ignore)
+	switch {
+	case violates(err, "sessions_profile"):
+		return &orchestrator.ProfileHeldError{Profile: n.Profile, Holder: s.holder(ctx, n.Profile)}
+	case err != nil:
+		return unavailable(err)
+	case !account:
+		return &orchestrator.InvalidError{Field: "account", Problem: "no such account; create it with PUT /v1/accounts/{id}"}
+	case !profile:
+		return &orchestrator.InvalidError{Field: "profile", Problem: "the account has no such profile; create one with POST /v1/profiles"}
+	case !device:
+		return orchestrator.ErrNoSuchDevice
+	case !room:
+		return &orchestrator.QueueFullError{Limit: n.QueueLimit, RetryAfter: 5 * time.Second}
+	}
+	return nil
+}
+
+// holder is the session that uses a profile; it may have ended a moment ago.
+func (s *Store) holder(ctx context.Context, profile string) string {
+	var id string
+	err := s.pool.QueryRow(ctx, `SELECT id FROM sessions WHERE profile = $1 AND state <> 'ended'`, profile).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) || err != nil {
+		return "that has just ended"
+	}
+	return id
+}
+
+func jsonOrNull(b []byte) any {
+	if len(b) == 0 {
+		return nil
+	}
+	return string(b)
+}

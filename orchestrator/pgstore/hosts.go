@@ -1,0 +1,258 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+// NextHostNumber implements orchestrator.HostStore. Numbers are not used twice, even when the invitation fails.
+func (s *Store) NextHostNumber(ctx context.Context) (int, error) {
+	var n int
+	err := s.pool.QueryRow(ctx, `SELECT nextval('host_numbers')`).Scan(&n)
+	return n, unavailable(err)
+}
+
+// Invite implements orchestrator.HostStore.
+func (s *Store) Invite(ctx context.Context, h orchestrator.Invitation) error {
+	tag, err := s.pool.Exec(ctx, `
+		WITH h AS (
+		    INSERT INTO hosts AS h (name, number, join_public_key, join_psk, psk, join_expires_at) VALUES ($1, $2, $3, $4, $4, $5)
+		    ON CONFLICT (name) DO UPDATE SET number = $2, join_public_key = $3, join_psk = $4, psk = $4, join_expires_at = $5
+		    WHERE h.public_key IS NULL RETURNING name)
+		SELECT pg_notify('`+chanHosts+`', name) FROM h`, h.Name, h.Number, h.JoinPublicKey.String(), h.PresharedKey[:], h.ExpiresAt)
+	if err == nil && tag.RowsAffected() == 0 {
+		return &orchestrator.ConflictError{Problem: fmt.Sprintf("host %q has joined already; remove it first to invite it anew", h.Name)}
+	}
+	return unavailable(err)
+}
+
+// RemoveHost forgets a host, its keys and its devices. ErrNotFound; *ConflictError while a session runs on it.
+func (s *Store) RemoveHost(ctx context.Context, name string) error {
+	var exists, removed bool
+	err := s.pool.QueryRow(ctx, `
+		WITH h AS (DELETE FROM hosts WHERE name = $1
+		           AND NOT EXISTS (SELECT FROM devices WHERE host = $1 AND session IS NOT NULL) RETURNING name),
+		     n AS (SELECT pg_notify('`+chanHosts+`', name) FROM h)
+		SELECT EXISTS (SELECT FROM hosts WHERE name = $1), EXISTS (SELECT FROM n)`, name).Scan(&exists, &removed)
+	switch {
+	case err != nil:
+		return unavailable(err)
+	case !exists:
+		return orchestrator.ErrNotFound
+	case !removed:
+		return &orchestrator.ConflictError{Problem: fmt.Sprintf("a session runs on host %q; end it first", name)}
+	}
+	return nil
+}
+
+var _ tunnel.PeerSource = (*Store)(nil)
+
+// Peers implements tunnel.PeerSource: the key of every joined host, and of every token that can still be redeemed.
+func (s *Store) Peers(ctx context.Context) ([]tunnel.Peer, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT name, number, public_key, psk, false FROM hosts WHERE public_key IS NOT NULL
+		UNION ALL
+		SELECT name, number, join_public_key, join_psk, true FROM hosts WHERE join_public_key IS NOT NULL AND join_expires_at > now()`)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	peers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (tunnel.Peer, error) {
+		var p tunnel.Peer
+		var number int
+		var key string
+		var psk []byte
+		var join bool
+		if err := row.Scan(&p.Name, &number, &key, &psk, &join); err != nil {
+			return p, err
+		}
+		var err error
+		if p.PublicKey, err = tunnel.ParseKey(key); err != nil {
+			return p, fmt.Errorf("host %s: public key: %w", p.Name, err)
+		}
+		if copy(p.PresharedKey[:], psk) != len(p.PresharedKey) {
+			return p, fmt.Errorf("host %s: preshared key of %d bytes", p.Name, len(psk))
+		}
+		if join {
+			p.Name += " (join)"
+			p.Addr, err = tunnel.JoinAddr(number)
+		} else {
+			p.Addr, err = tunnel.HostAddr(number)
+		}
+		return p, err
+	})
+	return peers, unavailable(err)
+}
+
+var _ tunnel.Enroller = (*Store)(nil)
+
+// Redeem implements tunnel.Enroller: the first key is the host's, the same key again gets the same answer.
+func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey tunnel.Key) (wire.Joined, error) {
+	number, ok := tunnel.Number(joinAddr)
+	if !ok || !tunnel.IsJoin(joinAddr) {
+		return wire.Joined{}, tunnel.ErrTokenUnknown
+	}
+	var name, key string
+	var expired bool
+	err := s.pool.QueryRow(ctx, `
+		WITH h AS (
+		    UPDATE hosts SET public_key = $2 WHERE number = $1 AND public_key IS NULL AND join_expires_at > now() RETURNING name),
+		n AS (SELECT pg_notify('`+chanHosts+`', name) FROM h)
+		SELECT name, CASE WHEN EXISTS (SELECT FROM n) THEN $2 ELSE coalesce(public_key, '') END, coalesce(join_expires_at <= now(), true)
+		FROM hosts WHERE number = $1`, number, hostKey.String()).Scan(&name, &key, &expired)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return wire.Joined{}, tunnel.ErrTokenUnknown
+	case violates(err, "hosts_public_key_key"):
+		return wire.Joined{}, tunnel.ErrKeyTaken
+	case err != nil:
+		return wire.Joined{}, unavailable(err)
+	case key == "" && expired:
+		return wire.Joined{}, tunnel.ErrTokenExpired
+	case key != hostKey.String():
+		return wire.Joined{}, tunnel.ErrTokenUsed
+	}
+	addr, err := tunnel.HostAddr(number)
+	return wire.Joined{Host: name, Address: addr.String()}, err
+}
+
+var _ driverproxy.Directory = (*Store)(nil)
+
+// HostByAddr implements driverproxy.Directory.
+func (s *Store) HostByAddr(ctx context.Context, addr netip.Addr) (string, error) {
+	number, ok := tunnel.Number(addr)
+	if !ok || !tunnel.IsHost(addr) {
+		return "", orchestrator.ErrNotFound
+	}
+	var name string
+	err := s.pool.QueryRow(ctx, `SELECT name FROM hosts WHERE number = $1 AND public_key IS NOT NULL`, number).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", orchestrator.ErrNotFound
+	}
+	return name, unavailable(err)
+}
+
+// HostUp implements driverproxy.Directory. A host that is up needs its token no more.
+func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
+	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+			UPDATE hosts SET connected = true, reason = '', seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
+			WHERE name = $1`, hello.Host); err != nil {
+			return err
+		}
+		names := make([]string, 0, len(hello.Devices))
+		for _, d := range hello.Devices {
+			names = append(names, d.Name)
+			if err := putDevice(ctx, tx, hello.Host, d); err != nil {
+				return err
+			}
+		}
+		// A device that is no longer there stays listed until no session holds it.
+		if _, err := tx.Exec(ctx, `DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`, hello.Host, names); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', ''), pg_notify('`+chanHosts+`', $1)`, hello.Host)
+		return err
+	}))
+}
+
+func putDevice(ctx context.Context, tx pgx.Tx, host string, d wire.Device) error {
+	labels := d.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	_, err := tx.Exec(ctx, `
+		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		ON CONFLICT (host, name) DO UPDATE SET kind = $3, model = $4, platform_name = $5, platform_version = $6, labels = $7,
+		    state = $8, reason = $9`,
+		host, d.Name, d.Kind, d.Model, d.PlatformName, d.PlatformVersion, labels, string(d.State), d.Reason)
+	return err
+}
+
+// DeviceChanged implements driverproxy.Directory.
+func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) error {
+	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if err := putDevice(ctx, tx, host, d); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', '')`)
+		return err
+	}))
+}
+
+// HostDown implements driverproxy.Directory.
+func (s *Store) HostDown(ctx context.Context, host string, cause error) error {
+	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE hosts SET connected = false, reason = $2, seen_at = now() WHERE name = $1`, host, cause.Error()); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE devices SET state = 'offline', reason = 'host is down' WHERE host = $1 AND state <> 'quarantined'`, host)
+		return err
+	}))
+}
+
+// AllHostsDown says that no host is connected: what an orchestrator knows at its start.
+func (s *Store) AllHostsDown(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, `
+		WITH d AS (UPDATE devices SET state = 'offline', reason = 'host is down' WHERE state <> 'quarantined')
+		UPDATE hosts SET connected = false, reason = 'orchestrator started' WHERE connected`)
+	return unavailable(err)
+}
+
+// Hosts lists every host.
+func (s *Store) Hosts(ctx context.Context) ([]api.Host, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT name, number, public_key IS NOT NULL, connected, reason, seen_at, created_at,
+		       (SELECT count(*) FROM devices d WHERE d.host = hosts.name), join_expires_at
+		FROM hosts ORDER BY name`)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (api.Host, error) {
+		var h api.Host
+		var number int
+		var joined, connected bool
+		var expires *time.Time
+		if err := row.Scan(&h.Name, &number, &joined, &connected, &h.Reason, &h.SeenAt, &h.CreatedAt, &h.Devices, &expires); err != nil {
+			return h, err
+		}
+		switch {
+		case connected:
+			h.State = api.HostUp
+		case joined:
+			h.State = api.HostDown
+		default:
+			h.State = api.HostInvited
+			if expires != nil {
+				h.Reason = "token valid until " + expires.UTC().Format(time.RFC3339)
+			}
+		}
+		addr, err := tunnel.HostAddr(number)
+		h.Address = addr.String()
+		return h, err
+	})
+	return list, unavailable(err)
+}
+
+// Devices lists every device.
+func (s *Store) Devices(ctx context.Context) ([]api.Device, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT host, name, kind, model, platform_name, platform_version, labels, state, reason, coalesce(session, '')
+		FROM devices ORDER BY host, name`)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[api.Device])
+	return list, unavailable(err)
+}

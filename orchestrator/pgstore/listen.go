@@ -1,0 +1,74 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Wakes says what to call on a notification. After a lost connection each is called once with an empty identifier,
+// which means "anything may have changed".
+type Wakes struct {
+	Queue   func()
+	Hosts   func()
+	Session func(id string)
+	Cancel  func(id string)
+}
+
+// Listen calls w until ctx is done. A broken connection is dialled again, so callers also tick.
+func (s *Store) Listen(ctx context.Context, w Wakes) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = 5 * time.Second
+	for {
+		err := s.listen(ctx, w, wait.Reset)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("connection closed")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait.NextBackOff()):
+		}
+	}
+}
+
+func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection that listens must not go back to the pool.
+	c := conn.Hijack()
+	defer c.Close(context.WithoutCancel(ctx))
+	for _, channel := range []string{chanQueue, chanHosts, chanSession, chanCancel} {
+		if _, err := c.Exec(ctx, "LISTEN "+channel); err != nil {
+			return err
+		}
+	}
+	connected()
+	w.Queue()
+	w.Hosts()
+	w.Session("")
+	w.Cancel("")
+	for {
+		n, err := c.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		switch n.Channel {
+		case chanQueue:
+			w.Queue()
+		case chanHosts:
+			w.Hosts()
+		case chanSession:
+			w.Session(n.Payload)
+		case chanCancel:
+			w.Cancel(n.Payload)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package pgstore
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+const sessionColumns = `id, account, coalesce(profile, ''), name, state, reason, detail, host, device, term,
+	want_kind, want_model, want_host, want_labels, recording, idle_seconds, max_seconds, command_seconds, generation,
+	created_at, started_at, running_at, ended_at, coalesce(caps::text, '')`
+
+func scanSession(row pgx.CollectableRow) (api.Session, error) {
+	var v api.Session
+	var caps string
+	err := row.Scan(&v.ID, &v.Account, &v.Profile, &v.Name, &v.State, &v.Reason, &v.Detail, &v.Host, &v.Device, &v.Term,
+		&v.Want.Kind, &v.Want.Model, &v.Want.Host, &v.Want.Labels, &v.Recording,
+		&v.Timeouts.IdleSeconds, &v.Timeouts.MaxSeconds, &v.Timeouts.CommandSeconds, &v.Generation,
+		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps)
+	if caps != "" {
+		v.Capabilities = json.RawMessage(caps)
+	}
+	return v, err
+}
+
+// Get implements orchestrator.SessionStore.
+func (s *Store) Get(ctx context.Context, session string) (api.Session, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, session)
+	if err != nil {
+		return api.Session{}, unavailable(err)
+	}
+	v, err := pgx.CollectExactlyOneRow(rows, scanSession)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return v, orchestrator.ErrNotFound
+	}
+	return v, unavailable(err)
+}
+
+// SessionFilter narrows List; an empty field fits every session.
+type SessionFilter struct {
+	Account, Profile, Host, State string
+	Limit                         int
+	Cursor                        string // Next of the page before
+}
+
+// List is one page of sessions, newest first.
+func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, error) {
+	before, id := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""
+	if f.Cursor != "" {
+		var err error
+		if before, id, err = parseCursor(f.Cursor); err != nil {
+			return api.SessionList{}, err
+		}
+	}
+	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions
+		WHERE ($1 = '' OR account = $1) AND ($2 = '' OR profile = $2) AND ($3 = '' OR host = $3) AND ($4 = '' OR state = $4)
+		  AND (created_at, id) < ($5, $6)
+		ORDER BY created_at DESC, id DESC LIMIT $7`, f.Account, f.Profile, f.Host, f.State, before, id, f.Limit+1)
+	if err != nil {
+		return api.SessionList{}, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, scanSession)
+	if err != nil {
+		return api.SessionList{}, unavailable(err)
+	}
+	page := api.SessionList{Sessions: list}
+	if len(list) > f.Limit {
+		page.Sessions = list[:f.Limit]
+		last := page.Sessions[f.Limit-1]
+		page.Next = base64.RawURLEncoding.EncodeToString([]byte(last.CreatedAt.Format(time.RFC3339Nano) + " " + last.ID))
+	}
+	return page, nil
+}
+
+func parseCursor(c string) (time.Time, string, error) {
+	bad := &orchestrator.InvalidError{Field: "cursor", Problem: "pass next of the page before, unchanged"}
+	b, err := base64.RawURLEncoding.DecodeString(c)
+	if err != nil {
+		return time.Time{}, "", bad
+	}
+	at, id, ok := strings.Cut(string(b), " ")
+	t, err := time.Parse(time.RFC3339Nano, at)
+	if !ok || err != nil || strings.ContainsRune(id, 0) {
+		return time.Time{}, "", bad
+	}
+	return t, id, nil
+}

@@ -1,0 +1,128 @@
+// Package pgstore holds all SQL of the project: sessions and their leases, events, accounts, profiles' metadata, hosts
+// and devices, recordings' states. Every write that belongs to a running session is fenced by its term.
+//
+// Out of scope: payload. No table has a column for a URL, a cookie or a script.
+package pgstore
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/driftstack/fleet/orchestrator"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Channels of LISTEN/NOTIFY. A payload is an identifier or empty.
+const (
+	chanQueue   = "driftstack_queue"   // a session was queued or a device became free
+	chanSession = "driftstack_session" // payload: a session whose state or log changed
+	chanCancel  = "driftstack_cancel"  // payload: a session that shall end
+	chanHosts   = "driftstack_hosts"   // a host was invited, joined or removed
+)
+
+// Store is the database. It is safe for concurrent use.
+type Store struct{ pool *pgxpool.Pool }
+
+// Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it.
+func Open(ctx context.Context, dsn string) (*Store, error) {
+	cfg, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("database URL: %w", err)
+	}
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	// No statement here takes long; one that does must not hold its caller for ever.
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "30000"
+	cfg.ConnConfig.RuntimeParams["application_name"] = "driftstack"
+	cfg.MaxConns = max(cfg.MaxConns, 16)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	s := &Store{pool: pool}
+	if err := s.migrate(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close waits for running statements and closes every connection.
+func (s *Store) Close() { s.pool.Close() }
+
+// Ping says whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return unavailable(s.pool.Ping(ctx)) }
+
+func (s *Store) migrate(ctx context.Context) error {
+	db := stdlib.OpenDBFromPool(s.pool)
+	defer db.Close()
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectPostgres, db, dir)
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	// Two orchestrators may start at once.
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	defer conn.Release()
+	const lock = 0x64726966 // "drif"
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", lock); err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	defer conn.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", lock)
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	return nil
+}
+
+// unavailable marks errors of the connection, as opposed to answers of the database.
+func unavailable(err error) error {
+	var pg *pgconn.PgError
+	switch {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
+		return err
+	case errors.As(err, &pg):
+		// Class 57: operator intervention; 53: insufficient resources; 08: connection.
+		if c := pg.Code[:2]; c != "57" && c != "53" && c != "08" {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", orchestrator.ErrUnavailable, err)
+}
+
+// violates says whether err is a violation of the named constraint or unique index.
+func violates(err error, constraint string) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.ConstraintName == constraint
+}
+
+// fenced runs a statement that must change one row of a session whose term is still ours.
+func (s *Store) fenced(ctx context.Context, sql string, args ...any) error {
+	tag, err := s.pool.Exec(ctx, sql, args...)
+	if err != nil {
+		return unavailable(err)
+	}
+	if tag.RowsAffected() == 0 {
+		return orchestrator.ErrLeaseLost
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package orchestrator
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/place"
+)
+
+// Defaults of a session's [api.Timeouts].
+const (
+	DefaultIdle    = 300 * time.Second
+	DefaultMax     = 3600 * time.Second
+	DefaultCommand = 330 * time.Second // above the 300 s that W3C gives a page load by default
+	DefaultQueue   = 300 * time.Second
+)
+
+// NewSession is a validated wish for a session, as the store takes it.
+type NewSession struct {
+	ID           string
+	Account      string
+	Profile      string
+	Name         string
+	Want         api.DeviceWant
+	Recording    bool
+	Capabilities json.RawMessage // one W3C capability object, or nil
+	Idle         time.Duration
+	Max          time.Duration
+	Command      time.Duration
+	Queue        time.Duration
+	QueueLimit   int // sessions that may be queued at once
+}
+
+// Claim is a session that this orchestrator now holds, on a device that nobody else does.
+type Claim struct {
+	Session      string
+	Term         int64
+	Account      string
+	Profile      string
+	Host, Device string
+	Recording    bool
+	Placement    place.Placement
+	Capabilities json.RawMessage
+	Idle         time.Duration
+	Max          time.Duration
+	Command      time.Duration
+	LastEvent    int64 // the newest event's Seq
+}
+
+// plan turns the request into a NewSession with its defaults.
+func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
+	s := NewSession{
+		ID: id, Account: r.Account, Profile: r.Profile, Name: r.Name, Want: r.Device,
+		Recording:  r.Recording == nil || *r.Recording,
+		Idle:       seconds(r.Timeouts.IdleSeconds, DefaultIdle),
+		Max:        seconds(r.Timeouts.MaxSeconds, DefaultMax),
+		Command:    seconds(r.Timeouts.CommandSeconds, DefaultCommand),
+		Queue:      seconds(r.Timeouts.QueueSeconds, DefaultQueue),
+		QueueLimit: queueLimit,
+	}
+	// The same request can come as driftstack:options, past the control plane's own validation.
+	for field, bad := range map[string]bool{
+		"account":       len(r.Account) == 0 || len(r.Account) > 128,
+		"profile":       len(r.Profile) > 128,
+		"name":          len(r.Name) > 256,
+		"device.kind":   len(r.Device.Kind) > 64,
+		"device.model":  len(r.Device.Model) > 64,
+		"device.host":   len(r.Device.Host) > 63,
+		"device.labels": len(r.Device.Labels) > 32,
+	} {
+		if bad {
+			return s, &InvalidError{field, "empty or too long; the limits are in /openapi.json"}
+		}
+	}
+	t := r.Timeouts
+	for _, n := range []int{t.IdleSeconds, t.MaxSeconds, t.CommandSeconds, t.QueueSeconds} {
+		if n < 0 || n > 86400 {
+			return s, &InvalidError{"timeouts", "each is between 0 (the default) and 86400 seconds"}
+		}
+	}
+	if hasNUL(r) {
+		return s, &InvalidError{"body", "text must not contain the character U+0000"}
+	}
+	if r.Capabilities == nil {
+		return s, nil
+	}
+	body, err := json.Marshal(map[string]any{"capabilities": map[string]any{"alwaysMatch": r.Capabilities}})
+	if err != nil {
+		return s, &InvalidError{"capabilities", err.Error()}
+	}
+	n, err := webdriver.ParseNewSession(body)
+	if err == nil && len(n.Options) > 0 {
+		return s, &InvalidError{"capabilities", webdriver.OptionsName + " does not belong here; its fields are the request's own"}
+	}
+	if err == nil {
+		s.Capabilities, err = n.Match()
+	}
+	var w *webdriver.Error
+	if errors.As(err, &w) {
+		return s, &InvalidError{"capabilities", w.Message}
+	}
+	return s, err
+}
+
+// hasNUL says whether a text of the request holds what Postgres cannot store.
+func hasNUL(r api.CreateSession) bool {
+	texts := []string{r.Account, r.Profile, r.Name, r.Device.Kind, r.Device.Model, r.Device.Host}
+	for k, v := range r.Device.Labels {
+		texts = append(texts, k, v)
+	}
+	return strings.ContainsRune(strings.Join(texts, ""), 0)
+}
+
+func seconds(n int, or time.Duration) time.Duration {
+	if n <= 0 {
+		return or
+	}
+	return time.Duration(n) * time.Second
+}
