@@ -76,6 +76,12 @@ func (s *Scanner) Index() (ix Index, ok bool) {
 // Start is the byte at which the first cluster begins, 0 until it has.
 func (s *Scanner) Start() int64 { return s.index.Start }
 
+// Whole says whether what was written so far ends where a cluster, or another element of the top level, does.
+func (s *Scanner) Whole() bool {
+	return s.err == nil && s.skip == 0 && s.rest == 0 && s.into == 0 && len(s.carry) == 0 && !s.group.open &&
+		(!s.cluster.open || s.cluster.end == unknown)
+}
+
 // Complete is the byte after the last complete cluster, 0 until the first cluster begins.
 func (s *Scanner) Complete() int64 { return s.index.End }
 
@@ -319,7 +325,8 @@ func (s *Scanner) payload() error {
 	}
 	s.consume()
 	if id == idSimpleBlock || id == idBlock {
-		if s.skip = s.rest; s.skip > 0 {
+		s.skip, s.rest = s.rest, 0
+		if s.skip > 0 {
 			return nil
 		}
 	}

@@ -1,0 +1,269 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/orchestrator/place"
+)
+
+// Errors of the Recorder.
+var (
+	ErrExists   = errors.New("recorder: a recording of this ID is already here")
+	ErrClosed   = errors.New("recorder: closed")
+	ErrSealed   = errors.New("recorder: the recording is sealed")
+	ErrNoTarget = errors.New("recorder: no US target is configured: replicated recordings need one")
+)
+
+// Recorder holds the spools of an orchestrator and carries them to storage. Safe for concurrent use.
+type Recorder struct {
+	cfg    Config
+	eu     euStore
+	us     *usStore
+	slots  chan struct{} // one a request that carries bytes
+	spawn  func(*Recording)
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // of Recording.run
+
+	mu     sync.Mutex // guards what follows
+	active map[string]*Recording
+	closed bool
+}
+
+// Open takes over the spools that an earlier process left in cfg.Dir: sealed ones go on to be uploaded, the others are cut to the
+// last complete cluster and sealed as partial first; all of that happens in the background. It fails only for
+// a bad cfg or when Dir cannot be used: a spool that cannot be read is quarantined and a recording that another process
+// works on is left to it. ctx bounds Open itself; Close ends the background work.
+func Open(ctx context.Context, cfg Config) (*Recorder, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	eu, err := newStore(cfg.EU.Target, place.EU, cfg.CallTimeout)
+	if err != nil {
+		return nil, err
+	}
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, slots: make(chan struct{}, cfg.Concurrency), active: map[string]*Recording{}}
+	if cfg.US != nil {
+		us, err := newStore(cfg.US.Target, place.US, cfg.CallTimeout)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		r.us = &usStore{us}
+	}
+	r.spawn = func(rec *Recording) { r.wg.Go(func() { rec.run(life) }) }
+	if err := r.recover(ctx); err != nil {
+		_ = r.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return r, nil
+}
+
+// recover starts on every spool in the folder.
+func (r *Recorder) recover(ctx context.Context) error {
+	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("recorder: spool folder: %w", err)
+	}
+	entries, err := os.ReadDir(r.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("recorder: spool folder: %w", err)
+	}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dir := filepath.Join(r.cfg.Dir, e.Name())
+		switch {
+		case strings.HasPrefix(e.Name(), rubbishPrefix):
+			_ = os.RemoveAll(dir) // tried again at the next start
+			continue
+		case !e.IsDir() || !nameForm.MatchString(e.Name()):
+			continue // not ours
+		}
+		sp, err := openSpool(dir)
+		log := r.cfg.Log.With(zap.String("recording", e.Name()))
+		switch {
+		case errors.Is(err, errBusy):
+			log.Info("recording is worked on by another process")
+			continue
+		case errors.Is(err, errUnborn):
+			if err := sp.remove(r.cfg.Dir); err != nil {
+				log.Warn("cannot delete a spool with nothing in it", zap.Error(err))
+			}
+			continue
+		case err != nil && sp == nil:
+			return fmt.Errorf("recorder: spool %s: %w", e.Name(), err)
+		}
+		rec, planErr := r.adopt(e.Name(), sp)
+		if planErr != nil {
+			// Configuration that is missing is not a broken spool: it waits for a start with the right one.
+			log.Error("recording cannot go on", zap.Error(planErr))
+			sp.close()
+			continue
+		}
+		rec.damage = err
+		r.active[rec.id] = rec
+		r.spawn(rec)
+	}
+	return nil
+}
+
+// adopt makes a Recording of a spool that was left behind.
+func (r *Recorder) adopt(id string, sp *spool) (*Recording, error) {
+	rec := newRecording(r, id, sp)
+	rec.recovered = true
+	if sp.at.spec == nil {
+		return rec, nil
+	}
+	rec.spec, rec.partSize = sp.at.spec.Spec, sp.at.spec.PartSize
+	p, err := r.plan(rec.spec.Placement)
+	rec.plan = p
+	return rec, err
+}
+
+// Begin makes the spool of a new recording and journals it. The caller goes on with Ingest and ends with Seal.
+func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
+	if err := spec.validate(); err != nil {
+		return nil, err
+	}
+	p, err := r.plan(spec.Placement)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	if r.active[spec.ID] != nil {
+		return nil, ErrExists
+	}
+	sp, err := createSpool(r.cfg.Dir, specRecord{Spec: spec, PartSize: r.cfg.PartSize})
+	if errors.Is(err, fs.ErrExist) {
+		return nil, ErrExists
+	}
+	if err != nil {
+		return nil, fmt.Errorf("recorder: begin: %w", err)
+	}
+	rec := newRecording(r, spec.ID, sp)
+	rec.spec, rec.plan, rec.partSize = spec, p, r.cfg.PartSize
+	callCtx, cancel := context.WithTimeout(ctx, journalTimeout)
+	defer cancel()
+	if err := r.cfg.Journal.RecordingChanged(callCtx, rec.picture()); err != nil {
+		return nil, errors.Join(fmt.Errorf("recorder: begin: journal: %w", err), sp.remove(r.cfg.Dir))
+	}
+	r.active[rec.id] = rec
+	r.spawn(rec)
+	return rec, nil
+}
+
+// plan is where the copies of one recording go. A plan of placement eu is made from the EU store alone.
+type plan interface{ stores() []*store }
+
+type euPlan struct{ eu euStore }
+
+type replicatedPlan struct {
+	eu euStore
+	us usStore
+}
+
+func (p euPlan) stores() []*store         { return []*store{p.eu.store} }
+func (p replicatedPlan) stores() []*store { return []*store{p.eu.store, p.us.store} }
+
+func (r *Recorder) plan(p place.Placement) (plan, error) {
+	if p == place.EUOnly {
+		return euPlan{r.eu}, nil
+	}
+	if r.us == nil {
+		return nil, ErrNoTarget
+	}
+	return replicatedPlan{r.eu, *r.us}, nil
+}
+
+// URL signs a GET of an object for ttl, which is at most MaxURLLifetime. key is a RecordingUpdate's Key. It does not look
+// whether the object is there, and it grants what it signs: the caller decides who may read what.
+func (r *Recorder) URL(ctx context.Context, region place.Region, key string, ttl time.Duration) (string, error) {
+	if ttl < time.Second || ttl > MaxURLLifetime {
+		return "", fmt.Errorf("recorder: URL for %v: use 1s to %v", ttl, MaxURLLifetime)
+	}
+	if !strings.HasPrefix(key, "recordings/") || strings.Contains(key, "..") {
+		return "", fmt.Errorf("recorder: %q is not the key of a recording", key)
+	}
+	switch region {
+	case place.EU:
+		return r.eu.url(ctx, key, ttl)
+	case place.US:
+		if r.us == nil {
+			return "", ErrNoTarget
+		}
+		return r.us.url(ctx, key, ttl)
+	}
+	return "", fmt.Errorf("recorder: no storage in region %q", region)
+}
+
+// Drain waits until every sealed recording is where it has to be, or ctx ends.
+func (r *Recorder) Drain(ctx context.Context) error {
+	for {
+		var wait *Recording
+		r.mu.Lock()
+		left := 0
+		for _, rec := range r.active {
+			if rec.recovered || rec.isSealed() {
+				wait = rec
+				left++
+			}
+		}
+		r.mu.Unlock()
+		if wait == nil {
+			return nil
+		}
+		select {
+		case <-wait.done:
+		case <-ctx.Done():
+			return fmt.Errorf("recorder: %d recordings are not uploaded yet: %w", left, context.Cause(ctx))
+		}
+	}
+}
+
+// Close stops all background work and lets go of the spools; the next Open goes on with them. It seals nothing: end
+// sessions first. An Ingest that still runs fails.
+func (r *Recorder) Close(ctx context.Context) error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	done := make(chan struct{})
+	go func() {
+		r.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return fmt.Errorf("recorder: close: %w", context.Cause(ctx))
+	}
+	r.eu.idle()
+	if r.us != nil {
+		r.us.idle()
+	}
+	return nil
+}
+
+// forget is called by Recording.run when it ends.
+func (r *Recorder) forget(rec *Recording) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.active[rec.id] == rec {
+		delete(r.active, rec.id)
+	}
+}

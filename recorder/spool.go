@@ -1,0 +1,288 @@
+package recorder
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+)
+
+const (
+	bodyName    = "body.webm"
+	logName     = "log"
+	lockName    = "lock"
+	ballastName = "ballast"
+
+	// ballastSize is what sealing and uploading need of a full volume: index, log records, a block or two of slack.
+	ballastSize = 256 << 10
+
+	quarantineName = ".quarantine"
+	rubbishPrefix  = ".deleted-"
+)
+
+// errUnborn says that the process before died while it made the spool: nothing was ever in it.
+var errUnborn = errors.New("recorder: spool was never begun")
+
+// errBusy says that another process (or Recorder) works on a spool.
+var errBusy = errors.New("recorder: spool is in use by another process")
+
+// file is what the recorder does with the body; tests put a failing one in its place.
+type file interface {
+	WriteAt(b []byte, off int64) (int, error)
+	ReadAt(b []byte, off int64) (int, error)
+	Truncate(size int64) error
+	Sync() error // data and size
+	Size() (int64, error)
+	Close() error
+}
+
+type diskFile struct{ *os.File }
+
+func (f diskFile) Sync() error { return dataSync(f.File) }
+
+func (f diskFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// spool is the folder of one recording, held by this process.
+type spool struct {
+	dir  string
+	lock *os.File
+	body file
+
+	mu      sync.Mutex // guards what follows
+	log     *os.File
+	logSize int64
+	at      progress
+	broken  error // a write to the log failed half-way: no more writes
+}
+
+// createSpool makes the folder of a new recording. It fails with fs.ErrExist when there is one.
+func createSpool(root string, spec specRecord) (_ *spool, err error) {
+	dir := filepath.Join(root, spec.Spec.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &spool{dir: dir}
+	defer func() {
+		if err != nil {
+			s.close()
+			_ = os.RemoveAll(dir)
+		}
+	}()
+	if s.lock, err = lockSpool(dir); err != nil {
+		return nil, err
+	}
+	if err = os.WriteFile(filepath.Join(dir, ballastName), make([]byte, ballastSize), 0o600); err != nil {
+		return nil, err
+	}
+	if err = s.open(os.O_RDWR | os.O_CREATE | os.O_EXCL); err != nil {
+		return nil, err
+	}
+	if err = s.append(record{Spec: &spec}, true); err != nil {
+		return nil, err
+	}
+	if err = syncDir(dir); err != nil {
+		return nil, err
+	}
+	return s, syncDir(root)
+}
+
+// openSpool takes over the folder that a process before left behind. errBusy: someone has it. errCorrupt: it cannot be read; the
+// spool returned with it still holds the lock.
+func openSpool(dir string) (*spool, error) {
+	s := &spool{dir: dir}
+	var err error
+	if s.lock, err = lockSpool(dir); err != nil {
+		return nil, err
+	}
+	if err := s.open(os.O_RDWR); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			if info, err := os.Stat(filepath.Join(dir, bodyName)); err != nil || info.Size() == 0 {
+				return s, errUnborn // the body is made after the log
+			}
+			return s, fmt.Errorf("%w: %v", errCorrupt, err)
+		}
+		s.close()
+		return nil, err
+	}
+	whole, err := readLog(s.log, s.at.apply)
+	if err == nil && s.at.spec == nil {
+		if size, err := s.body.Size(); err == nil && size == 0 {
+			return s, errUnborn
+		}
+		err = fmt.Errorf("%w: no spec in the log", errCorrupt)
+	}
+	if err == nil && s.at.spec.Spec.ID != filepath.Base(dir) {
+		err = fmt.Errorf("%w: the log is of recording %q", errCorrupt, s.at.spec.Spec.ID)
+		s.at = progress{}
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := s.log.Truncate(whole); err != nil {
+		s.close()
+		return nil, fmt.Errorf("recorder: cut the log: %w", err)
+	}
+	s.logSize = whole
+	return s, nil
+}
+
+func (s *spool) open(flag int) error {
+	log, err := os.OpenFile(filepath.Join(s.dir, logName), flag, 0o600)
+	if err != nil {
+		return err
+	}
+	s.log = log
+	body, err := os.OpenFile(filepath.Join(s.dir, bodyName), flag, 0o600)
+	if err != nil {
+		return err
+	}
+	s.body = diskFile{body}
+	return nil
+}
+
+func lockSpool(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errBusy
+		}
+		return nil, fmt.Errorf("recorder: lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// append adds a record to the log and to what is known. With sync it is on disk on return.
+func (s *spool) append(r record, sync bool) error {
+	b, err := encodeRecord(r)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return s.broken
+	}
+	if s.log == nil {
+		return os.ErrClosed
+	}
+	before := s.at
+	if err := s.at.apply(r); err != nil {
+		s.at = before
+		return err
+	}
+	if _, err := s.log.WriteAt(b, s.logSize); err != nil {
+		// What was written of it is overwritten by the next record, or torn for the next process.
+		s.at = before
+		return fmt.Errorf("recorder: write the log: %w", err)
+	}
+	s.logSize += int64(len(b))
+	if !sync {
+		return nil
+	}
+	if err := dataSync(s.log); err != nil {
+		s.broken = fmt.Errorf("recorder: sync the log: %w", err)
+		return s.broken
+	}
+	return nil
+}
+
+// look calls f with what the log says.
+func (s *spool) look(f func(p *progress)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.at)
+}
+
+// frames calls f for each stretch of the body that was acknowledged, in order.
+func (s *spool) frames(f func(frameRecord) error) error {
+	s.mu.Lock()
+	size := s.logSize
+	s.mu.Unlock()
+	log, err := os.Open(filepath.Join(s.dir, logName))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	_, err = readLog(io.LimitReader(log, size), func(r record) error {
+		if r.Frame == nil {
+			return nil
+		}
+		return f(*r.Frame)
+	})
+	return err
+}
+
+// dropBallast frees the space that was kept back.
+func (s *spool) dropBallast() {
+	_ = os.Remove(filepath.Join(s.dir, ballastName)) // missing is fine; otherwise the writes to come say so
+}
+
+// close lets go of the files and the lock.
+func (s *spool) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.log != nil {
+		_ = s.log.Close()
+		s.log = nil
+	}
+	if s.body != nil {
+		_ = s.body.Close()
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
+		s.lock = nil
+	}
+}
+
+// remove deletes the folder. Only for a spool whose every copy is verified, or which has nothing in it. It is renamed
+// first, so that a crash half-way leaves something that is known to be rubbish.
+func (s *spool) remove(root string) error {
+	defer s.close()
+	to := filepath.Join(root, rubbishPrefix+filepath.Base(s.dir))
+	if err := os.Rename(s.dir, to); err != nil {
+		return fmt.Errorf("recorder: delete the spool: %w", err)
+	}
+	return os.RemoveAll(to)
+}
+
+// quarantine moves the folder aside, below root.
+func (s *spool) quarantine(root string) (string, error) {
+	aside := filepath.Join(root, quarantineName)
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		return "", fmt.Errorf("recorder: quarantine: %w", err)
+	}
+	defer s.close()
+	for n := 1; ; n++ {
+		to := filepath.Join(aside, fmt.Sprintf("%s.%d", filepath.Base(s.dir), n))
+		err := os.Rename(s.dir, to)
+		switch {
+		case err == nil:
+			return to, errors.Join(syncDir(aside), syncDir(root))
+		case n < 1000 && (errors.Is(err, os.ErrExist) || errors.Is(err, syscall.ENOTEMPTY)):
+		default:
+			return "", fmt.Errorf("recorder: quarantine: %w", err)
+		}
+	}
+}

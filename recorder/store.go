@@ -1,0 +1,185 @@
+package recorder
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+
+	"github.com/driftstack/fleet/orchestrator/place"
+)
+
+// store is one bucket, by the few requests a recording needs. Retries are the caller's.
+type store struct {
+	region  place.Region
+	bucket  string
+	sse     types.ServerSideEncryption
+	timeout time.Duration
+	client  *s3.Client
+	idle    func()
+}
+
+// euStore and usStore keep the two apart for [plan].
+type (
+	euStore struct{ *store }
+	usStore struct{ *store }
+)
+
+func newStore(t Target, region place.Region, timeout time.Duration) (*store, error) {
+	u, err := url.Parse(t.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("recorder: endpoint: %w", err)
+	}
+	if t.Region == "" {
+		t.Region = "auto"
+	}
+	transport := &http.Transport{
+		// No proxy from the environment: bytes go to the configured host and nowhere else.
+		MaxIdleConnsPerHost: 32, IdleConnTimeout: 90 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: timeout, ForceAttemptHTTP2: false,
+	}
+	client := s3.New(s3.Options{
+		Region: t.Region, BaseEndpoint: aws.String(t.Endpoint), UsePathStyle: true,
+		Credentials: credentials.NewStaticCredentialsProvider(t.AccessKey, t.SecretKey, ""),
+		Retryer:     aws.NopRetryer{},
+		HTTPClient: &http.Client{
+			Transport:     pinned{scheme: u.Scheme, host: u.Host, next: transport},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		// R2 has no trailing checksums: none unless an operation cannot do without.
+		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
+		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
+		ContinueHeaderThresholdBytes: -1,
+	})
+	return &store{region: region, bucket: t.Bucket, sse: types.ServerSideEncryption(t.SSE), timeout: timeout, client: client, idle: transport.CloseIdleConnections}, nil
+}
+
+// pinned refuses requests to any host but the configured one.
+type pinned struct {
+	scheme, host string
+	next         http.RoundTripper
+}
+
+func (p pinned) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != p.scheme || r.URL.Host != p.host {
+		return nil, fmt.Errorf("recorder: refused a request to %s: this storage is pinned to %s", r.URL.Host, p.host)
+	}
+	return p.next.RoundTrip(r)
+}
+
+func (s *store) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("no answer from the %s storage within %v", s.region, s.timeout))
+}
+
+func (s *store) put(ctx context.Context, key string, body io.ReadSeeker, size int64, md5sum []byte) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	_, err := s.client.PutObject(ctx, &s3.PutObjectInput{
+		Bucket: &s.bucket, Key: &key, Body: body, ContentLength: &size, ContentType: aws.String("video/webm"),
+		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(md5sum)), IfNoneMatch: aws.String("*"), ServerSideEncryption: s.sse,
+	})
+	return err
+}
+
+func (s *store) create(ctx context.Context, key string) (uploadID string, err error) {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	out, err := s.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+		Bucket: &s.bucket, Key: &key, ContentType: aws.String("video/webm"), ServerSideEncryption: s.sse,
+	})
+	if err != nil {
+		return "", err
+	}
+	if aws.ToString(out.UploadId) == "" {
+		return "", errors.New("the storage gave no upload ID")
+	}
+	return *out.UploadId, nil
+}
+
+func (s *store) part(ctx context.Context, key, uploadID string, n int32, body io.ReadSeeker, size int64, md5sum []byte) (etag string, err error) {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	out, err := s.client.UploadPart(ctx, &s3.UploadPartInput{
+		Bucket: &s.bucket, Key: &key, UploadId: &uploadID, PartNumber: &n, Body: body, ContentLength: &size,
+		ContentMD5: aws.String(base64.StdEncoding.EncodeToString(md5sum)),
+	})
+	if err != nil {
+		return "", err
+	}
+	etag = strings.Trim(aws.ToString(out.ETag), `"`)
+	if etag != hex.EncodeToString(md5sum) {
+		return "", fmt.Errorf("part %d arrived as %q, sent was %x", n, etag, md5sum)
+	}
+	return etag, nil
+}
+
+func (s *store) complete(ctx context.Context, key, uploadID string, etags []string) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	parts := make([]types.CompletedPart, len(etags))
+	for i := range etags {
+		parts[i] = types.CompletedPart{ETag: aws.String(`"` + etags[i] + `"`), PartNumber: aws.Int32(int32(i + 1))}
+	}
+	_, err := s.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+		Bucket: &s.bucket, Key: &key, UploadId: &uploadID, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
+	})
+	return err
+}
+
+func (s *store) abort(ctx context.Context, key, uploadID string) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	_, err := s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &s.bucket, Key: &key, UploadId: &uploadID})
+	if isCode(err, "NoSuchUpload") {
+		return nil
+	}
+	return err
+}
+
+// head gives size and ETag of an object; found is false when there is none.
+func (s *store) head(ctx context.Context, key string) (size int64, etag string, found bool, err error) {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: &key})
+	var missing *types.NotFound
+	if errors.As(err, &missing) || isCode(err, "NoSuchKey", "NotFound") {
+		return 0, "", false, nil
+	}
+	if err != nil {
+		return 0, "", false, err
+	}
+	return aws.ToInt64(out.ContentLength), strings.Trim(aws.ToString(out.ETag), `"`), true, nil
+}
+
+func (s *store) url(ctx context.Context, key string, ttl time.Duration) (string, error) {
+	r, err := s3.NewPresignClient(s.client).PresignGetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: &key}, s3.WithPresignExpires(ttl))
+	if err != nil {
+		return "", fmt.Errorf("recorder: sign a URL: %w", err)
+	}
+	return r.URL, nil
+}
+
+func isCode(err error, codes ...string) bool {
+	var api smithy.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	for _, c := range codes {
+		if api.ErrorCode() == c {
+			return true
+		}
+	}
+	return false
+}
