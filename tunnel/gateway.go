@@ -196,8 +196,8 @@ func (g *Gateway) Reconcile(ctx context.Context) error {
 		if have, err = g.read(ctx); err != nil {
 			return errors.Join(refused, applied, err)
 		}
-		g.cfg.Log.Info("tunnel peers changed", zap.Int("removed", len(c.remove)), zap.Int("updated", len(c.update)),
-			zap.Int("added", len(c.add)), zap.Int("now", len(have)), zap.Error(applied))
+		g.cfg.Log.Info("tunnel peers changed", zap.Int("removed", len(c.Remove)), zap.Int("updated", len(c.Update)),
+			zap.Int("added", len(c.Add)), zap.Int("now", len(have)), zap.Error(applied))
 		c = diff(accepted, have)
 		if applied != nil && c.size() > 0 && try == reconcileTries-1 {
 			return errors.Join(refused, applied)

@@ -17,7 +17,7 @@ import (
 // LinkConfig configures a Link.
 type LinkConfig struct {
 	StateDir    string        // holds tunnel.json with the private key, mode 0600; made with mode 0700 when it is missing
-	Token       string        // join token; not needed any more once the host has joined
+	Token       string        `json:"-"` // join token; not needed any more once the host has joined
 	Backend     string        // auto (the default), kernel, tun or netstack
 	Interface   string        // name of the network interface, default drifthost0; macOS picks its own
 	MTU         int           // default 1280
@@ -131,6 +131,16 @@ func openLink(ctx context.Context, cfg LinkConfig, s *state, key PrivateKey, add
 		return nil, errors.Join(append(errs, l.Close())...)
 	}
 	return l, nil
+}
+
+// Format implements fmt.Formatter: printed field by field, a Link would show its keys.
+func (l *Link) Format(s fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(s, "tunnel link of %s (%s)", l.host, l.addr)
+}
+
+// Format implements fmt.Formatter: the token is not for logs.
+func (cfg LinkConfig) Format(s fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(s, "tunnel link configuration (state in %s, backend %s)", cfg.StateDir, cfg.Backend)
 }
 
 // Host is the name the orchestrator gave this host when it joined.
@@ -252,7 +262,7 @@ func (l *Link) setPeer(ctx context.Context, g GatewayInfo) error {
 		return err
 	}
 	e, ok := tableOf(d)[g.PublicKey]
-	if !ok || !e.equal(entry{psk: l.psk, addrs: []netip.Prefix{netip.PrefixFrom(g.Addr, 32)}}) {
+	if !ok || !e.equal(entry{PSK: l.psk, Addrs: []netip.Prefix{netip.PrefixFrom(g.Addr, 32)}}) {
 		return fmt.Errorf("tunnel: gateway %s: %w", g.Addr, ErrNotVerified)
 	}
 	return nil

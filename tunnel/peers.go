@@ -44,10 +44,11 @@ func (e *DuplicatePeerError) Error() string {
 // Unwrap makes it an ErrPeer.
 func (e *DuplicatePeerError) Unwrap() error { return ErrPeer }
 
-// entry is what a device knows of a peer that a gateway decides.
+// entry is what a device knows of a peer that a gateway decides. The fields of this and of changes have exported names
+// because fmt calls no methods, and so redacts no key, behind unexported ones.
 type entry struct {
-	psk   PresharedKey
-	addrs []netip.Prefix // allowed addresses, sorted
+	PSK   PresharedKey
+	Addrs []netip.Prefix // allowed addresses, sorted
 }
 
 // table is the peers of a device.
@@ -56,30 +57,30 @@ type table map[Key]entry
 func tableOf(d *wgtypes.Device) table {
 	t := make(table, len(d.Peers))
 	for _, p := range d.Peers {
-		e := entry{psk: PresharedKey(p.PresharedKey)}
+		e := entry{PSK: PresharedKey(p.PresharedKey)}
 		for _, ip := range p.AllowedIPs {
-			e.addrs = append(e.addrs, prefix(ip))
+			e.Addrs = append(e.Addrs, prefix(ip))
 		}
-		slices.SortFunc(e.addrs, comparePrefixes)
+		slices.SortFunc(e.Addrs, comparePrefixes)
 		t[Key(p.PublicKey)] = e
 	}
 	return t
 }
 
 func (p Peer) entry() entry {
-	return entry{psk: p.PresharedKey, addrs: []netip.Prefix{netip.PrefixFrom(p.Addr, 32)}}
+	return entry{PSK: p.PresharedKey, Addrs: []netip.Prefix{netip.PrefixFrom(p.Addr, 32)}}
 }
 
-func (e entry) equal(f entry) bool { return e.psk == f.psk && slices.Equal(e.addrs, f.addrs) }
+func (e entry) equal(f entry) bool { return e.PSK == f.PSK && slices.Equal(e.Addrs, f.Addrs) }
 
 // changes turns one table into another. A peer is in at most one of the lists, and in none when it stays as it is.
 type changes struct {
-	remove []Key  // go first, so that their addresses are free
-	update []Peer // are there, and get another address or preshared key
-	add    []Peer
+	Remove []Key  // go first, so that their addresses are free
+	Update []Peer // are there, and get another address or preshared key
+	Add    []Peer
 }
 
-func (c changes) size() int { return len(c.remove) + len(c.update) + len(c.add) }
+func (c changes) size() int { return len(c.Remove) + len(c.Update) + len(c.Add) }
 
 // diff says what turns have into want, which accept has checked.
 func diff(want []Peer, have table) changes {
@@ -89,20 +90,20 @@ func diff(want []Peer, have table) changes {
 		keep[p.PublicKey] = true
 		switch old, ok := have[p.PublicKey]; {
 		case !ok:
-			c.add = append(c.add, p)
+			c.Add = append(c.Add, p)
 		case !old.equal(p.entry()):
-			c.update = append(c.update, p)
+			c.Update = append(c.Update, p)
 		}
 	}
 	for k := range have {
 		if !keep[k] {
-			c.remove = append(c.remove, k)
+			c.Remove = append(c.Remove, k)
 		}
 	}
-	slices.SortFunc(c.remove, compareKeys)
+	slices.SortFunc(c.Remove, compareKeys)
 	byKey := func(a, b Peer) int { return compareKeys(a.PublicKey, b.PublicKey) }
-	slices.SortFunc(c.update, byKey)
-	slices.SortFunc(c.add, byKey)
+	slices.SortFunc(c.Update, byKey)
+	slices.SortFunc(c.Add, byKey)
 	return c
 }
 
@@ -178,15 +179,15 @@ const batch = 1000
 // configs renders the changes as calls to a device: removals first.
 func (c changes) configs() []wgtypes.Config {
 	peers := make([]wgtypes.PeerConfig, 0, c.size())
-	for _, k := range c.remove {
+	for _, k := range c.Remove {
 		peers = append(peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(k), Remove: true})
 	}
-	for _, p := range c.update {
+	for _, p := range c.Update {
 		pc := p.config()
 		pc.UpdateOnly = true // one that vanished meanwhile is found by reading back, and added then
 		peers = append(peers, pc)
 	}
-	for _, p := range c.add {
+	for _, p := range c.Add {
 		peers = append(peers, p.config())
 	}
 	var out []wgtypes.Config

@@ -279,7 +279,7 @@ func TestHungDaemon(t *testing.T) {
 	if _, err := d.read(t.Context()); !errors.Is(err, ErrDeviceHung) {
 		t.Errorf("read: %v", err)
 	}
-	if err := d.apply(t.Context(), changes{add: []Peer{{PublicKey: Key{1}, Addr: addr(ownRange, 256)}}}.configs()[0]); !errors.Is(err, ErrDeviceHung) {
+	if err := d.apply(t.Context(), changes{Add: []Peer{{PublicKey: Key{1}, Addr: addr(ownRange, 256)}}}.configs()[0]); !errors.Is(err, ErrDeviceHung) {
 		t.Errorf("configure: %v", err)
 	}
 	if err := d.close(); !errors.Is(err, ErrDeviceHung) {
