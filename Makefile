@@ -1,0 +1,56 @@
+# make run    the whole system on this machine and a sample session; stays up until Ctrl-C
+# make demo   the same, but stops after the sample: exit code 0 when all of it held
+# make test   all tests, with the real parts
+# make check  format, vet, staticcheck, import ranks, the macOS build
+# make clean  removes what the above left in this folder
+
+SHELL := /bin/sh
+.SUFFIXES:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PROGRAMS := orchestrator driverhost driftctl devstack
+# Where a package's tests share a machine with real browsers, a slow one must not pass for a hung one.
+TESTFLAGS ?= -race -timeout 20m
+PACKAGES ?= ./...
+
+.PHONY: help
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+.PHONY: setup
+setup:
+	@scripts/setup.sh
+
+.PHONY: setup-test
+setup-test:
+	@scripts/setup.sh test
+
+.PHONY: build
+build:
+	@go build -o bin/ $(PROGRAMS:%=./cmd/%)
+
+# exec: devstack takes the shell's place, so that Ctrl-C reaches it and nothing in between reports a failure.
+.PHONY: run
+run: setup build
+	@exec bin/devstack run
+
+.PHONY: demo
+demo: setup build
+	@exec bin/devstack demo
+
+.PHONY: test
+test: setup-test build
+	@go run ./scripts/parts $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: check
+check:
+	@echo 'gofmt' && test -z "$$(gofmt -l cmd driverproxy orchestrator profilestate recorder scripts tunnel | tee /dev/stderr)"
+	@echo 'vet' && go vet ./...
+	@echo 'staticcheck' && go tool staticcheck ./...
+	@echo 'ranks' && go test -count=1 ./cmd
+	@echo 'macOS build' && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driverhost && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driftctl
+
+.PHONY: clean
+clean:
+	@rm -rf .devstack bin test/selenium/node_modules
