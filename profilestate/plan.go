@@ -1,0 +1,85 @@
+package profilestate
+
+import (
+	"cmp"
+	"net/url"
+	"slices"
+)
+
+// stop is one document that a restore opens, and what it does there.
+type stop struct {
+	origins []string // alternatives, best first
+	dir     string   // the document is below this path
+	job     storageJob
+	cookies []Cookie
+}
+
+// page is the URL whose cookies the stop's document shows.
+func (s *stop) page() *url.URL { return below(s.origins[0], s.dir) }
+
+// below is a URL directly below a folder of an origin.
+func below(origin, dir string) *url.URL {
+	u, err := url.Parse(inert(origin, dir)[0])
+	if err != nil {
+		return &url.URL{}
+	}
+	return u
+}
+
+// plan orders a restore so that no restored cookie is ever sent to its site: localStorage and the documents come first,
+// and each cookie is set at the last stop that shows it. A request with a login in it may make the site rotate that
+// login while nobody is looking.
+//
+// It needs a page that shows each cookie, for two reasons: a host-only cookie can only be set from its host, and what
+// cannot be read back is not known to be there. Where no origin of the snapshot will do, the cookie's own domain must.
+// Cookies that no URL can show are returned apart.
+func plan(s *Snapshot) (stops []*stop, nowhere []Cookie) {
+	for _, o := range s.Origins {
+		st := &stop{origins: []string{o.Origin}, dir: "/", job: storageJob{want: "nothing"}}
+		if len(o.LocalStorage) > 0 {
+			st.job = storageJob{want: "write", items: o.LocalStorage}
+		}
+		stops = append(stops, st)
+	}
+	cookies := slices.Clone(s.Cookies)
+	// The deepest paths first: their stops show the cookies of the folders above too.
+	slices.SortStableFunc(cookies, func(a, b Cookie) int { return cmp.Compare(len(b.Path), len(a.Path)) })
+	for _, c := range cookies {
+		if !slices.ContainsFunc(stops, func(st *stop) bool { return c.sentTo(st.page()) }) {
+			stops = append(stops, &stop{origins: placesFor(c, s.Origins), dir: c.Path, job: storageJob{want: "nothing"}})
+		}
+	}
+	for _, c := range s.Cookies {
+		if st := lastThatShows(stops, c); st != nil {
+			st.cookies = append(st.cookies, c)
+		} else {
+			nowhere = append(nowhere, c)
+		}
+	}
+	stops = slices.DeleteFunc(stops, func(st *stop) bool { return st.job.want == "nothing" && len(st.cookies) == 0 })
+	return stops, nowhere
+}
+
+func lastThatShows(stops []*stop, c Cookie) *stop {
+	for _, st := range slices.Backward(stops) {
+		if c.sentTo(st.page()) {
+			return st
+		}
+	}
+	return nil
+}
+
+// placesFor lists origins on which a cookie can be set: known ones, then those that its domain suggests.
+func placesFor(c Cookie, known []Origin) []string {
+	var list []string
+	for _, o := range known {
+		if u, err := url.Parse(o.Origin); err == nil && c.onHost(u) {
+			list = append(list, o.Origin)
+		}
+	}
+	list = append(list, "https://"+c.host())
+	if !c.Secure {
+		list = append(list, "http://"+c.host())
+	}
+	return list
+}

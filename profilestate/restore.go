@@ -1,0 +1,247 @@
+package profilestate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// Restore puts a snapshot into a fresh session and reads everything back. A site that is down costs its own items, which
+// the report lists as dropped; an error means that the session itself failed and must not be used.
+// The browser is left on about:blank with the session's own timeouts.
+func Restore(ctx context.Context, d Driver, s *Snapshot) (Report, error) {
+	r := &restorer{b: &browser{d: d}, now: time.Now()}
+	if err := r.run(ctx, s); err != nil {
+		return Report{}, fmt.Errorf("restore profile: %w", err)
+	}
+	return r.report, nil
+}
+
+type restorer struct {
+	b      *browser
+	now    time.Time
+	report Report
+	open   []opened // documents that opened, to come back to
+	late   []Cookie // cookies whose stop did not open
+	why    map[cookieKey]Reason
+}
+
+// opened is a document that opened.
+type opened struct {
+	origin, dir string
+	page        page
+}
+
+func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
+	todo := s.clone()
+	todo.Cookies = slices.DeleteFunc(todo.Cookies, r.impossible)
+	if len(todo.Cookies) == 0 && len(todo.Origins) == 0 {
+		return nil
+	}
+	if err := r.b.begin(ctx); err != nil {
+		return err
+	}
+	stops, nowhere := plan(todo)
+	r.why = make(map[cookieKey]Reason)
+	r.postpone(nowhere, ReasonUnreachable)
+	for _, st := range stops {
+		if err := r.stop(ctx, st); err != nil {
+			return err
+		}
+	}
+	if err := r.retry(ctx); err != nil {
+		return err
+	}
+	if err := r.b.blank(ctx); err != nil {
+		return err
+	}
+	for _, c := range r.late {
+		if err := r.blind(ctx, c); err != nil {
+			return err
+		}
+	}
+	return r.b.end(ctx)
+}
+
+// impossible reports cookies that need not be tried.
+func (r *restorer) impossible(c Cookie) bool {
+	switch {
+	case c.expired(r.now):
+		r.report.cookie(c, Dropped, ReasonExpired)
+	case c.needsScript() && c.HTTPOnly:
+		r.report.cookie(c, Unsupported, ReasonEmptyValue)
+	default:
+		return false
+	}
+	return true
+}
+
+// stop opens the stop's document and does what is to be done there.
+func (r *restorer) stop(ctx context.Context, st *stop) error {
+	why := ReasonUnreachable
+	for _, origin := range st.origins {
+		p, err := r.b.open(ctx, origin, st.dir, st.job)
+		var unusable *pageError
+		if errors.As(err, &unusable) {
+			why = unusable.why
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.open = append(r.open, opened{origin, st.dir, p})
+		if st.job.want == "write" {
+			r.compareStorage(origin, st.job.items, p.Items)
+		}
+		return r.setCookies(ctx, p, st.cookies)
+	}
+	for _, e := range st.job.items {
+		r.report.entry(st.origins[0], e.Name, Dropped, why)
+	}
+	r.postpone(st.cookies, why)
+	return nil
+}
+
+func (r *restorer) postpone(cookies []Cookie, why Reason) {
+	for _, c := range cookies {
+		r.why[c.key()] = why
+		r.late = append(r.late, c)
+	}
+}
+
+// retry sets cookies whose stop did not open on other documents that did. Going back there may send cookies that are
+// set already, which beats losing these.
+func (r *restorer) retry(ctx context.Context) error {
+	late := r.late
+	r.late = nil
+	for _, at := range r.open {
+		var here []Cookie
+		late = slices.DeleteFunc(late, func(c Cookie) bool {
+			if !at.page.shows(c) {
+				return false
+			}
+			here = append(here, c)
+			return true
+		})
+		if len(here) == 0 {
+			continue
+		}
+		p, err := r.b.open(ctx, at.origin, at.dir, storageJob{want: "nothing"})
+		var unusable *pageError
+		if errors.As(err, &unusable) {
+			r.postpone(here, unusable.why)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.setCookies(ctx, p, here); err != nil {
+			return err
+		}
+	}
+	r.late = append(r.late, late...)
+	return nil
+}
+
+// blind sets a domain cookie of which no page could be opened. The site may be back when the customer goes there; until
+// then nobody knows whether it is there, so it counts as dropped.
+func (r *restorer) blind(ctx context.Context, c Cookie) error {
+	why := r.why[c.key()]
+	if !c.hostOnly() && !c.needsScript() {
+		err := r.b.addCookie(ctx, c)
+		if fatal(err) {
+			return err
+		}
+		if err == nil {
+			why = ReasonUnverified
+		}
+	}
+	r.report.cookie(c, Dropped, why)
+	return nil
+}
+
+// setCookies sets the cookies on the current page and reads them back. Those that the page cannot show, because a
+// redirect led elsewhere, are postponed.
+func (r *restorer) setCookies(ctx context.Context, p page, cookies []Cookie) error {
+	cookies = slices.DeleteFunc(slices.Clone(cookies), func(c Cookie) bool {
+		if p.shows(c) {
+			return false
+		}
+		r.postpone([]Cookie{c}, ReasonUnreachable)
+		return true
+	})
+	if len(cookies) == 0 {
+		return nil
+	}
+	refused := make(map[cookieKey]bool)
+	var assignments []string
+	for _, c := range cookies {
+		if c.needsScript() {
+			assignments = append(assignments, c.assignment())
+			continue
+		}
+		if err := r.b.addCookie(ctx, c); fatal(err) {
+			return err
+		} else if err != nil {
+			refused[c.key()] = true
+		}
+	}
+	if len(assignments) > 0 {
+		if err := r.b.script(ctx, cookieScript, assignments, nil); fatal(err) {
+			return err
+		}
+	}
+	seen, err := r.b.cookies(ctx, r.now)
+	if fatal(err) {
+		return err
+	}
+	for _, c := range cookies {
+		i := slices.IndexFunc(seen, func(v Cookie) bool { return v.key() == c.key() })
+		switch {
+		case err != nil:
+			r.report.cookie(c, Dropped, ReasonUnverified)
+		case i >= 0:
+			r.compareCookie(c, seen[i])
+		case refused[c.key()]:
+			r.report.cookie(c, Dropped, ReasonRefused)
+		default:
+			r.report.cookie(c, Dropped, ReasonIgnored)
+		}
+	}
+	return nil
+}
+
+func (r *restorer) compareCookie(want, have Cookie) {
+	switch {
+	case want.Value != have.Value:
+		r.report.alteredCookie(want, have, ReasonValue)
+	case want.Secure != have.Secure || want.HTTPOnly != have.HTTPOnly || want.SameSite != have.SameSite:
+		r.report.alteredCookie(want, have, ReasonAttributes)
+	case math.Abs(want.Expires-have.Expires) > 1: // drivers carry whole seconds
+		r.report.alteredCookie(want, have, ReasonExpiry)
+	default:
+		// Equal but perhaps for a fraction of a second, which a capture must not take for a change.
+		r.report.cookie(want, Restored, "")
+		r.report.items[len(r.report.items)-1].made = have
+	}
+}
+
+func (r *restorer) compareStorage(origin string, want, have []Entry) {
+	values := make(map[JSString]JSString, len(have))
+	for _, e := range have {
+		values[e.Name] = e.Value
+	}
+	for _, e := range want {
+		switch v, ok := values[e.Name]; {
+		case !ok:
+			r.report.entry(origin, e.Name, Dropped, ReasonIgnored)
+		case v != e.Value:
+			r.report.alteredEntry(origin, e.Name, v)
+		default:
+			r.report.entry(origin, e.Name, Restored, "")
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package profilestate
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+)
+
+const (
+	streamHead  = 40 // length, salt and nonce prefix of Tink's stream
+	segmentSize = 4096
+	segmentTag  = 16
+)
+
+// sealedSize is the size of a file with n bytes of plaintext, rounded up a little.
+func sealedSize(n int) int {
+	return headerSize + streamHead + n + (n/(segmentSize-segmentTag)+2)*segmentTag
+}
+
+// seal makes a whole sealed file in memory.
+func seal(key dataKey, h header, plaintext []byte) ([]byte, error) {
+	head := h.marshal()
+	out := bytes.NewBuffer(make([]byte, 0, sealedSize(len(plaintext))))
+	out.Write(head)
+	w, err := key.stream.NewEncryptingWriter(out, head)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	_, err = w.Write(plaintext)
+	if err := errors.Join(err, w.Close()); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// unseal opens a whole file. Nothing of it is returned before all of it is known to be authentic: Tink's reader hands
+// out bytes before it has seen the end.
+func unseal(key dataKey, want Generation, wantHeader header, file []byte) ([]byte, error) {
+	if int64(len(file)) != want.Bytes || sha256.Sum256(file) != want.SHA256 {
+		return nil, errors.New("the file is not the one that was published")
+	}
+	h, err := parseHeader(file)
+	if err != nil {
+		return nil, err
+	}
+	if !key.known[h.epoch] {
+		return nil, fmt.Errorf("%w: the key it was sealed with is gone", ErrKey)
+	}
+	wantHeader.epoch, wantHeader.previous = h.epoch, h.previous
+	if h != wantHeader {
+		return nil, errors.New("the file belongs to another region, account, profile, generation or term")
+	}
+	r, err := key.stream.NewDecryptingReader(bytes.NewReader(file[headerSize:]), file[:headerSize])
+	if err != nil {
+		return nil, errors.New("the file does not open with the profile's key")
+	}
+	plaintext := bytes.NewBuffer(make([]byte, 0, len(file)))
+	if _, err := io.Copy(plaintext, r); err != nil {
+		return nil, errors.New("the file does not open with the profile's key")
+	}
+	return plaintext.Bytes(), nil
+}
