@@ -85,21 +85,31 @@ func join(ctx context.Context, cfg LinkConfig, s *state) (_ *state, err error) {
 	if err != nil {
 		return nil, err
 	}
-	done := *s
-	if done.Addr, err = netip.ParseAddr(joined.Address); err != nil {
-		return nil, fmt.Errorf("tunnel: join: the gateway gave the address %q: %w", joined.Address, err)
-	}
-	done.Host = joined.Host
-	if done.Host == "" || len(done.Host) > maxHost {
-		return nil, errors.New("tunnel: join: the gateway gave no usable host name")
-	}
-	if err := done.check(); err != nil {
-		return nil, fmt.Errorf("tunnel: join: the gateway's answer: %w", err)
+	done, err := answered(s, joined)
+	if err != nil {
+		return nil, err
 	}
 	if err := done.save(cfg.StateDir); err != nil {
 		return nil, err
 	}
 	cfg.Log.Info("this host has joined", zap.String("host", done.Host), zap.Stringer("address", done.Addr))
+	return done, nil
+}
+
+// answered is s with a gateway's answer, which must be for this host.
+func answered(s *state, joined wire.Joined) (*state, error) {
+	own, err := netip.ParseAddr(joined.Address)
+	if err != nil {
+		return nil, fmt.Errorf("tunnel: join: the gateway gave the address %q: %w", joined.Address, err)
+	}
+	if joined.Host == "" || len(joined.Host) > maxHost {
+		return nil, errors.New("tunnel: join: the gateway gave no usable host name")
+	}
+	done := *s
+	done.Host, done.Addr = joined.Host, own
+	if err := done.check(); err != nil {
+		return nil, fmt.Errorf("tunnel: join: the gateway's answer: %w", err)
+	}
 	return &done, nil
 }
 

@@ -1,0 +1,147 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// TestGuard is the whole matrix of who reaches what.
+func TestGuard(t *testing.T) {
+	said := func(text string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
+	}
+	g := Guard(said("join"), said("fleet"))
+	for _, c := range []struct {
+		from, path, reached string
+		status              int
+	}{
+		{"10.76.1.0:5", wire.PathJoin, "join", 200},
+		{"[::ffff:10.76.1.0]:5", wire.PathJoin, "join", 200},
+		{"10.76.1.0:5", wire.PathControl, "", 403},
+		{"10.76.1.0:5", "/", "", 403},
+		{"10.76.1.0:5", wire.PathJoin + "/", "", 403},
+		{"10.77.1.0:5", wire.PathControl, "fleet", 200},
+		{"10.77.1.0:5", wire.PathRecording, "fleet", 200},
+		{"10.77.1.0:5", wire.PathJoin, "", 404},
+		{"10.77.0.2:5", wire.PathControl, "", 403}, // another gateway
+		{"10.76.0.2:5", wire.PathJoin, "", 403},
+		{"127.0.0.1:5", wire.PathControl, "", 403},
+		{"192.0.2.1:5", wire.PathJoin, "", 403},
+		{"@", wire.PathControl, "", 403}, // a unix socket
+		{"", wire.PathControl, "", 403},
+	} {
+		r := httptest.NewRequest(http.MethodPost, c.path, nil)
+		r.RemoteAddr = c.from
+		r.Header.Set("X-Forwarded-For", "10.77.1.0") // nobody may say who they are
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		if w.Code != c.status || c.reached != "" && w.Body.String() != c.reached {
+			t.Errorf("%s to %s: %d %s", c.from, c.path, w.Code, w.Body)
+		}
+		if c.reached == "" {
+			checkProblem(t, w)
+		}
+	}
+}
+
+func checkProblem(t *testing.T, w *httptest.ResponseRecorder) joinProblem {
+	t.Helper()
+	var p joinProblem
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || p.Status != w.Code || p.Title == "" ||
+		w.Header().Get("Content-Type") != "application/problem+json" {
+		t.Errorf("not a problem: %v %s %s", err, w.Header(), w.Body)
+	}
+	return p
+}
+
+type enrollFunc func(context.Context, netip.Addr, Key) (wire.Joined, error)
+
+func (f enrollFunc) Redeem(ctx context.Context, a netip.Addr, k Key) (wire.Joined, error) {
+	return f(ctx, a, k)
+}
+
+func TestJoinHandler(t *testing.T) {
+	key := clamp([32]byte{1: 1}).Public()
+	good := `{"public_key":"` + key.String() + `"}`
+	for _, c := range []struct {
+		name, method, from, body string
+		err                      error
+		status                   int
+		kind                     string
+	}{
+		{"good", "POST", "10.76.1.0:1", good, nil, 200, ""},
+		{"used", "POST", "10.76.1.0:1", good, ErrTokenUsed, 403, "token-used"},
+		{"unknown", "POST", "10.76.1.0:1", good, ErrTokenUnknown, 403, "token-unknown"},
+		{"taken", "POST", "10.76.1.0:1", good, ErrKeyTaken, 403, "key-taken"},
+		{"expired", "POST", "10.76.1.0:1", good, errors.Join(errors.New("row 7"), ErrTokenExpired), 410, "token-expired"},
+		{"broken", "POST", "10.76.1.0:1", good, errors.New("password of the database"), 500, "internal"},
+		{"own address", "POST", "10.77.1.0:1", good, nil, 403, "not-a-join-tunnel"},
+		{"get", "GET", "10.76.1.0:1", "", nil, 405, "method"},
+		{"empty", "POST", "10.76.1.0:1", "", nil, 400, "malformed"},
+		{"no key", "POST", "10.76.1.0:1", "{}", nil, 400, "malformed"},
+		{"zero key", "POST", "10.76.1.0:1", `{"public_key":"` + Key{}.String() + `"}`, nil, 400, "malformed"},
+		{"unknown field", "POST", "10.76.1.0:1", `{"public_key":"` + key.String() + `","host":"x"}`, nil, 400, "malformed"},
+		{"long", "POST", "10.76.1.0:1", strings.Repeat(" ", maxJoin+1) + good, nil, 400, "malformed"},
+	} {
+		called := false
+		h := JoinHandler(enrollFunc(func(_ context.Context, a netip.Addr, k Key) (wire.Joined, error) {
+			called = true
+			if a != netip.MustParseAddr("10.76.1.0") || k != key {
+				t.Errorf("%s: redeemed for %s with %s", c.name, a, k)
+			}
+			return wire.Joined{Host: "mac", Address: "10.77.1.0"}, c.err
+		}), nil)
+		r := httptest.NewRequest(c.method, wire.PathJoin, strings.NewReader(c.body))
+		r.RemoteAddr = c.from
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != c.status || called != (c.status == 200 || c.err != nil) {
+			t.Errorf("%s: %d, redeemed %t: %s", c.name, w.Code, called, w.Body)
+		}
+		if c.status == 200 {
+			var j wire.Joined
+			if err := json.Unmarshal(w.Body.Bytes(), &j); err != nil || j.Host != "mac" || j.Address != "10.77.1.0" {
+				t.Errorf("%s: %v %s", c.name, err, w.Body)
+			}
+			continue
+		}
+		if p := checkProblem(t, w); p.Type != problemPrefix+c.kind {
+			t.Errorf("%s: problem %s", c.name, p.Type)
+		}
+		if strings.Contains(w.Body.String(), "password") || strings.Contains(w.Body.String(), "row 7") {
+			t.Errorf("%s: the cause is shown: %s", c.name, w.Body)
+		}
+		for _, known := range refusals() { // and back, on the host
+			if c.err != nil && errors.Is(c.err, known.err) && !errors.Is(refusal(w.Code, w.Body.Bytes()), known.err) {
+				t.Errorf("%s: the host reads %v", c.name, refusal(w.Code, w.Body.Bytes()))
+			}
+		}
+	}
+}
+
+// TestAnswerRefused: a host takes no answer that would give it somebody else's address.
+func TestAnswerRefused(t *testing.T) {
+	for name, answer := range map[string]wire.Joined{
+		"another host's": {Host: "mac", Address: "10.77.1.1"},
+		"a gateway's":    {Host: "mac", Address: "10.77.0.1"},
+		"join address":   {Host: "mac", Address: "10.76.1.0"},
+		"none":           {Host: "mac"},
+		"no name":        {Address: "10.77.1.0"},
+	} {
+		if _, err := answered(&state{JoinAddr: addr(joinRange, 256), Gateways: testState(t).Gateways}, answer); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	s, err := answered(&state{JoinAddr: addr(joinRange, 256), Gateways: testState(t).Gateways}, wire.Joined{Host: "mac", Address: "10.77.1.0"})
+	if err != nil || !s.joined() || s.Host != "mac" {
+		t.Errorf("%+v %v", s, err)
+	}
+}
