@@ -28,20 +28,6 @@ const (
 	commandGap = 60 * time.Millisecond                 // so that the recording has something to show
 )
 
-// routes sends commands through the W3C routes.
-func (c *controlPlane) routes(session string) doer {
-	return func(ctx context.Context, method, path string, body any) (json.RawMessage, error) {
-		if method == http.MethodPost && body == nil {
-			body = struct{}{}
-		}
-		var answer struct {
-			Value json.RawMessage `json:"value"`
-		}
-		err := c.call(ctx, method, "/session/"+session+path, body, &answer)
-		return answer.Value, err
-	}
-}
-
 func (b *browser) send(ctx context.Context, method, path string, in, out any) error {
 	began := time.Now()
 	value, err := b.do(ctx, method, path, in)

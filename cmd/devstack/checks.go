@@ -146,8 +146,8 @@ func (p *sample) waitRecording(ctx context.Context, session string, regions []st
 		want = "replicated"
 	}
 	for {
-		var rec api.Recording
-		if err := p.stack.fleet.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(session)+"/recording", nil, &rec); err != nil {
+		rec, err := p.stack.fleet.Recording(ctx, session)
+		if err != nil {
 			return rec, err
 		}
 		if rec.State == want {

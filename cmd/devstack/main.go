@@ -116,7 +116,7 @@ The stack is up: Ctrl-C stops it. Ready to paste:
   url.username = 'driftstack';
   url.password = process.env.DRIFTSTACK_SERVICE_TOKEN;
   const browser = await new Builder().usingServer(url.href)
-    .withCapabilities(new Capabilities({ 'driftstack:options': { account: '%[4]s' } })).build();
+    .withCapabilities(new Capabilities({ browserName: 'safari', 'driftstack:options': { account: '%[4]s' } })).build();
   await browser.get('%[3]s/counter');
   console.log(await browser.getTitle());
   await browser.quit();

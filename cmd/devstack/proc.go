@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -42,7 +44,7 @@ type spec struct {
 func startChild(s spec) (*child, error) {
 	c := &child{name: s.name, log: s.log, done: make(chan struct{})}
 	cmd := exec.Command(s.argv[0], s.argv[1:]...)
-	cmd.Env = append(os.Environ(), s.env...)
+	cmd.Env = append(inherited(), s.env...)
 	cmd.SysProcAttr = childAttr()
 	cmd.WaitDelay = 2 * time.Second
 	cmd.Stdout = s.stdout
@@ -82,6 +84,11 @@ func startChild(s spec) (*child, error) {
 		return nil, fmt.Errorf("start %s: %w", s.name, err)
 	}
 	return c, nil
+}
+
+// inherited is our environment without the settings of somebody's own fleet: only devstack configures its children.
+func inherited() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "DRIFTSTACK_") })
 }
 
 // stop asks the child to end and kills its process group when it does not in time. It returns an error only when

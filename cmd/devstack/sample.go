@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net/http"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,13 +64,12 @@ func runSample(ctx context.Context, s *stack) error {
 
 func (p *sample) run(ctx context.Context) error {
 	for account, recordings := range map[string]string{accountA: "replicated", accountB: "eu"} {
-		if err := p.stack.fleet.call(ctx, http.MethodPut, "/v1/accounts/"+account, api.PutAccount{Recordings: recordings}, nil); err != nil {
+		if _, err := p.stack.fleet.PutAccount(ctx, account, api.PutAccount{Recordings: recordings}); err != nil {
 			return err
 		}
 	}
-	var profile api.Profile
-	if err := p.stack.fleet.call(ctx, http.MethodPost, "/v1/profiles",
-		api.CreateProfile{Account: accountA, Name: "sample " + time.Now().UTC().Format(time.RFC3339)}, &profile); err != nil {
+	profile, err := p.stack.fleet.CreateProfile(ctx, api.CreateProfile{Account: accountA, Name: "sample " + time.Now().UTC().Format(time.RFC3339)})
+	if err != nil {
 		return err
 	}
 	p.out.line("\naccount %s keeps recordings in the EU and the US, account %s in the EU only; profile %s belongs to %s", accountA, accountB, profile.ID, accountA)
@@ -117,23 +114,22 @@ func (p *sample) visit(ctx context.Context, title string, create api.CreateSessi
 	create.Recording = &record
 	v := &visit{}
 	fleet := p.stack.fleet
-	if err := fleet.call(ctx, http.MethodPost, "/v1/sessions", create, &v.session); err != nil {
+	if v.session, err = fleet.CreateSession(ctx, create); err != nil {
 		return nil, err
 	}
-	path := "/v1/sessions/" + url.PathEscape(v.session.ID)
 	if v.log, err = followLog(p.stack, v.session.ID); err != nil {
 		return nil, err
 	}
 	defer func() { // also when something failed: a session must not be left running, nor a log
 		if err != nil {
-			_ = fleet.call(context.WithoutCancel(ctx), http.MethodDelete, path, nil, nil) // best effort: err says more
+			_, _ = fleet.Cancel(context.WithoutCancel(ctx), v.session.ID) // best effort: err says more
 		}
 		v.log.close(context.WithoutCancel(ctx))
 	}()
-	if err := p.waitState(ctx, v, path, api.Running); err != nil {
+	if err := p.waitState(ctx, v, api.Running); err != nil {
 		return nil, err
 	}
-	v.browser = &browser{do: fleet.routes(v.session.ID)}
+	v.browser = &browser{do: routes(fleet, v.session.ID)}
 	if stream {
 		do, done, err := openStream(ctx, fleet, v.session.ID)
 		if err != nil {
@@ -149,14 +145,12 @@ func (p *sample) visit(ctx context.Context, title string, create api.CreateSessi
 	if err := v.browser.quit(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.waitState(ctx, v, path, api.Ended); err != nil {
+	if err := p.waitState(ctx, v, api.Ended); err != nil {
 		return nil, err
 	}
-	var events api.EventList
-	if err := fleet.call(ctx, http.MethodGet, path+"/events", nil, &events); err != nil {
+	if v.events, err = fleet.Events(ctx, v.session.ID, 0); err != nil {
 		return nil, err
 	}
-	v.events = events.Events
 	v.log.close(ctx)
 	p.out.check(v.session.Reason == "completed", "ended: %s", v.session.Reason)
 	p.checkLog(v, linesBefore)
@@ -164,22 +158,15 @@ func (p *sample) visit(ctx context.Context, title string, create api.CreateSessi
 	return v, nil
 }
 
-// waitState long-polls until the session is in the state or past it.
-func (p *sample) waitState(ctx context.Context, v *visit, path string, want api.SessionState) error {
-	for {
-		if err := p.stack.fleet.call(ctx, http.MethodGet, path+"?wait="+string(want), nil, &v.session); err != nil {
-			return err
-		}
-		switch v.session.State {
-		case want:
-			return nil
-		case api.Ended:
-			return fmt.Errorf("session %s ended before it was %s: %s: %s", v.session.ID, want, v.session.Reason, v.session.Detail)
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("session %s is %s, not %s: %w", v.session.ID, v.session.State, want, context.Cause(ctx))
-		}
+// waitState waits until the session is in the state; one that ends first is an error.
+func (p *sample) waitState(ctx context.Context, v *visit, want api.SessionState) (err error) {
+	if v.session, err = p.stack.fleet.Wait(ctx, v.session.ID, want); err != nil {
+		return err
 	}
+	if v.session.State != want {
+		return fmt.Errorf("session %s is %s, not %s: %s: %s", v.session.ID, v.session.State, want, v.session.Reason, v.session.Detail)
+	}
+	return nil
 }
 
 const loggedInText = "Logged in as " + siteUser + "."
@@ -323,7 +310,7 @@ func followLog(s *stack, session string) (*liveLog, error) {
 	l := &liveLog{out: s.cfg.out}
 	var err error
 	l.proc, err = startChild(spec{name: "driftctl logs", argv: []string{filepath.Join(s.cfg.bin, "driftctl"), "logs", "-f", session},
-		env: []string{"DRIFTSTACK_URL=" + s.fleet.url, "DRIFTSTACK_SERVICE_TOKEN=" + s.fleet.token}, log: s.log("driftctl"), stdout: l})
+		env: []string{"DRIFTSTACK_URL=" + s.url, "DRIFTSTACK_SERVICE_TOKEN=" + s.state.ServiceToken}, log: s.log("driftctl"), stdout: l})
 	return l, err
 }
 

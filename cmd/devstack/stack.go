@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/client"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 )
 
@@ -42,7 +43,8 @@ type stack struct {
 	eu       *child                  // orchestrator
 	host     *child                  // driverhost
 	space    *netSpace               // the driver host's network namespace; nil: ours
-	fleet    *controlPlane
+	url      string                  // of the orchestrator
+	fleet    *client.Client
 	undo     []func(context.Context) error // in order of start
 }
 
@@ -60,7 +62,10 @@ func startStack(ctx context.Context, cfg config) (_ *stack, err error) {
 	}
 	s.state = st
 	s.undo = append(s.undo, func(context.Context) error { return lock.Close() })
-	s.fleet = newControlPlane(fmt.Sprintf("http://127.0.0.1:%d", st.HTTPPort), st.ServiceToken)
+	s.url = fmt.Sprintf("http://127.0.0.1:%d", st.HTTPPort)
+	if s.fleet, err = client.New(s.url, st.ServiceToken); err != nil {
+		return nil, err
+	}
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
@@ -178,7 +183,7 @@ func (s *stack) startOrchestrator(ctx context.Context) error {
 	}
 	s.undo = append(s.undo, s.eu.stop)
 	return until(ctx, s.eu, "is not ready", func(ctx context.Context) (bool, error) {
-		return s.fleet.healthy(ctx), nil
+		return healthy(ctx, s.url), nil
 	})
 }
 
@@ -190,13 +195,12 @@ func (s *stack) startHost(ctx context.Context) error {
 		"--tunnel-backend", s.cfg.tunnel,
 	}
 	var env []string
-	var token api.JoinToken
-	err := s.fleet.call(ctx, http.MethodPost, "/v1/hosts", api.CreateHost{Name: hostName}, &token)
-	var status *statusError
+	token, err := s.fleet.InviteHost(ctx, hostName)
+	var problem *client.Problem
 	switch {
 	case err == nil:
 		env = []string{"DRIFTSTACK_JOIN=" + token.Token}
-	case errors.As(err, &status) && status.status == http.StatusConflict: // enrolled by an earlier start
+	case errors.As(err, &problem) && problem.Status == http.StatusConflict: // enrolled by an earlier start
 	default:
 		return err
 	}
@@ -205,9 +209,8 @@ func (s *stack) startHost(ctx context.Context) error {
 	}
 	s.undo = append(s.undo, s.host.stop)
 	return until(ctx, s.host, "has no device that is ready", func(ctx context.Context) (bool, error) {
-		var list api.DeviceList
-		err := s.fleet.call(ctx, http.MethodGet, "/v1/devices", nil, &list)
-		return slices.ContainsFunc(list.Devices, func(d api.Device) bool {
+		devices, err := s.fleet.Devices(ctx)
+		return slices.ContainsFunc(devices, func(d api.Device) bool {
 			return d.Host == hostName && d.Name == deviceName && d.State == "ready"
 		}), err
 	})
@@ -222,7 +225,7 @@ type access struct {
 }
 
 func (s *stack) access() access {
-	return access{s.fleet.url, s.state.ServiceToken, s.site.origin, accountA}
+	return access{s.url, s.state.ServiceToken, s.site.origin, accountA}
 }
 
 func (s *stack) writeAccess() error {
