@@ -1,8 +1,10 @@
 package tunnel
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -167,6 +169,39 @@ func TestGatewayRestart(t *testing.T) {
 	checkWhoami(t, l, w.info)
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("after Repair the first answer took %s", took)
+	}
+}
+
+// TestRepairKeepsConnections: a new handshake does not cost the connections that work.
+func TestRepairKeepsConnections(t *testing.T) {
+	r := &registry{}
+	w := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
+	token := r.mustInvite(t, 256, "mac", w.info)
+	w.Nudge()
+	l := openTestLink(t, LinkConfig{StateDir: t.TempDir(), Token: token})
+	c, err := l.DialContext(t.Context(), "tcp", w.info.Fleet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(c)
+	for range 3 {
+		if _, err := io.WriteString(c, "POST "+wire.PathControl+" HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "hello" {
+			t.Fatalf("%q %v", b, err)
+		}
+		if err := l.Repair(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

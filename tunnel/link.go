@@ -191,8 +191,7 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 			return c, nil
 		}
 		fail := fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
-		switch {
-		case ctx.Err() != nil, !errors.Is(err, context.DeadlineExceeded), attempt == dialAttempts:
+		if ctx.Err() != nil || !silent(err) || attempt == dialAttempts {
 			return nil, fail
 		}
 		l.cfg.Log.Info("gateway is silent, making a new handshake", zap.Stringer("gateway", to.Addr()), zap.Int("attempt", attempt))
@@ -203,13 +202,16 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 }
 
 func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	attempt, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)
 	defer cancel()
-	c, err := l.dev.dial(attempt, to)
-	if err != nil && attempt.Err() != nil {
-		err = errors.Join(context.DeadlineExceeded, err) // net's own timeout error is another one
-	}
-	return c, err
+	return l.dev.dial(ctx, to)
+}
+
+// silent says whether a dial failed for want of an answer. The net package's timeout is another error than the
+// context's, and comes a moment before the context says that it has ended.
+func silent(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
 }
 
 // Repair makes new handshakes with all gateways, resolving their endpoints again. Connections that work survive it;

@@ -87,7 +87,7 @@ func decodeUAPI(name, s string) (*wgtypes.Device, error) {
 	d := &wgtypes.Device{Name: name, Type: wgtypes.Userspace}
 	var p *wgtypes.Peer
 	lines := bufio.NewScanner(strings.NewReader(s))
-	for lines.Scan() {
+	for n := 1; lines.Scan(); n++ {
 		key, value, ok := strings.Cut(lines.Text(), "=")
 		if !ok {
 			return nil, errors.New("UAPI: a line without =") // not quoted: it may hold a key
@@ -95,7 +95,7 @@ func decodeUAPI(name, s string) (*wgtypes.Device, error) {
 		if key == "public_key" {
 			k, err := hexKey(value)
 			if err != nil {
-				return nil, fmt.Errorf("UAPI: public_key: %w", err)
+				return nil, fmt.Errorf("UAPI: public key in line %d: %w", n, err)
 			}
 			d.Peers = append(d.Peers, wgtypes.Peer{PublicKey: k})
 			p = &d.Peers[len(d.Peers)-1]
@@ -108,7 +108,7 @@ func decodeUAPI(name, s string) (*wgtypes.Device, error) {
 			err = decodePeerLine(p, key, value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("UAPI: %s: %w", key, err)
+			return nil, fmt.Errorf("UAPI: line %d is malformed", n) // the parsers' errors quote the line, which may hold a key
 		}
 	}
 	if err := lines.Err(); err != nil {
