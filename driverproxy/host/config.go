@@ -1,0 +1,136 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// Times of the host's end. They are stated here because the other end and the operator see them.
+const (
+	// ControlGrace is how long sessions outlive the control socket they were assigned over: not at all, since the
+	// orchestrator ends them when it loses the socket.
+	ControlGrace = 0 * time.Second
+	// CommandGrace is how long a session outlives its command socket: the orchestrator is expected to release it.
+	CommandGrace = 5 * time.Second
+
+	startLimit    = 60 * time.Second // everything up to the answered New Session
+	recorderLimit = 5 * time.Second  // from SIGINT to SIGKILL of the recorder
+	drainLimit    = 10 * time.Second // the recording's last bytes, after the recorder has ended
+	deleteLimit   = 3 * time.Second  // DELETE session while cleaning up
+	lingerLimit   = 2 * time.Second  // for the orchestrator to close a socket that has said goodbye
+)
+
+// Driver kinds.
+const (
+	KindWebKitGTK    = "webkitgtk"    // WebKitWebDriver and MiniBrowser on an X display of their own (Linux)
+	KindSafariDriver = "safaridriver" // a real iPhone (macOS)
+	KindFake         = "fake"         // drivertest, in this process
+)
+
+// Width and Height are those of a display, in pixels.
+const (
+	Width  = 400
+	Height = 860
+)
+
+// Device is a phone or a stand-in. Its capacity is one session, always.
+type Device struct {
+	Name            string // unique on the host
+	Kind            string
+	Model           string
+	PlatformName    string
+	PlatformVersion string
+	Labels          map[string]string
+	UDID            string // of an iPhone; required for safaridriver
+}
+
+// Display is what a recorder records. Name is "" where there is no X display.
+type Display struct {
+	Name          string // as in ":7"
+	Width, Height int
+}
+
+// RecordingConn is the recording socket, of which whole binary messages are sent and received. Send and Receive may be called at once,
+// each by one goroutine. When ctx ends during a call, the socket is closed.
+type RecordingConn interface {
+	Send(ctx context.Context, message []byte) error
+	Receive(ctx context.Context) ([]byte, error)
+}
+
+// Recorder is recorder/capture.
+type Recorder interface {
+	// Args is the encoder's command line; SIGINT must make it end its output properly.
+	Args(d Display) []string
+	// Pump carries what the encoder writes to the orchestrator, until stdout ends and all of it is acknowledged, or ctx ends.
+	// stopped, asked after the end of stdout, says whether the encoder ended because it was asked to. Closing stdout
+	// (an io.Closer) ends the encoder.
+	Pump(ctx context.Context, stdout io.Reader, c RecordingConn, stopped func() bool) error
+}
+
+// DialFunc opens a connection, as net.Dialer.DialContext does.
+type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Config is what Run needs.
+type Config struct {
+	Name          string   // the host's, as enrolled
+	Agent         string   // version of the agent
+	StateDir      string   // absolute; the agent's alone, one agent at a time
+	Orchestrators []string // host:port of each fleet listener, in the tunnel
+	Dial          DialFunc // through the tunnel
+	Devices       []Device
+	Recorder      Recorder    // nil: recordings end at once, as failed
+	Log           *zap.Logger // nil: none
+
+	// Supervisor starts SuperviseMain; nil: this program with SuperviseCommand as its first argument.
+	Supervisor []string
+	// Fake gives a device of kind fake its driver for one more session; nil: a new one each time.
+	Fake func(device string) *drivertest.Driver
+}
+
+func (c *Config) check() error {
+	var errs []error
+	if c.Name == "" {
+		errs = append(errs, errors.New("host: Name is empty: it is the name the host was enrolled with"))
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		errs = append(errs, fmt.Errorf("host: StateDir %q must be an absolute path", c.StateDir))
+	}
+	if len(c.Orchestrators) == 0 {
+		errs = append(errs, errors.New("host: there is no orchestrator to dial"))
+	}
+	if c.Dial == nil {
+		errs = append(errs, errors.New("host: Dial is missing"))
+	}
+	if len(c.Devices) == 0 {
+		errs = append(errs, errors.New("host: there is no device"))
+	}
+	seen := map[string]bool{}
+	for _, d := range c.Devices {
+		if d.Name == "" || seen[d.Name] {
+			errs = append(errs, fmt.Errorf("host: device name %q is empty or used twice", d.Name))
+		}
+		seen[d.Name] = true
+		if _, err := newKind(d, c.Fake); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d Device) wire(state wire.DeviceState, reason string) wire.Device {
+	return wire.Device{
+		Name: d.Name, Kind: d.Kind, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion,
+		Labels: maps.Clone(d.Labels), State: state, Reason: reason,
+	}
+}

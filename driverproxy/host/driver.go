@@ -1,0 +1,187 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// driver talks HTTP to one driver. One command at a time.
+type driver struct {
+	base   string // http://127.0.0.1:port
+	id     string // session id at the driver; set by newSession
+	client *http.Client
+}
+
+func newDriver(addr string) *driver {
+	return &driver{base: "http://" + addr, client: &http.Client{
+		Transport: &http.Transport{
+			MaxIdleConnsPerHost: 2, IdleConnTimeout: 0, DisableCompression: true,
+			DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+func (d *driver) close() { d.client.CloseIdleConnections() }
+
+// once makes net/http send a request at most once: it would repeat a GET without a body when a kept connection breaks.
+type once struct{}
+
+func (once) Read([]byte) (int, error) { return 0, io.EOF }
+func (once) Close() error             { return nil }
+
+// do runs a command of the session.
+func (d *driver) do(ctx context.Context, c webdriver.Command) (webdriver.Answer, error) {
+	return d.send(ctx, c.Method, "/session/"+d.id+c.Path, c.Body)
+}
+
+func (d *driver) send(ctx context.Context, method, path string, body []byte) (webdriver.Answer, error) {
+	r, err := http.NewRequestWithContext(ctx, method, d.base+path, nil)
+	if err != nil {
+		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
+	}
+	r.Body = once{}
+	if method == http.MethodPost {
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		r.Header.Set("Content-Type", "application/json; charset=utf-8")
+	}
+	answer, err := d.client.Do(r)
+	if err != nil {
+		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
+	}
+	defer answer.Body.Close()
+	var b bytes.Buffer
+	if answer.ContentLength > 0 {
+		b.Grow(int(min(answer.ContentLength, wire.MaxMessage)) + bytes.MinRead)
+	}
+	n, err := b.ReadFrom(io.LimitReader(answer.Body, wire.MaxMessage))
+	if err != nil {
+		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
+	}
+	if n > wire.MaxMessage-64 {
+		e := webdriver.Error{Code: webdriver.UnknownError, Message: "the driver's answer is longer than the stream carries"}
+		return e.Answer(), nil
+	}
+	return webdriver.Answer{Status: answer.StatusCode, Body: b.Bytes()}, nil
+}
+
+// neverReached says that the driver has not seen the command.
+func neverReached(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+// ready waits until the driver answers.
+func (d *driver) ready(ctx context.Context, died <-chan struct{}) error {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if a, err := d.send(ctx, http.MethodGet, "/status", nil); err == nil && a.Status == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-died:
+			return errDriverExited
+		case <-ctx.Done():
+			return fmt.Errorf("host: the driver does not answer: %w", context.Cause(ctx))
+		}
+	}
+}
+
+var errDriverExited = errors.New("host: the driver exited")
+
+// newSession starts the session; the error is a *wire.Failure whose message repeats nothing the client sent.
+func (d *driver) newSession(ctx context.Context, capabilities map[string]any) (json.RawMessage, *wire.Failure) {
+	body, err := json.Marshal(map[string]any{"capabilities": map[string]any{"alwaysMatch": capabilities}})
+	if err != nil {
+		return nil, &wire.Failure{Code: wire.FailureCapabilities, Message: "the capabilities cannot be sent"}
+	}
+	answer, err := d.send(ctx, http.MethodPost, "/session", body)
+	if err != nil {
+		return nil, &wire.Failure{Code: wire.FailureDriver, Message: "the driver did not answer New Session"}
+	}
+	if err := answer.Err(); err != nil {
+		return nil, refusal(err)
+	}
+	var created struct {
+		SessionID    string          `json:"sessionId"`
+		Capabilities json.RawMessage `json:"capabilities"`
+	}
+	if err := answer.Value(&created); err != nil || !plainID(created.SessionID) {
+		return nil, &wire.Failure{Code: wire.FailureDriver, Message: "the driver's answer to New Session is not W3C WebDriver"}
+	}
+	d.id = created.SessionID
+	return created.Capabilities, nil
+}
+
+// paired is what safaridriver says when another driver process holds the phone.
+const paired = "already paired with another WebDriver session"
+
+func refusal(err error) *wire.Failure {
+	var e *webdriver.Error
+	if !errors.As(err, &e) {
+		return &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session"}
+	}
+	switch {
+	case bytes.Contains([]byte(e.Message), []byte(paired)):
+		return &wire.Failure{Code: wire.FailureDevice, Message: paired}
+	case e.Code == webdriver.SessionNotCreated, e.Code == webdriver.InvalidArgument:
+		return &wire.Failure{Code: wire.FailureCapabilities, Message: "the driver refused the session: " + string(known(e.Code))}
+	}
+	return &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session: " + string(known(e.Code))}
+}
+
+// known keeps a driver from putting text of its own into a failure.
+func known(c webdriver.Code) webdriver.Code {
+	for _, k := range webdriver.Codes() {
+		if k == c {
+			return c
+		}
+	}
+	return webdriver.UnknownError
+}
+
+// plainID says whether a session id can be part of a path as it is.
+func plainID(id string) bool {
+	for _, c := range []byte(id) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return false
+		}
+	}
+	return id != "" && id != "." && id != ".." && len(id) <= 200
+}
+
+// freePort asks the system for a loopback port. Another program may take it before the driver does: the driver then exits, and
+// the start is tried again with another.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("host: no free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// forgetDisplay removes the lock and socket that an X server leaves when it is killed.
+func forgetDisplay(display string, pid int) {
+	if len(display) < 2 || pid == 0 {
+		return
+	}
+	lock := "/tmp/.X" + display[1:] + "-lock"
+	b, err := os.ReadFile(lock)
+	if err != nil || string(bytes.TrimSpace(b)) != fmt.Sprint(pid) {
+		return
+	}
+	_ = os.Remove("/tmp/.X11-unix/X" + display[1:])
+	_ = os.Remove(lock)
+}

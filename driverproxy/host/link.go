@@ -1,0 +1,218 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy/socket"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+const (
+	welcomeLimit = 15 * time.Second // for the orchestrator to record the host
+	stuckLimit   = 5 * time.Second  // for a control message to be taken
+	postLimit    = 1024             // control messages that may wait: more means that the socket is as good as dead
+	steady       = 5 * time.Second  // a socket that held for so long is redialled without delay
+)
+
+// link is one control socket.
+type link struct {
+	addr  string
+	conn  *socket.Conn
+	ended chan struct{} // closed when the socket is given up
+	once  sync.Once
+	wake  chan struct{} // buffered: something is in out
+
+	mu  sync.Mutex // guards out
+	out []wire.Control
+}
+
+func (l *link) end() {
+	l.once.Do(func() { close(l.ended) })
+	l.conn.Close()
+}
+
+func (l *link) alive() bool {
+	select {
+	case <-l.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// post sends a message without waiting; it goes nowhere when the link is gone.
+func (l *link) post(m wire.Control) {
+	l.mu.Lock()
+	l.out = append(l.out, m)
+	full := len(l.out) > postLimit
+	l.mu.Unlock()
+	if full {
+		l.once.Do(func() { close(l.ended) })
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// flush writes what was posted.
+func (l *link) flush() error {
+	l.mu.Lock()
+	out := l.out
+	l.out = nil
+	l.mu.Unlock()
+	for _, m := range out {
+		b, err := m.Encode()
+		if err != nil {
+			return fmt.Errorf("host: %w", err)
+		}
+		if err := l.conn.WriteText(context.Background(), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepLink holds a control socket to one orchestrator until ctx ends.
+func (a *agent) keepLink(ctx context.Context, addr string) {
+	log := a.cfg.Log.With(zap.String("orchestrator", addr))
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 3*time.Second
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := a.talk(ctx, addr, log)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(begin) > steady {
+			pause.Reset()
+		}
+		wait := pause.NextBackOff()
+		log.Warn("no control socket", zap.Error(err), zap.Duration("retry_in", wait))
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
+	}
+}
+
+// talk runs one control socket to its end.
+func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) error {
+	conn, err := a.endpoint.Dial(ctx, socket.DialFunc(a.cfg.Dial), "ws://"+addr+wire.PathControl, socket.Limits{
+		MaxMessage: wire.MaxControl, Silence: welcomeLimit, Stuck: stuckLimit,
+	})
+	if err != nil {
+		return err
+	}
+	l := &link{addr: addr, conn: conn, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
+	defer l.end()
+	hello := a.hello(l)
+	defer a.lost(l)
+	b, err := wire.Control{Hello: &hello}.Encode()
+	if err != nil {
+		return err
+	}
+	if err := conn.WriteText(ctx, b); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { // after Welcome the writer hangs up, with a goodbye
+		conn.Expire(lingerLimit)
+	})
+	defer stop()
+	welcome, err := readWelcome(conn)
+	if err != nil {
+		return err
+	}
+	log.Info("control socket up", zap.String("name", welcome.Orchestrator), zap.String("epoch", welcome.Epoch))
+	conn.SetSilence(max(welcome.HeartbeatLimit, 50*time.Millisecond))
+	var writer sync.WaitGroup
+	writer.Go(func() { l.write(ctx, min(max(welcome.HeartbeatEvery, 10*time.Millisecond), socket.MaxPing)) })
+	err = a.listen(l)
+	l.end()
+	writer.Wait()
+	return err
+}
+
+func readWelcome(conn *socket.Conn) (*wire.Welcome, error) {
+	b, err := conn.ReadText()
+	if err != nil {
+		return nil, err
+	}
+	m, err := wire.DecodeControl(b)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case m.Welcome == nil:
+		return nil, errors.New("host: the orchestrator's first message is not welcome")
+	case m.Welcome.Protocol != wire.Version:
+		return nil, fmt.Errorf("host: the orchestrator speaks protocol version %d and this agent %d: update the older one",
+			m.Welcome.Protocol, wire.Version)
+	}
+	return m.Welcome, nil
+}
+
+// write sends heartbeats and what is posted, until the link ends; when ctx ends it says goodbye.
+func (l *link) write(ctx context.Context, every time.Duration) {
+	defer l.end()
+	beat := time.NewTicker(every)
+	defer beat.Stop()
+	for seq := uint64(1); ; {
+		if err := l.flush(); err != nil {
+			return
+		}
+		select {
+		case <-l.wake:
+		case <-beat.C:
+			l.post(wire.Control{Heartbeat: &wire.Heartbeat{Seq: seq}})
+			seq++
+		case <-l.ended:
+			return
+		case <-ctx.Done():
+			if l.flush() == nil {
+				l.conn.Bye("the agent is shutting down")
+			}
+			select { // the reader ends when the orchestrator closes
+			case <-l.ended:
+			case <-time.After(lingerLimit):
+			}
+			return
+		}
+	}
+}
+
+// listen acts on the orchestrator's messages until the socket ends.
+func (a *agent) listen(l *link) error {
+	for {
+		b, err := l.conn.ReadText()
+		if err != nil {
+			return err
+		}
+		m, err := wire.DecodeControl(b)
+		if err != nil {
+			return err
+		}
+		switch {
+		case m.Heartbeat != nil:
+		case m.Assign != nil:
+			a.assign(l, *m.Assign)
+		case m.StopRecording != nil:
+			if s := a.session(m.StopRecording.Session); s != nil && s.term == m.StopRecording.Term {
+				s.stopRecording()
+			}
+		case m.Release != nil:
+			a.release(l, *m.Release)
+		default:
+			return errors.New("host: the orchestrator sent a message that only a host sends")
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func becomeSubreaper() {
+	// Fails on kernels before 3.4 only; the mark finds orphans then.
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+func childAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+
+// descendants lists the processes below this one that are not dead. As this process is their subreaper it reaps the last of
+// each, so a pid listed as a child is not recycled before.
+func (s *supervision) descendants() []int {
+	parents := map[int][]int{}
+	for _, p := range processes() {
+		if p.state != 'Z' && p.state != 'X' {
+			parents[p.parent] = append(parents[p.parent], p.pid)
+		} else if p.parent != 0 {
+			parents[p.parent] = append(parents[p.parent], -p.pid) // dead, and may still have children
+		}
+	}
+	var found []int
+	todo := []int{os.Getpid()}
+	for len(todo) > 0 {
+		children := parents[todo[0]]
+		todo = todo[1:]
+		for _, pid := range children {
+			if pid > 0 {
+				found = append(found, pid)
+			}
+			todo = append(todo, max(pid, -pid))
+		}
+	}
+	return found
+}
+
+type process struct {
+	pid, parent, group int
+	state              byte
+	started            string // in clock ticks since boot
+}
+
+func processes() []process {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	var all []process
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			if p, ok := readProcess(pid); ok {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+func readProcess(pid int) (process, bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return process{}, false
+	}
+	// The name, in parentheses, may hold anything: fields are counted from the last ')'.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 20 {
+		return process{}, false
+	}
+	parent, err1 := strconv.Atoi(fields[1])
+	group, err2 := strconv.Atoi(fields[2])
+	return process{pid: pid, parent: parent, group: group, state: fields[0][0], started: fields[19]}, err1 == nil && err2 == nil
+}
+
+// started identifies the process that has the pid now; "" when there is none.
+func started(pid int) string {
+	p, ok := readProcess(pid)
+	if !ok {
+		return ""
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(boot)) + "/" + p.started
+}
+
+// marked lists the live processes that carry the mark in their environment.
+func marked(mark string) []int {
+	var found []int
+	for _, p := range processes() {
+		if p.state != 'Z' && p.state != 'X' && carries(p.pid, mark) {
+			found = append(found, p.pid)
+		}
+	}
+	return found
+}
+
+func carries(pid int, mark string) bool {
+	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	return err == nil && bytes.Contains(env, []byte(markVariable+"="+mark))
+}
+
+// killMarked kills every process that carries the mark, until there is none.
+func killMarked(mark string) error {
+	deadline := time.Now().Add(killLimit)
+	for {
+		left := marked(mark)
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("host: %d processes of a session do not die", len(left))
+		}
+		for _, pid := range left {
+			killIf(pid, func() bool { return carries(pid, mark) })
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// killIf kills the process if it is still the right one: a pidfd keeps the pid from meaning another one in between.
+func killIf(pid int, right func() bool) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it is gone
+	}
+	defer unix.Close(fd)
+	if right() {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+}
+
+// killGroup ends a leftover process group whose leader was recorded; on Linux marks have found it already.
+func killGroup(int, string) error { return nil }
+
+// reapDrivers ends drivers that an earlier agent left behind; on Linux marks have found them already.
+func reapDrivers(context.Context) error { return nil }
+
+// watchChildren returns a channel that is closed when the first of the process's children exits. The watch ends with ctx. The channel is nil
+// when there is nothing to watch; owner waits for what it runs.
+func watchChildren(ctx context.Context, owner *sync.WaitGroup, parent int) <-chan struct{} {
+	for _, p := range processes() {
+		if p.parent != parent || p.state == 'Z' {
+			continue
+		}
+		fd, err := unix.PidfdOpen(p.pid, unix.PIDFD_NONBLOCK)
+		if err != nil {
+			continue
+		}
+		gone := make(chan struct{})
+		owner.Go(func() { // ends with ctx or the process, at most a poll later
+			defer unix.Close(fd)
+			for ctx.Err() == nil {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+				if n > 0 || (err != nil && !errors.Is(err, unix.EINTR)) {
+					close(gone)
+					return
+				}
+			}
+		})
+		return gone
+	}
+	return nil
+}

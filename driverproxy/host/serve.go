@@ -1,0 +1,268 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy/socket"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// commandsWaiting is how many commands are read ahead of the one that runs; further ones wait in the socket.
+const commandsWaiting = 64
+
+// closing knows whether the browser may be gone because the client closed it.
+type closing struct {
+	driverPid int
+	turn      chan struct{} // holds a token while a command runs that may close the browser
+	closed    bool          // the client has closed it; guarded by turn
+}
+
+func newClosing() closing { return closing{turn: make(chan struct{}, 1)} }
+
+// byClient says whether the client closed the browser; it waits, bounded, for a command that may be doing so.
+func (c *closing) byClient() bool {
+	t := time.NewTimer(lingerLimit)
+	defer t.Stop()
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+		return c.closed
+	case <-t.C:
+		return false
+	}
+}
+
+// serve carries commands until the session is to end, and says why if something failed.
+func (s *session) serve(ctx context.Context) *wire.Failure {
+	serving, stop := context.WithCancel(ctx)
+	lost := make(chan struct{})
+	quiet := make(chan struct{}) // closed when no command runs any more
+	s.running.Go(func() { s.proxy(serving, lost, quiet) })
+	if s.closing.driverPid != 0 {
+		s.browser = watchChildren(serving, &s.running, s.closing.driverPid)
+	}
+	failure := s.wait(ctx, lost)
+	stop()
+	linger := time.NewTimer(lingerLimit)
+	defer linger.Stop()
+	select { // so that what was running is answered before the orchestrator hears of the end
+	case <-quiet:
+	case <-linger.C:
+	}
+	return failure
+}
+
+func (s *session) wait(ctx context.Context, lost <-chan struct{}) *wire.Failure {
+	over := make(chan string, 1)
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, e := range s.exits {
+		s.running.Go(func() {
+			select {
+			case <-e.gone:
+				select {
+				case over <- e.what:
+				default:
+				}
+			case <-waiting.Done():
+			}
+		})
+	}
+	var patience <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case what := <-over:
+			return failed(wire.FailureDriver, "the %s died", what)
+		case <-s.browser:
+			if !s.closing.byClient() {
+				return failed(wire.FailureDriver, "the browser died")
+			}
+			s.browser = nil
+		case f := <-s.broken:
+			return f
+		case <-s.halt:
+			if s.recording != nil {
+				s.running.Go(s.recording.stop)
+			}
+		case <-lost:
+			lost = nil
+			t := time.NewTimer(CommandGrace)
+			defer t.Stop()
+			patience = t.C
+		case <-patience:
+			s.log.Warn("the session is ended: its command socket is lost")
+			return nil
+		}
+	}
+}
+
+// proxy reads commands and answers them, until the socket ends. Reading goes on after serving has ended, so that the
+// orchestrator never writes into a socket that nobody reads.
+func (s *session) proxy(serving context.Context, lost, quiet chan struct{}) {
+	commands := make(chan wire.Command, commandsWaiting)
+	s.running.Go(func() {
+		defer close(lost)
+		defer close(commands)
+		if err := readCommands(s.command, commands); err != nil {
+			s.log.Info("command socket ended", zap.Error(err))
+		}
+		s.command.Close()
+	})
+	var buf []byte
+	answer := func(c wire.Command) {
+		a := s.execute(serving, c)
+		head := wire.Answer{Seq: a.Seq, Outcome: a.Outcome, Status: a.Status, Took: a.Took}.Append(buf[:0])
+		buf = head[:0]
+		if len(a.Body) <= 4096 {
+			head = append(head, a.Body...)
+			a.Body, buf = nil, head[:0]
+		}
+		// A broken socket ends the reader, and its commands: nothing to do here.
+		if len(a.Body) == 0 {
+			_ = s.command.WriteBinary(context.Background(), head)
+		} else {
+			_ = s.command.WriteBinary(context.Background(), head, a.Body)
+		}
+	}
+	for {
+		select {
+		case c, ok := <-commands:
+			if !ok {
+				close(quiet)
+				return
+			}
+			answer(c)
+			continue
+		case <-serving.Done():
+		}
+		break
+	}
+	for { // what has been read already is answered, as not run
+		select {
+		case c, ok := <-commands:
+			if ok {
+				answer(c)
+				continue
+			}
+		default:
+		}
+		break
+	}
+	close(quiet)
+	for c := range commands {
+		answer(c)
+	}
+}
+
+// readCommands passes on each number once, in order.
+func readCommands(conn *socket.Conn, commands chan<- wire.Command) error {
+	for last := uint64(0); ; {
+		b, err := conn.ReadBinary()
+		if err != nil {
+			return err
+		}
+		c, err := wire.DecodeCommand(b)
+		if err != nil {
+			return err
+		}
+		if c.Seq != last+1 {
+			return fmt.Errorf("host: command %d after %d: numbers must follow one another", c.Seq, last)
+		}
+		last = c.Seq
+		commands <- c
+	}
+}
+
+// execute runs a command at the driver, at most once.
+func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
+	command := webdriver.Command{Method: c.Method, Path: c.Path, Body: c.Body}
+	if err := command.Validate(); err != nil {
+		a := err.Answer()
+		return wire.Answer{Seq: c.Seq, Outcome: wire.OutcomeNotRun, Status: a.Status, Body: a.Body}
+	}
+	if ctx.Err() != nil {
+		return notAnswered(c.Seq, wire.OutcomeNotRun, "the session has ended: the command was not run")
+	}
+	route, _ := webdriver.Match(c.Method, c.Path)
+	mayClose := route == webdriver.RouteDeleteSession || route == webdriver.RouteCloseWindow
+	if mayClose {
+		s.closing.turn <- struct{}{}
+		defer func() { <-s.closing.turn }()
+	}
+	begin := time.Now()
+	answer, err := s.driver.do(ctx, command)
+	took := time.Since(begin)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.fail("the driver broke off")
+		}
+		if neverReached(err) {
+			return notAnswered(c.Seq, wire.OutcomeNotRun, "the driver is gone: the command was not run")
+		}
+		return notAnswered(c.Seq, wire.OutcomeUnknown, "the driver is gone: whether the command was run is not known")
+	}
+	if mayClose && answer.Status < 400 {
+		s.closing.closed = s.closing.closed || route == webdriver.RouteDeleteSession || noWindows(answer)
+	}
+	if answer.Status == http.StatusNotFound && s.sessionGone(answer, mayClose) {
+		s.fail("the driver has lost its browser")
+	}
+	answer = w3c(answer)
+	return wire.Answer{Seq: c.Seq, Outcome: wire.OutcomeDone, Status: answer.Status, Took: took, Body: answer.Body}
+}
+
+// fail ends the session; only the first reason counts.
+func (s *session) fail(message string) {
+	select {
+	case s.broken <- failed(wire.FailureDriver, "%s", message):
+	default:
+	}
+}
+
+// sessionGone says whether the driver has no session although the client did not end it.
+func (s *session) sessionGone(a webdriver.Answer, holdsTurn bool) bool {
+	var e webdriver.Error
+	if a.Value(&e) != nil || e.Code != webdriver.InvalidSessionID {
+		return false
+	}
+	if holdsTurn {
+		return !s.closing.closed
+	}
+	return !s.closing.byClient()
+}
+
+func noWindows(a webdriver.Answer) bool {
+	var handles []string
+	return a.Value(&handles) == nil && len(handles) == 0
+}
+
+func notAnswered(seq uint64, outcome wire.Outcome, message string) wire.Answer {
+	name := "not_run"
+	if outcome == wire.OutcomeUnknown {
+		name = "unknown"
+	}
+	a := (&webdriver.Error{Code: webdriver.UnknownError, Message: message, Data: map[string]any{"outcome": name}}).Answer()
+	return wire.Answer{Seq: seq, Outcome: outcome, Status: a.Status, Body: a.Body}
+}
+
+// w3c replaces an answer that clients could not read: a driver in trouble answers HTML, or nothing.
+func w3c(a webdriver.Answer) webdriver.Answer {
+	trimmed := bytes.TrimSpace(a.Body)
+	if a.Status == http.StatusOK && len(trimmed) > 1 && trimmed[0] == '{' && trimmed[len(trimmed)-1] == '}' {
+		return a
+	}
+	var e webdriver.Error
+	if a.Status >= 400 && a.Value(&e) == nil && e.Code != "" {
+		return a
+	}
+	return (&webdriver.Error{Code: webdriver.UnknownError, Message: fmt.Sprintf("the driver answered HTTP %d without W3C JSON", a.Status)}).Answer()
+}
