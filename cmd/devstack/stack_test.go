@@ -61,7 +61,7 @@ type devstack struct {
 	dir  string
 	tmp  string
 	held map[string]bool // locks of displays that were there before
-	done chan struct{} // closed by the waiting goroutine, after err is set
+	done chan struct{}   // closed by the waiting goroutine, after err is set
 	err  error
 
 	mu   sync.Mutex // guards text
