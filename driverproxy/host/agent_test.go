@@ -1,0 +1,5 @@
+package host_test
+
+const agentCommand = "agent"
+
+func agentMain([]string) int { return 2 }

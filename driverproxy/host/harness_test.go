@@ -1,0 +1,297 @@
+package host_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case host.SuperviseCommand:
+			os.Exit(host.SuperviseMain(os.Args[2:]))
+		case agentCommand:
+			os.Exit(agentMain(os.Args[2:]))
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// limit bounds every wait of these tests.
+const limit = 30 * time.Second
+
+// eventually polls until the condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for !holds() {
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+	}
+}
+
+func within(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(limit):
+		t.Fatalf("%s: not within %v", what, limit)
+	}
+}
+
+// directory remembers what a Fleet told it.
+type directory struct {
+	host string
+
+	mu      sync.Mutex
+	devices map[string]wire.Device
+	ups     int
+	downs   []error
+	boots   []string
+	refuse  error
+}
+
+func (d *directory) HostByAddr(_ context.Context, addr netip.Addr) (string, error) {
+	if !addr.IsLoopback() {
+		return "", errors.New("unknown address")
+	}
+	return d.host, nil
+}
+
+func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refuse != nil {
+		return d.refuse
+	}
+	d.ups++
+	d.boots = append(d.boots, h.Boot)
+	d.devices = map[string]wire.Device{}
+	for _, v := range h.Devices {
+		d.devices[v.Name] = v
+	}
+	return nil
+}
+
+func (d *directory) DeviceChanged(_ context.Context, _ string, v wire.Device) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.devices[v.Name] = v
+	return nil
+}
+
+func (d *directory) HostDown(_ context.Context, _ string, cause error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.downs = append(d.downs, cause)
+}
+
+func (d *directory) state(device string) wire.DeviceState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.devices[device].State
+}
+
+// stack is a Fleet and what it serves.
+type stack struct {
+	fleet *driverproxy.Fleet
+	dir   *directory
+	addr  string
+	state string // the host's StateDir
+}
+
+func newFleet(t *testing.T) *stack {
+	t.Helper()
+	s := &stack{dir: &directory{host: "mac-1", devices: map[string]wire.Device{}}, state: t.TempDir()}
+	s.fleet = driverproxy.NewFleet(driverproxy.Config{
+		Orchestrator: "eu-1", Epoch: "e1", Directory: s.dir, HeartbeatEvery: 50 * time.Millisecond, HeartbeatLimit: 2 * time.Second,
+		Log: testLog(t, "fleet"),
+	})
+	server := httptest.NewServer(s.fleet.Handler())
+	s.addr = server.Listener.Addr().String()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		if err := s.fleet.Close(ctx); err != nil {
+			t.Errorf("close the fleet: %v", err)
+		}
+		server.Close()
+	})
+	return s
+}
+
+func testLog(t *testing.T, name string) *zap.Logger {
+	if !testing.Verbose() {
+		return zap.NewNop()
+	}
+	return zaptest.NewLogger(t).Named(name)
+}
+
+func (s *stack) config(t *testing.T) host.Config {
+	return host.Config{
+		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: []string{s.addr},
+		Dial: (&net.Dialer{}).DialContext, Log: testLog(t, "host"),
+		Devices:    []host.Device{{Name: "phone", Kind: host.KindFake, Model: "iPhone", PlatformName: "iOS", PlatformVersion: "18"}},
+		Supervisor: []string{os.Args[0], host.SuperviseCommand},
+	}
+}
+
+// run starts an agent; the returned function stops it and waits.
+func (s *stack) run(t *testing.T, cfg host.Config) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := host.Run(ctx, cfg); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		within(t, "the agent stops", done)
+		s.nothingLeft(t)
+	})
+	t.Cleanup(stop)
+	s.connected(t)
+	return stop
+}
+
+func (s *stack) connected(t *testing.T) {
+	t.Helper()
+	eventually(t, "the host connects", func() bool { return slices.Equal(s.fleet.Hosts(), []string{"mac-1"}) })
+}
+
+// nothingLeft checks that no session has left a file or a process.
+func (s *stack) nothingLeft(t *testing.T) {
+	t.Helper()
+	files, err := os.ReadDir(filepath.Join(s.state, "sessions"))
+	if err != nil || len(files) != 0 {
+		t.Errorf("left in the state directory: %v %v", files, err)
+	}
+	if left := processesBelow(s.state); len(left) != 0 {
+		t.Errorf("processes left: %v", left)
+	}
+}
+
+func (s *stack) ready(t *testing.T, device string) {
+	t.Helper()
+	eventually(t, device+" is ready", func() bool { return s.dir.state(device) == wire.DeviceReady })
+}
+
+func assign(t *testing.T, s *stack, a driverproxy.Assignment) *driverproxy.Session {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	session, err := s.fleet.Assign(ctx, a)
+	if err != nil {
+		t.Fatalf("Assign: %v", err)
+	}
+	return session
+}
+
+func first(session string, term int64) driverproxy.Assignment {
+	return driverproxy.Assignment{Host: "mac-1", Device: "phone", Session: session, Term: term}
+}
+
+func release(t *testing.T, s *driverproxy.Session) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := s.Release(ctx); err != nil {
+		t.Fatalf("Release: %v", err)
+	}
+}
+
+// do runs a command that must succeed, and decodes its value.
+func do[T any](t *testing.T, s *driverproxy.Session, method, path string, body any) T {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	var v T
+	a, receipt, err := s.Do(ctx, command(t, method, path, body))
+	if err == nil {
+		err = a.Err()
+	}
+	if err == nil {
+		err = a.Value(&v)
+	}
+	if err != nil || receipt.Outcome != wire.OutcomeDone {
+		t.Fatalf("%s %s: %v (outcome %d)", method, path, err, receipt.Outcome)
+	}
+	return v
+}
+
+func command(t *testing.T, method, path string, body any) webdriver.Command {
+	t.Helper()
+	c := webdriver.Command{Method: method, Path: path}
+	if method == "POST" {
+		if body == nil {
+			body = struct{}{}
+		}
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Body = b
+	}
+	return c
+}
+
+// wantOutcome checks a W3C unknown error with data.outcome.
+func wantOutcome(t *testing.T, a webdriver.Answer, want string) {
+	t.Helper()
+	var e *webdriver.Error
+	if !errors.As(a.Err(), &e) || e.Code != webdriver.UnknownError || e.Data["outcome"] != want {
+		t.Errorf("answer %d %s, want an unknown error with outcome %s", a.Status, a.Body, want)
+	}
+}
+
+// fakes gives each session of a device the same driver.
+func fakes(d *drivertest.Driver) func(string) *drivertest.Driver {
+	return func(string) *drivertest.Driver { return d }
+}
+
+// processesBelow lists the live processes that were started below a state directory, by their working directory, command line or HOME.
+func processesBelow(state string) []string {
+	var found []string
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || len(line) == 0 || dir == "/proc/"+itoa(os.Getpid()) {
+			continue // a zombie has no command line
+		}
+		env, _ := os.ReadFile(filepath.Join(dir, "environ"))
+		if strings.Contains(string(line), state+"/sessions") || strings.Contains(string(env), state+"/sessions") {
+			found = append(found, filepath.Base(dir)+" "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
