@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"go.uber.org/zap"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -167,6 +168,26 @@ func (g *Gateway) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// Enroller wraps e so that this gateway knows a host's key before it tells the host that it has joined: what a host
+// sends to a gateway that does not know it yet is lost, and WireGuard sends it again only after seconds.
+func (g *Gateway) Enroller(e Enroller) Enroller { return settledEnroller{e, g} }
+
+type settledEnroller struct {
+	Enroller
+	g *Gateway
+}
+
+func (s settledEnroller) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey Key) (wire.Joined, error) {
+	joined, err := s.Enroller.Redeem(ctx, joinAddr, hostKey)
+	if err != nil {
+		return joined, err
+	}
+	if err := s.g.Reconcile(ctx); err != nil && !errors.Is(err, ErrPeer) { // it has joined; Run tries again
+		s.g.cfg.Log.Warn("the key of a host that joined is not configured yet", zap.String("host", joined.Host), zap.Error(err))
+	}
+	return joined, nil
 }
 
 // reconcileTries: the second try repairs what a first one left half applied, or what someone changed meanwhile.

@@ -15,7 +15,7 @@ func TestNothingLeftRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := r.mustInvite(t, 256, "mac", w.info)
-	w.Nudge()
+	w.settle(t)
 	l, err := OpenLink(t.Context(), LinkConfig{StateDir: t.TempDir(), Token: token, Backend: BackendNetstack, Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)

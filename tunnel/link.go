@@ -22,7 +22,7 @@ type LinkConfig struct {
 	Interface   string        // name of the network interface, default drifthost0; macOS picks its own
 	MTU         int           // default 1280
 	Keepalive   time.Duration // default 15 s: whole seconds, because devices round down
-	DialTimeout time.Duration // of one attempt, default 3 s; a silent attempt is followed by a new handshake
+	DialTimeout time.Duration // of one attempt, default 3 s, a third of it for the first; a silent one is followed by a new handshake
 	Log         *zap.Logger
 }
 
@@ -40,12 +40,12 @@ type Link struct {
 	closed  error
 }
 
-// remoteGateway is one gateway with its last repair.
+// remoteGateway is one gateway and when its handshake was last begun.
 type remoteGateway struct {
 	GatewayInfo
 
-	mu       sync.Mutex // guards repaired and the exchange of the peer
-	repaired time.Time
+	mu  sync.Mutex // guards set and the exchange of the peer
+	set time.Time  // when the peer was exchanged last
 }
 
 // ErrNoToken says that a host which has not joined yet was started without a join token.
@@ -122,7 +122,7 @@ func openLink(ctx context.Context, cfg LinkConfig, s *state, key PrivateKey, add
 	// One gateway whose name does not resolve now is no reason to go without the others; dialling it tries again.
 	var errs []error
 	for _, g := range l.gateways {
-		if err := l.setPeer(ctx, g.GatewayInfo); err != nil {
+		if err := l.repair(ctx, g, time.Time{}); err != nil {
 			cfg.Log.Warn("gateway is not set up", zap.Stringer("gateway", g.Addr), zap.Error(err))
 			errs = append(errs, err)
 		}
@@ -186,7 +186,11 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 	}
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
-		c, err := l.dialOnce(ctx, to)
+		limit := l.cfg.DialTimeout
+		if attempt == 1 {
+			limit /= 3 // a link that works answers in two round trips; one that does not is better repaired soon
+		}
+		c, err := l.dialOnce(ctx, to, limit)
 		if err == nil {
 			return c, nil
 		}
@@ -201,8 +205,8 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 	}
 }
 
-func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)
+func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return l.dev.dial(ctx, to)
 }
@@ -224,18 +228,29 @@ func (l *Link) Repair(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// handshakePause separates handshakes: a gateway takes one that follows another within 20 ms for a flood, and the
+// timestamps that protect from replays tick every 17 ms. A handshake lost to either is repeated after 5 s only.
+const handshakePause = 50 * time.Millisecond
+
 // repair exchanges the peer of g, unless that was done after since: several dials that fail at once need one handshake.
 func (l *Link) repair(ctx context.Context, g *remoteGateway, since time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.repaired.After(since) {
+	if !since.IsZero() && g.set.After(since) {
 		return nil
 	}
-	if err := l.setPeer(ctx, g.GatewayInfo); err != nil {
-		return err
+	if pause := handshakePause - time.Since(g.set); pause > 0 {
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("tunnel: gateway %s: %w", g.Addr, context.Cause(ctx))
+		}
 	}
-	g.repaired = time.Now()
-	return nil
+	err := l.setPeer(ctx, g.GatewayInfo)
+	g.set = time.Now() // after a failure too: the handshake may be on its way
+	return err
 }
 
 // setPeer removes the gateway's peer and adds it, in one call: a peer that is new starts with a handshake at once.

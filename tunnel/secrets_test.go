@@ -70,7 +70,7 @@ func TestLogsHoldNoSecret(t *testing.T) {
 	}
 	defer w.mustStop(t)
 	token := r.mustInvite(t, 256, "mac", w.info)
-	w.Nudge()
+	w.settle(t)
 	dir := t.TempDir()
 	l, err := OpenLink(t.Context(), LinkConfig{StateDir: dir, Token: token, Backend: BackendNetstack, Log: log})
 	if err != nil {

@@ -164,7 +164,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 		}
 		_, _ = io.WriteString(w, r.RemoteAddr)
 	})
-	srv := &http.Server{Handler: Guard(JoinHandler(r, c.log), fleet)}
+	srv := &http.Server{Handler: Guard(JoinHandler(g.Enroller(r), c.log), fleet)}
 	run, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })
@@ -194,6 +194,14 @@ func startWorld(t testing.TB, r *registry, c worldConfig) *world {
 	}
 	t.Cleanup(func() { w.mustStop(t) })
 	return w
+}
+
+// settle makes what was just invited known to the gateway, as it is long before a person has copied a token.
+func (w *world) settle(t testing.TB) {
+	t.Helper()
+	if err := w.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *world) mustStop(t testing.TB) {
