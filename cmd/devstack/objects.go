@@ -13,6 +13,7 @@ import (
 type objectStore struct {
 	endpoint, bucket string
 	data             string // where the objects of the bucket lie on disk
+	config           s3server.Config
 	server           *s3server.Server
 	log              *os.File
 }
@@ -27,13 +28,15 @@ func startObjectStore(ctx context.Context, cfg config, region, accessKey, secret
 		return nil, err
 	}
 	dir := filepath.Join(cfg.dir, "objects-"+region)
-	server, err := s3server.Start(ctx, s3server.Config{
-		Binary: binary, Dir: dir, AccessKey: accessKey, SecretKey: secretKey, Buckets: []string{region}, Output: log,
-	})
-	if err != nil {
+	bucket := "driftstack-" + region // S3 refuses names of two letters
+	o := &objectStore{bucket: bucket, data: filepath.Join(dir, "objects", bucket), log: log, config: s3server.Config{
+		Binary: binary, Dir: dir, AccessKey: accessKey, SecretKey: secretKey, Buckets: []string{bucket}, Output: log,
+	}}
+	if o.server, err = s3server.Start(ctx, o.config); err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
-	return &objectStore{server.Endpoint(), region, filepath.Join(dir, "objects", region), server, log}, nil
+	o.endpoint = o.server.Endpoint()
+	return o, nil
 }
 
 func (o *objectStore) stop(context.Context) error {

@@ -126,7 +126,7 @@ func (c *child) ended() error {
 
 // tail is the end of the child's log, indented.
 func (c *child) tail() string {
-	const most = 3000
+	const most = 2000
 	f, err := os.Open(c.log)
 	if err != nil {
 		return "  " + err.Error()
@@ -141,7 +141,11 @@ func (c *child) tail() string {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "  " + err.Error()
 	}
-	text := bytes.TrimSpace(raw[:n])
+	text := raw[:n]
+	if _, whole, cut := bytes.Cut(text, []byte("\n")); cut && end > most {
+		text = whole // the first line has lost its beginning
+	}
+	text = bytes.TrimSpace(text)
 	return "  " + string(bytes.ReplaceAll(text, []byte("\n"), []byte("\n  ")))
 }
 

@@ -164,17 +164,23 @@ func (d *devstack) exit() int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// processes are those that devstack started, directly or not: they inherited its mark, or name its folder.
-func (d *devstack) processes() (pids []int) {
+// processes are those that devstack started, directly or not: they inherited its mark, or name one of its folders (a
+// browser has no environment but its own, with its home in the driver host's folder).
+func (d *devstack) processes() []int {
+	return processesThatName(d.mark, d.dir, filepath.Dir(d.cmd.Path))
+}
+
+func processesThatName(marks ...string) (pids []int) {
+	named := func(raw []byte, err error) bool {
+		return err == nil && slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(string(raw), m) })
+	}
 	found, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
 	for _, p := range found {
 		pid, err := strconv.Atoi(filepath.Base(p))
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		env, errEnv := os.ReadFile(filepath.Join(p, "environ"))
-		args, errArgs := os.ReadFile(filepath.Join(p, "cmdline"))
-		if errEnv == nil && strings.Contains(string(env), d.mark) || errArgs == nil && strings.Contains(string(args), d.dir) {
+		if named(os.ReadFile(filepath.Join(p, "environ"))) || named(os.ReadFile(filepath.Join(p, "cmdline"))) {
 			pids = append(pids, pid)
 		}
 	}
