@@ -82,7 +82,10 @@ func (s Spec) Key() string {
 	return "recordings/" + s.Account + "/" + s.Session + "/" + s.ID + ".webm"
 }
 
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)
+var (
+	nameForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)
+	bucketForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+)
 
 func (s Spec) validate() error {
 	for what, v := range map[string]string{"ID": s.ID, "session": s.Session, "account": s.Account} {
@@ -152,8 +155,8 @@ func (t Target) validate(region place.Region) error {
 		}
 	}
 	switch {
-	case t.Bucket == "" || strings.ContainsAny(t.Bucket, "/?#% "):
-		return fmt.Errorf("recorder: %s bucket %q is no bucket name", region, t.Bucket)
+	case !bucketForm.MatchString(t.Bucket):
+		return fmt.Errorf("recorder: %s bucket %q: use 3 to 63 small letters, digits, - and .", region, t.Bucket)
 	case t.AccessKey == "" || t.SecretKey == "":
 		return fmt.Errorf("recorder: %s target %v has no access key or no secret key", region, t)
 	case t.SSE != "" && t.SSE != "AES256":

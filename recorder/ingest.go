@@ -260,8 +260,8 @@ func (r *Recording) syncBody() (offset int64, err error) {
 		if err := r.spool.body.Sync(); err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrSpool, err)
 		}
-		// After the sync: a frame in the log means that its bytes are on disk.
-		if err := r.spool.append(record{Frame: &frameRecord{Size: size, CRC: crc}}, false); err != nil {
+		// After the sync: a frame in the log means that its bytes are on disk. It is synced itself: recovery trusts no other bytes.
+		if err := r.spool.append(record{Frame: &frameRecord{Size: size, CRC: crc}}, true); err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrSpool, err)
 		}
 		in.mu.Lock()

@@ -112,7 +112,9 @@ func (r *Recorder) recover(ctx context.Context) error {
 			continue
 		}
 		rec.damage = err
+		r.mu.Lock()
 		r.active[rec.id] = rec
+		r.mu.Unlock()
 		r.spawn(rec)
 	}
 	return nil

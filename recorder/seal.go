@@ -61,7 +61,7 @@ func (r *Recording) Seal(ctx context.Context) (Sealed, error) {
 	})
 	ix, ok := in.scanner.Index()
 	if !ok || in.start == 0 {
-		return r.sealEmpty(cause)
+		return r.sealEmpty(ctx, cause)
 	}
 	return r.seal(ctx, ix, headSize-in.start, cause)
 }
@@ -77,12 +77,14 @@ func (r *Recording) sealFromDisk(ctx context.Context, cause Cause) (Sealed, erro
 		cause = at.ended.Cause
 	}
 	if at.head == nil {
-		return r.sealEmpty(cause)
+		return r.sealEmpty(ctx, cause)
 	}
 	size, err := r.spool.body.Size()
 	if err != nil {
 		return Sealed{}, fmt.Errorf("recorder: seal: %w", err)
 	}
+	// What follows the last frame of the log was never acknowledged and may be anything.
+	size = min(size, at.framed)
 	if at.cut != nil {
 		size = min(size, at.cut.Size)
 	}
@@ -100,7 +102,7 @@ func (r *Recording) sealFromDisk(ctx context.Context, cause Cause) (Sealed, erro
 	}
 	ix, ok := scanner.Index()
 	if !ok {
-		return r.sealEmpty(cause)
+		return r.sealEmpty(ctx, cause)
 	}
 	if cause == CauseNone && at.cut == nil && !scanner.Whole() {
 		cause = CauseCrash
@@ -108,7 +110,14 @@ func (r *Recording) sealFromDisk(ctx context.Context, cause Cause) (Sealed, erro
 	return r.seal(ctx, ix, 0, cause)
 }
 
-func (r *Recording) sealEmpty(cause Cause) (Sealed, error) {
+func (r *Recording) sealEmpty(ctx context.Context, cause Cause) (Sealed, error) {
+	// Nothing may look like nothing because it is damaged.
+	if err := r.checkBody(ctx, headSize, &digest{whole: sha256.New(), partSize: r.partSize}); err != nil {
+		if errors.Is(err, errCorrupt) {
+			r.condemn(err)
+		}
+		return Sealed{}, fmt.Errorf("recorder: seal: %w", err)
+	}
 	if cause == CauseNone {
 		cause = CauseEncoder
 	}
@@ -124,7 +133,7 @@ func (r *Recording) sealEmpty(cause Cause) (Sealed, error) {
 // seal finishes the file; shift is what to add to a byte of ix to get one of the body.
 func (r *Recording) seal(ctx context.Context, ix webm.Index, shift int64, cause Cause) (Sealed, error) {
 	if ix.Frames == 0 {
-		return r.sealEmpty(cause)
+		return r.sealEmpty(ctx, cause)
 	}
 	r.spool.dropBallast()
 	cut := ix.End + shift

@@ -104,18 +104,21 @@ func openSpool(dir string) (*spool, error) {
 		return nil, err
 	}
 	if err := s.open(os.O_RDWR); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			if info, err := os.Stat(filepath.Join(dir, bodyName)); err != nil || info.Size() == 0 {
-				return s, errUnborn // the body is made after the log
-			}
-			return s, fmt.Errorf("%w: %v", errCorrupt, err)
+		if !errors.Is(err, os.ErrNotExist) {
+			s.close()
+			return nil, err
 		}
-		s.close()
-		return nil, err
+		if s.unborn() {
+			return s, errUnborn
+		}
+		if s.log != nil {
+			_, _ = readLog(s.log, s.at.apply) // whose it is, if it says so
+		}
+		return s, fmt.Errorf("%w: %v", errCorrupt, err)
 	}
 	whole, err := readLog(s.log, s.at.apply)
 	if err == nil && s.at.spec == nil {
-		if size, err := s.body.Size(); err == nil && size == 0 {
+		if s.unborn() {
 			return s, errUnborn
 		}
 		err = fmt.Errorf("%w: no spec in the log", errCorrupt)
@@ -133,6 +136,16 @@ func openSpool(dir string) (*spool, error) {
 	}
 	s.logSize = whole
 	return s, nil
+}
+
+// unborn says whether there is nothing in the folder that could be of worth: the spec comes first.
+func (s *spool) unborn() bool {
+	for _, name := range []string{logName, bodyName} {
+		if info, err := os.Stat(filepath.Join(s.dir, name)); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *spool) open(flag int) error {

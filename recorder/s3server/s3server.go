@@ -24,7 +24,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
 )
+
+// Region is what requests are signed for, the same as R2's.
+const Region = "auto"
 
 const (
 	program     = "versitygw"
@@ -35,6 +39,8 @@ const (
 // ErrNotInstalled is returned by Find when there is no versitygw.
 var ErrNotInstalled = errors.New("s3server: versitygw is not installed: `make setup` installs it into ./bin")
 
+var errExited = errors.New("s3server: versitygw ended at once")
+
 // Config is what to start. Zero fields take the defaults.
 type Config struct {
 	Binary    string    // path of versitygw; Find("") by default
@@ -42,7 +48,7 @@ type Config struct {
 	Addr      string    // loopback host:port; a free port by default
 	AccessKey string    // "driftstack" by default
 	SecretKey string    // "driftstack-secret" by default
-	Buckets   []string  // made when missing
+	Buckets   []string  // made when missing; names of 3 to 63 characters, as everywhere in S3
 	Output    io.Writer // what versitygw prints; dropped by default
 }
 
@@ -84,8 +90,8 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 			cfg.Addr = addr
 		}
 		s, err := start(ctx, cfg)
-		if err == nil || !free || attempt == 3 || ctx.Err() != nil {
-			return s, err
+		if !free || attempt == 3 || !errors.Is(err, errExited) {
+			return s, err // only a port that was taken in between is worth another one
 		}
 	}
 }
@@ -142,7 +148,7 @@ func start(ctx context.Context, cfg Config) (*Server, error) {
 		}
 	}
 	s := &Server{cfg: cfg, exited: make(chan struct{})}
-	s.cmd = exec.Command(cfg.Binary, "--port", cfg.Addr, "--quiet", "posix", "--sidecar", attributes, data)
+	s.cmd = exec.Command(cfg.Binary, "--port", cfg.Addr, "--region", Region, "--quiet", "posix", "--sidecar", attributes, data)
 	s.cmd.Env = []string{"ROOT_ACCESS_KEY=" + cfg.AccessKey, "ROOT_SECRET_KEY=" + cfg.SecretKey, "PATH=" + os.Getenv("PATH"), "HOME=" + cfg.Dir}
 	s.cmd.Dir = cfg.Dir
 	s.cmd.Stdout, s.cmd.Stderr = cfg.Output, cfg.Output
@@ -181,7 +187,7 @@ func (s *Server) ready(ctx context.Context) error {
 	defer cancel()
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := s3.New(s3.Options{
-		Region: "auto", BaseEndpoint: aws.String(s.Endpoint()), UsePathStyle: true,
+		Region: Region, BaseEndpoint: aws.String(s.Endpoint()), UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(s.cfg.AccessKey, s.cfg.SecretKey, ""),
 		HTTPClient:  &http.Client{Transport: transport, Timeout: 5 * time.Second}, Retryer: aws.NopRetryer{},
 		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired,
@@ -201,9 +207,13 @@ func (s *Server) ready(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		var refused smithy.APIError
+		if errors.As(err, &refused) && refused.ErrorCode() != "InternalError" && refused.ErrorCode() != "ServiceUnavailable" {
+			return fmt.Errorf("s3server: versitygw on %s refuses us: %w", s.cfg.Addr, err)
+		}
 		select {
 		case <-s.exited:
-			return fmt.Errorf("s3server: versitygw on %s ended at once: %v", s.cfg.Addr, s.err)
+			return fmt.Errorf("%w, on %s: %v", errExited, s.cfg.Addr, s.err)
 		case <-ctx.Done():
 			return fmt.Errorf("s3server: versitygw on %s is not ready: %w", s.cfg.Addr, err)
 		case <-tick.C:

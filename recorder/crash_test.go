@@ -1,0 +1,449 @@
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/driftstack/fleet/orchestrator/place"
+)
+
+func md5Of(s string) []byte {
+	sum := md5.Sum([]byte(s))
+	return sum[:]
+}
+
+// abandon records a part of a stream, then closes the Recorder under it.
+func (b *bench) abandon(id string, stream []byte) (acked int64) {
+	b.t.Helper()
+	r := b.begin(id, place.EUOnly)
+	src := play(stream)
+	src.lost, src.end = errLost, nil
+	if err := r.Ingest(b.t.Context(), src); !errors.Is(err, errLost) {
+		b.t.Fatal(err)
+	}
+	b.close()
+	return src.ackedTo()
+}
+
+func TestNextProcessGoesOn(t *testing.T) {
+	stream := film(t, 20, 8)
+	short := film(t, 3, 1)
+	for name, tt := range map[string]struct {
+		stream []byte
+		spoil  func(t *testing.T, dir string)
+	}{
+		"short":                         {short[:len(short)-500], nil},
+		"with parts up":                 {stream[:len(stream)*3/4], nil},
+		"torn log":                      {short[:len(short)-500], func(t *testing.T, dir string) { appendTo(t, dir, logName, []byte{0, 0}) }},
+		"log lengthened with zeros":     {short[:len(short)-500], func(t *testing.T, dir string) { appendTo(t, dir, logName, make([]byte, 5000)) }},
+		"bytes nobody acknowledged":     {short[:len(short)-500], func(t *testing.T, dir string) { appendTo(t, dir, bodyName, short[len(short)-500:len(short)-300]) }},
+		"rubbish nobody acknowledged":   {short[:len(short)-500], func(t *testing.T, dir string) { appendTo(t, dir, bodyName, make([]byte, 3000)) }},
+		"torn head slot":                {short[:len(short)-500], func(t *testing.T, dir string) { overwrite(t, dir, bodyName, 100, make([]byte, 1000)) }},
+		"killed while deleting another": {short[:len(short)-500], func(t *testing.T, dir string) { _ = os.Mkdir(filepath.Join(dir, "..", rubbishPrefix+"x"), 0o700) }},
+		"killed while making another":   {short[:len(short)-500], func(t *testing.T, dir string) { _ = os.Mkdir(filepath.Join(dir, "..", "unborn"), 0o700) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			acked := b.abandon("left", tt.stream)
+			if acked != int64(len(tt.stream)) {
+				t.Errorf("%d of %d bytes acknowledged", acked, len(tt.stream))
+			}
+			if tt.spoil != nil {
+				tt.spoil(t, filepath.Join(b.cfg.Dir, "left"))
+			}
+			b.open()
+			b.drain()
+			u := b.ledger.awaitState("left", StateAvailable)
+			if !u.Partial || u.Cause != CauseCrash {
+				t.Errorf("journal has %+v", u)
+			}
+			want := index(t, tt.stream)
+			if u.Duration != want.Duration {
+				t.Errorf("%v recovered, %v was received", u.Duration, want.Duration)
+			}
+			b.wantObject(place.EU, u.Key, Sealed{Bytes: u.Bytes, SHA256: u.SHA256, Duration: u.Duration}, int(want.Frames))
+			if left, _ := os.ReadDir(b.cfg.Dir); len(left) != 0 {
+				t.Errorf("left in the spool folder: %v", left)
+			}
+		})
+	}
+}
+
+func appendTo(t *testing.T, dir, name string, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func overwrite(t *testing.T, dir, name string, at int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEndedButNotSealedIsWhole(t *testing.T) {
+	b := newBench(t)
+	stream := film(t, 3, 1)
+	r := b.begin("ended", place.EUOnly)
+	if err := r.Ingest(t.Context(), play(stream)); err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	b.open()
+	b.drain()
+	if u := b.ledger.awaitState("ended", StateAvailable); u.Partial || u.Duration != 3*time.Second {
+		t.Errorf("journal has %+v, want all of it", u)
+	}
+}
+
+// TestDeathAtEveryStepOfSeal lets the volume fail at each write of Seal in turn, as a process that dies there leaves it,
+// and has the next process go on.
+func TestDeathAtEveryStepOfSeal(t *testing.T) {
+	stream := film(t, 3, 1)
+	b := newBench(t)
+	for step := 1; ; step++ {
+		id := fmt.Sprintf("step%d", step)
+		r := b.begin(id, place.EUOnly)
+		if err := r.Ingest(t.Context(), play(stream)); err != nil {
+			t.Fatal(err)
+		}
+		disk := &faultyFile{file: r.spool.body, failAt: step, dead: true}
+		r.spool.body = disk
+		_, err := r.Seal(t.Context())
+		if err == nil && disk.failed() == 0 {
+			if step < 5 {
+				t.Errorf("Seal has only %d steps that can fail", step-1)
+			}
+			break
+		}
+		b.close()
+		b.open()
+		b.drain()
+		u := b.ledger.awaitState(id, StateAvailable)
+		if u.Duration != 3*time.Second || u.Cause != CauseNone && u.Cause != CauseSpool {
+			t.Errorf("step %d: journal has %+v", step, u)
+		}
+		b.wantObject(place.EU, u.Key, Sealed{Bytes: u.Bytes, SHA256: u.SHA256, Duration: u.Duration}, 30)
+	}
+}
+
+func TestCorruptSpoolIsQuarantinedAndBlocksNobody(t *testing.T) {
+	short := film(t, 3, 1)
+	stream := short[:len(short)-500]
+	for name, spoil := range map[string]func(t *testing.T, dir string){
+		"bit flipped in a frame": func(t *testing.T, dir string) { overwrite(t, dir, bodyName, headSize+5000, []byte{0x55, 0xaa, 0x55}) },
+		"bit flipped in the log": func(t *testing.T, dir string) { overwrite(t, dir, logName, 40, []byte{0xff}) },
+		"length flipped in log":  func(t *testing.T, dir string) { overwrite(t, dir, logName, 1, []byte{0x7f}) },
+		"body cut short":         func(t *testing.T, dir string) { _ = os.Truncate(filepath.Join(dir, bodyName), headSize+5000) },
+		"body missing":           func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, bodyName)) },
+		"log missing":            func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, logName)) },
+		"log of another": func(t *testing.T, dir string) {
+			other, err := os.ReadFile(filepath.Join(dir, "..", "good", logName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, logName), other, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			good := b.begin("good", place.EUOnly)
+			if err := good.Ingest(t.Context(), play(short)); err != nil {
+				t.Fatal(err)
+			}
+			b.abandon("bad", stream)
+			spoil(t, filepath.Join(b.cfg.Dir, "bad"))
+			b.open()
+			b.drain()
+			u := b.ledger.awaitState("bad", StateQuarantined)
+			if u.Cause != CauseCorrupt || u.Bytes != 0 {
+				t.Errorf("journal has %+v", u)
+			}
+			if _, err := os.Stat(filepath.Join(b.cfg.Dir, quarantineName, "bad.1")); err != nil {
+				t.Errorf("not moved aside: %v", err)
+			}
+			b.wantNoSpool("bad")
+			if b.object(place.EU, "recordings/acme/session-bad/bad.webm") != nil {
+				t.Error("a corrupt recording was uploaded")
+			}
+			if u := b.ledger.awaitState("good", StateAvailable); u.Partial {
+				t.Errorf("the good one: %+v", u)
+			}
+		})
+	}
+}
+
+func TestFlippedBitIsFoundBySeal(t *testing.T) {
+	b := newBench(t)
+	r := b.begin("flip", place.EUOnly)
+	if err := r.Ingest(t.Context(), play(film(t, 3, 1))); err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, filepath.Join(b.cfg.Dir, "flip"), bodyName, headSize+5000, []byte{0x55, 0xaa, 0x55})
+	if _, err := r.Seal(t.Context()); !errors.Is(err, errCorrupt) {
+		t.Errorf("Seal: %v", err)
+	}
+	b.ledger.awaitState("flip", StateQuarantined)
+}
+
+// faultyFile stands in for a body on a volume that refuses a write.
+type faultyFile struct {
+	file
+	failAt int  // this write, truncate or sync fails; 0: none
+	dead   bool // and so does every one after it
+	cause  error
+	limit  int64 // no write beyond this byte, as on a full volume; 0: none
+
+	mu     sync.Mutex
+	steps  int
+	fails  int
+	top    int64 // end of what was written
+	synced int64
+}
+
+func (f *faultyFile) step(end int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.steps++
+	cause := f.cause
+	if cause == nil {
+		cause = syscall.EIO
+	}
+	if f.failAt > 0 && (f.steps == f.failAt || f.dead && f.steps > f.failAt) {
+		f.fails++
+		return cause
+	}
+	if f.limit > 0 && end > f.limit {
+		f.fails++
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+func (f *faultyFile) failed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fails
+}
+
+func (f *faultyFile) syncedTo() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.synced
+}
+
+func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.step(off + int64(len(b))); err != nil {
+		n, _ := f.file.WriteAt(b[:len(b)/2], off) // half of it gets there
+		return n, err
+	}
+	n, err := f.file.WriteAt(b, off)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.top = max(f.top, off+int64(n))
+	return n, err
+}
+
+func (f *faultyFile) Truncate(size int64) error {
+	if err := f.step(0); err != nil {
+		return err
+	}
+	return f.file.Truncate(size)
+}
+
+func (f *faultyFile) Sync() error {
+	f.mu.Lock()
+	top := f.top
+	f.mu.Unlock()
+	if err := f.step(0); err != nil {
+		return err
+	}
+	err := f.file.Sync()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.synced = max(f.synced, top)
+	return err
+}
+
+func TestVolumeRefusesAWrite(t *testing.T) {
+	b := newBench(t)
+	stream := film(t, 20, 8)
+	r := b.begin("full", place.EUOnly)
+	r.spool.body = &faultyFile{file: r.spool.body, limit: 2 << 20}
+	src := play(stream)
+	if err := r.Ingest(t.Context(), src); !errors.Is(err, ErrSpool) || !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Ingest: %v", err)
+	}
+	if err := r.Ingest(t.Context(), play(stream)); !errors.Is(err, ErrSpool) {
+		t.Errorf("Ingest again: %v", err)
+	}
+	sealed := b.seal(r)
+	if sealed.Cause != CauseSpool || sealed.Duration == 0 {
+		t.Errorf("sealed %+v", sealed)
+	}
+	b.drain()
+	b.wantObject(place.EU, r.Key(), sealed, -1)
+	if got := b.object(place.EU, r.Key()); !bytes.Contains(stream, got[headSize:headSize+100_000]) {
+		t.Error("the object is not what was sent")
+	}
+}
+
+func TestRealFullVolume(t *testing.T) {
+	if runtime.GOOS != "linux" || os.Getuid() != 0 {
+		t.Log("not root on Linux: a full volume is only simulated, by TestVolumeRefusesAWrite")
+		return
+	}
+	b := newBench(t)
+	b.close()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Logf("no tmpfs here (%v): a full volume is only simulated, by TestVolumeRefusesAWrite", err)
+		b.open()
+		return
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, 0) })
+	b.cfg.Dir = dir
+	b.open()
+	t.Cleanup(b.close) // before the volume goes
+	stream := film(t, 20, 8)
+	r := b.begin("full", place.EUOnly)
+	src := play(stream)
+	if err := r.Ingest(t.Context(), src); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Ingest: %v", err)
+	}
+	if src.ackedTo() < 2<<20 {
+		t.Errorf("only %d bytes acknowledged", src.ackedTo())
+	}
+	if _, err := b.rec.Begin(t.Context(), Spec{ID: "next", Session: "s", Account: "a", Placement: place.EUOnly}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Begin on a full volume: %v", err)
+	}
+	sealed := b.seal(r)
+	b.drain()
+	b.wantObject(place.EU, r.Key(), sealed, -1)
+	if want := index(t, stream[:src.ackedTo()]); sealed.Duration < want.Duration {
+		t.Errorf("%v sealed, %v acknowledged", sealed.Duration, want.Duration)
+	}
+	b.wantNoSpool("full")
+}
+
+const childEnv = "RECORDER_TEST_CHILD"
+
+// childMain is a process that records until it is killed. It prints each acknowledged byte.
+func childMain(arg string) {
+	var cfg struct {
+		Dir, Film string
+		EU        Target
+	}
+	if err := json.Unmarshal([]byte(arg), &cfg); err != nil {
+		panic(err)
+	}
+	stream, err := os.ReadFile(cfg.Film)
+	if err != nil {
+		panic(err)
+	}
+	rec, err := Open(context.Background(), Config{Dir: cfg.Dir, EU: EUTarget{cfg.EU}, Journal: deaf{}, PartSize: minPartSize})
+	if err != nil {
+		panic(err)
+	}
+	r, err := rec.Begin(context.Background(), Spec{ID: "killed", Session: "s", Account: "acme", Placement: place.EUOnly})
+	if err != nil {
+		panic(err)
+	}
+	src := &printer{play(stream)}
+	src.hold = make(chan struct{})
+	fmt.Println("error", r.Ingest(context.Background(), src))
+	os.Exit(1)
+}
+
+type deaf struct{}
+
+func (deaf) RecordingChanged(context.Context, RecordingUpdate) error { return nil }
+
+type printer struct{ *script }
+
+func (p *printer) Ack(_ context.Context, offset int64) error {
+	fmt.Println("ack", offset)
+	return nil
+}
+
+func TestKillNine(t *testing.T) {
+	stream := film(t, 20, 8)
+	path := filepath.Join(t.TempDir(), "film")
+	if err := os.WriteFile(path, stream, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, after := range []int64{1, 100_000, 6 << 20, 12 << 20} {
+		t.Run(fmt.Sprint(after), func(t *testing.T) {
+			b := newBench(t)
+			b.close()
+			arg, err := json.Marshal(map[string]any{"Dir": b.cfg.Dir, "Film": path, "EU": b.cfg.EU.Target})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(os.Args[0], "-test.run=^$")
+			cmd.Env = append(os.Environ(), childEnv+"="+string(arg))
+			cmd.Stderr = os.Stderr
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var acked int64
+			for acked < after {
+				var word string
+				if _, err := fmt.Fscan(out, &word, &acked); err != nil || word != "ack" {
+					t.Fatalf("child: %s %v", word, err)
+				}
+			}
+			_ = cmd.Process.Kill()
+			rest, _ := io.ReadAll(out)
+			_ = cmd.Wait()
+			for _, line := range strings.Split(strings.TrimSpace(string(rest)), "\n") {
+				_, _ = fmt.Sscanf(line, "ack %d", &acked)
+			}
+			b.open()
+			b.drain()
+			u := b.ledger.awaitState("killed", StateAvailable)
+			got := b.object(place.EU, u.Key)
+			ix := index(t, stream[:min(acked, int64(len(stream)))])
+			body := stream[ix.Start:ix.End]
+			if len(got) < headSize+len(body) || !bytes.Equal(got[headSize:headSize+len(body)], body) {
+				t.Errorf("acknowledged bytes are missing: object of %d bytes, %d of clusters acknowledged", len(got), len(body))
+			}
+			b.wantObject(place.EU, u.Key, Sealed{Bytes: u.Bytes, SHA256: u.SHA256, Duration: u.Duration}, -1)
+			if u.Duration < ix.Duration {
+				t.Errorf("%v recovered, %v acknowledged", u.Duration, ix.Duration)
+			}
+		})
+	}
+}

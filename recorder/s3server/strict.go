@@ -1,0 +1,238 @@
+package s3server
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Strict is a handler in front of an S3 server that refuses what R2 refuses and more permissive servers take:
+//
+//	501 NotImplemented  server-side encryption, tagging, ACL, object lock and website headers and requests
+//	501 NotImplemented  aws-chunked bodies and trailing checksums
+//	400 InvalidPart     Complete with parts of unequal size (but the last), or under 5 MiB
+//
+// It counts what passes, and can be cut off, as a region that is down. Requests are forwarded as they are, so
+// that signatures hold.
+//
+// Out of scope: rate limits, expired URLs, jurisdictions.
+type Strict struct {
+	proxy *httputil.ReverseProxy
+
+	mu    sync.Mutex // guards what follows
+	sizes map[string]map[int]int64
+	calls map[string]int
+	down  map[string]bool
+	lose  map[string]int
+}
+
+// NewStrict is in front of the server at endpoint.
+func NewStrict(endpoint string) (*Strict, error) {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("s3server: strict: %w", err)
+	}
+	s := &Strict{sizes: map[string]map[int]int64{}, calls: map[string]int{}, down: map[string]bool{}, lose: map[string]int{}}
+	s.proxy = &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(u)
+			r.Out.Host = r.In.Host // it is signed
+		},
+		Transport: &http.Transport{MaxIdleConnsPerHost: 32, DisableCompression: true},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			refuse(w, http.StatusBadGateway, "ServiceUnavailable", err.Error())
+		},
+	}
+	return s, nil
+}
+
+// Cut takes a bucket off line, or brings it back.
+func (s *Strict) Cut(bucket string, down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down[bucket] = down
+}
+
+// Lose has the next n requests of an operation executed and their answers lost.
+func (s *Strict) Lose(operation string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lose[operation] = n
+}
+
+// Calls counts the requests of an operation on a bucket: "PutObject", "UploadPart", "Complete", "Create", "Abort", "other".
+func (s *Strict) Calls(bucket, operation string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls[bucket+" "+operation]
+}
+
+func operation(r *http.Request) string {
+	q := r.URL.Query()
+	switch {
+	case r.Method == http.MethodPut && q.Has("partNumber"):
+		return "UploadPart"
+	case r.Method == http.MethodPut:
+		return "PutObject"
+	case r.Method == http.MethodPost && q.Has("uploads"):
+		return "Create"
+	case r.Method == http.MethodPost && q.Has("uploadId"):
+		return "Complete"
+	case r.Method == http.MethodDelete && q.Has("uploadId"):
+		return "Abort"
+	}
+	return "other"
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	bucket, _ := splitPath(r.URL.Path)
+	op := operation(r)
+	s.mu.Lock()
+	down := s.down[bucket]
+	s.calls[bucket+" "+op]++
+	lose := s.lose[op] > 0 && !down
+	if lose {
+		s.lose[op]--
+	}
+	s.mu.Unlock()
+	if down {
+		panic(http.ErrAbortHandler)
+	}
+	if why := unimplemented(r); why != "" {
+		refuse(w, http.StatusNotImplemented, "NotImplemented", why+" is not implemented")
+		return
+	}
+	upload := r.URL.Query().Get("uploadId")
+	switch op {
+	case "UploadPart":
+		n, _ := strconv.Atoi(r.URL.Query().Get("partNumber"))
+		s.mu.Lock()
+		if s.sizes[upload] == nil {
+			s.sizes[upload] = map[int]int64{}
+		}
+		s.sizes[upload][n] = r.ContentLength
+		s.mu.Unlock()
+	case "Complete":
+		body, err := io.ReadAll(io.LimitReader(r.Body, 4<<20))
+		if err != nil {
+			refuse(w, http.StatusBadRequest, "IncompleteBody", err.Error())
+			return
+		}
+		if why := s.unequal(upload, body); why != "" {
+			refuse(w, http.StatusBadRequest, "InvalidPart", why)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	if lose {
+		s.proxy.ServeHTTP(&void{header: http.Header{}}, r)
+		panic(http.ErrAbortHandler)
+	}
+	s.proxy.ServeHTTP(w, r)
+}
+
+// void drops an answer.
+type void struct{ header http.Header }
+
+func (v *void) Header() http.Header         { return v.header }
+func (v *void) Write(b []byte) (int, error) { return len(b), nil }
+func (v *void) WriteHeader(int)             {}
+
+func unimplemented(r *http.Request) string {
+	for name := range r.Header {
+		l := strings.ToLower(name)
+		for _, p := range []string{"x-amz-server-side-encryption", "x-amz-tagging", "x-amz-acl", "x-amz-grant", "x-amz-object-lock", "x-amz-website", "x-amz-trailer"} {
+			if strings.HasPrefix(l, p) {
+				return "header " + l
+			}
+		}
+	}
+	if strings.Contains(r.Header.Get("Content-Encoding"), "aws-chunked") || strings.HasPrefix(r.Header.Get("X-Amz-Content-Sha256"), "STREAMING-") {
+		return "an aws-chunked body"
+	}
+	for _, q := range []string{"tagging", "acl", "object-lock", "retention", "legal-hold", "replication"} {
+		if r.URL.Query().Has(q) {
+			return q
+		}
+	}
+	return ""
+}
+
+func (s *Strict) unequal(upload string, body []byte) string {
+	var list struct {
+		Part []struct {
+			PartNumber int
+		}
+	}
+	if err := xml.Unmarshal(body, &list); err != nil {
+		return "the list of parts cannot be read"
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sizes, known := s.sizes[upload]
+	if !known || len(list.Part) == 0 {
+		return ""
+	}
+	first := sizes[list.Part[0].PartNumber]
+	for i, p := range list.Part {
+		size, last := sizes[p.PartNumber], i == len(list.Part)-1
+		if !last && (size != first || size < 5<<20) || size > first {
+			return fmt.Sprintf("part %d has %d bytes, the first one %d: all parts but the last must be equal", p.PartNumber, size, first)
+		}
+	}
+	return ""
+}
+
+func refuse(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	fmt.Fprintf(w, "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>%s</Code><Message>", code)
+	_ = xml.EscapeText(w, []byte(message))
+	fmt.Fprint(w, "</Message></Error>")
+}
+
+// Front is a Strict that listens on a free loopback port.
+type Front struct {
+	*Strict
+	server *http.Server
+	addr   string
+	done   chan struct{}
+}
+
+// StartFront listens until Close.
+func StartFront(endpoint string) (*Front, error) {
+	strict, err := NewStrict(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("s3server: strict: %w", err)
+	}
+	f := &Front{Strict: strict, server: &http.Server{Handler: strict, ReadHeaderTimeout: 10 * time.Second}, addr: l.Addr().String(), done: make(chan struct{})}
+	go func() { // ends with Close
+		defer close(f.done)
+		_ = f.server.Serve(l)
+	}()
+	return f, nil
+}
+
+// Endpoint is its address as a URL.
+func (f *Front) Endpoint() string { return "http://" + f.addr }
+
+// Close ends it and every connection.
+func (f *Front) Close() {
+	_ = f.server.Close()
+	<-f.done
+	f.proxy.Transport.(*http.Transport).CloseIdleConnections()
+}
