@@ -3,13 +3,11 @@ package orchestrator
 import (
 	"context"
 	"encoding/json"
-	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
-	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"

@@ -38,6 +38,8 @@ type Event struct {
 	Generation        int64
 	Restored, Altered int
 	Dropped           int
+	Captured, Kept    int
+	Removed           int
 	Partial           bool
 	Seq               int64     // set by the journal
 	At                time.Time // set by the journal

@@ -23,7 +23,7 @@ type device interface {
 
 var _ device = (*driverproxy.Session)(nil)
 
-// maxVisited bounds how many origins of a session are remembered for the capture of its profile.
+// maxVisited bounds how many pages of a session are remembered for the capture of its profile.
 const maxVisited = 256
 
 // live is a session that this process runs. The line in run.go owns it; commands come to it from any goroutine.
@@ -43,7 +43,7 @@ type live struct {
 	idleAt   time.Time // when the last command ended
 	end      *EndError // the first reason to end wins
 	seq      int64
-	visited  []string // origins, in order of the first visit
+	visited  []string // pages without their query, in order of the first visit
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {
@@ -190,7 +190,7 @@ func (l *live) lastWindow(ctx context.Context, d device) bool {
 	return err == nil && a.Value(&handles) == nil && len(handles) <= 1
 }
 
-// notice remembers the origins a session was at: its profile is captured from them.
+// notice remembers the pages a session was at: its profile is captured from them.
 func (l *live) notice(r webdriver.Route, body []byte, a webdriver.Answer) {
 	var at string
 	switch r {
@@ -213,20 +213,21 @@ func (l *live) visit(at string) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return
 	}
-	origin := u.Scheme + "://" + u.Host
+	// The path says which folders' cookies can be seen; the query is nobody's business.
+	page := u.Scheme + "://" + u.Host + u.EscapedPath()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, v := range l.visited {
-		if v == origin {
+		if v == page {
 			return
 		}
 	}
 	if len(l.visited) < maxVisited {
-		l.visited = append(l.visited, origin)
+		l.visited = append(l.visited, page)
 	}
 }
 
-func (l *live) origins() []string {
+func (l *live) pages() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return append([]string(nil), l.visited...)

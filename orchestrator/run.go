@@ -303,12 +303,12 @@ func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int
 		return 0
 	}
 	p.l.emit(Event{Kind: EventProfileSaved, Generation: next.Number, BytesOut: next.Bytes, Took: p.o.deps.Now().Sub(begin),
-		Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped + n.Unsupported})
+		Captured: n.Captured, Kept: n.Kept, Removed: n.Removed})
 	return next.Number
 }
 
 func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.Generation, profilestate.Counts, error) {
-	visited := profilestate.Visited{Origins: p.l.origins()}
+	visited := profilestate.Visited{Origins: p.l.pages()}
 	snapshot, report, err := profilestate.Capture(ctx, driver{dev}, visited, p.snapshot, p.restored)
 	if err != nil {
 		return profilestate.Generation{}, profilestate.Counts{}, err

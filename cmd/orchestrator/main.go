@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -53,7 +54,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
-	store, err := pgstore.Open(ctx, cfg.DatabaseURL)
+	store, err := pgstore.Open(ctx, cfg.DatabaseURL, log.Named("store"))
 	if err != nil {
 		return fmt.Errorf("--database-url: %w", err)
 	}
@@ -101,7 +102,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--http-addr: %w", err), fleetListener.Close())
 	}
-	fleetServer := server(tunnel.Guard(tunnel.JoinHandler(store, log), fleet.Handler()), log)
+	fleetServer := server(tunnel.Guard(tunnel.JoinHandler(gateway.Enroller(store), log), fleet.Handler()), log)
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Gateways: func() []tunnel.GatewayInfo { return []tunnel.GatewayInfo{cfg.gateway(gateway)} },
@@ -147,13 +148,28 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	return err
 }
 
+// openProfiles opens the sealed profiles. The root key is made at the first start only: once a profile depends on it, a
+// missing key is a lost volume, and making another would hide that.
 func openProfiles(ctx context.Context, cfg config, store *pgstore.Store) (*profilestate.Store, error) {
-	keys, err := profilestate.LoadOrCreateRootKey(filepath.Join(cfg.StateDir, "profile-root.key"))
+	path := filepath.Join(cfg.StateDir, "profile-root.key")
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		depend, err := store.HasWrappedKeys(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if depend {
+			return nil, fmt.Errorf("%s is missing and profiles are sealed with it: restore it from its backup, or correct --state-dir", path)
+		}
+		if err := profilestate.CreateRootKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	root, err := profilestate.ReadRootKey(path)
 	if err != nil {
 		return nil, err
 	}
 	return profilestate.Open(profilestate.Config{
-		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, RootKey: keys, Keys: store, Index: store,
+		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, Root: root, Keys: store, Index: store,
 	})
 }
 

@@ -214,6 +214,9 @@ type Event struct {
 	Restored   int       `json:"restored,omitempty"`
 	Altered    int       `json:"altered,omitempty"`
 	Dropped    int       `json:"dropped,omitempty"`
+	Captured   int       `json:"captured,omitempty"`
+	Kept       int       `json:"kept,omitempty" doc:"Items of the profile that this session could not see."`
+	Removed    int       `json:"removed,omitempty"`
 	Partial    bool      `json:"partial,omitempty"`
 }
 

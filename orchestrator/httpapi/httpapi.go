@@ -220,7 +220,7 @@ func (s *server) recording(ctx context.Context, in *struct {
 }
 
 func (s *server) putAccount(ctx context.Context, in *struct {
-	ID   string `path:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._-]+$"`
+	ID   string `path:"id" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9._-]+$"`
 	Body api.PutAccount
 }) (*body[api.Account], error) {
 	v, err := s.Store.PutAccount(ctx, in.ID, in.Body)

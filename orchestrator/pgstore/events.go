@@ -29,6 +29,9 @@ type eventRow struct {
 	Restored   int       `json:"restored"`
 	Altered    int       `json:"altered"`
 	Dropped    int       `json:"dropped"`
+	Captured   int       `json:"captured"`
+	Kept       int       `json:"kept"`
+	Removed    int       `json:"removed"`
 	Partial    bool      `json:"partial"`
 }
 
@@ -40,7 +43,8 @@ func (s *Store) AppendEvents(ctx context.Context, events []orchestrator.Event) e
 			Session: e.Session, Seq: e.Seq, At: e.At, Kind: string(e.Kind), Term: e.Term, Status: e.Status,
 			TookUS: e.Took.Microseconds(), DriverUS: e.Driver.Microseconds(), BytesIn: e.BytesIn, BytesOut: e.BytesOut,
 			Reason: string(e.Reason), Generation: e.Generation,
-			Restored: e.Restored, Altered: e.Altered, Dropped: e.Dropped, Partial: e.Partial,
+			Restored: e.Restored, Altered: e.Altered, Dropped: e.Dropped,
+			Captured: e.Captured, Kept: e.Kept, Removed: e.Removed, Partial: e.Partial,
 		}
 		if e.Kind == orchestrator.EventCommand {
 			rows[i].Route = e.Route.String()
@@ -64,7 +68,7 @@ func (s *Store) AppendEvents(ctx context.Context, events []orchestrator.Event) e
 func (s *Store) Events(ctx context.Context, session string, after int64, limit int) ([]api.Event, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason, generation,
-		       restored, altered, dropped, partial
+		       restored, altered, dropped, captured, kept, removed, partial
 		FROM session_events WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3`, session, after, limit)
 	if err != nil {
 		return nil, unavailable(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/wire"
@@ -191,15 +192,19 @@ func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) e
 	}))
 }
 
-// HostDown implements driverproxy.Directory.
-func (s *Store) HostDown(ctx context.Context, host string, cause error) error {
-	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+// HostDown implements driverproxy.Directory. Nothing is claimed on a host that is not connected, so that what cannot be
+// stored now only shows.
+func (s *Store) HostDown(ctx context.Context, host string, cause error) {
+	err := unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `UPDATE hosts SET connected = false, reason = $2, seen_at = now() WHERE name = $1`, host, cause.Error()); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `UPDATE devices SET state = 'offline', reason = 'host is down' WHERE host = $1 AND state <> 'quarantined'`, host)
 		return err
 	}))
+	if err != nil {
+		s.log.Warn("a host that went down is not stored as such", zap.String("host", host), zap.Error(err))
+	}
 }
 
 // AllHostsDown says that no host is connected: what an orchestrator knows at its start.

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
 )
@@ -33,10 +34,13 @@ const (
 )
 
 // Store is the database. It is safe for concurrent use.
-type Store struct{ pool *pgxpool.Pool }
+type Store struct {
+	pool *pgxpool.Pool
+	log  *zap.Logger
+}
 
 // Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it.
-func Open(ctx context.Context, dsn string) (*Store, error) {
+func Open(ctx context.Context, dsn string, log *zap.Logger) (*Store, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
@@ -52,7 +56,7 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	s := &Store{pool: pool}
+	s := &Store{pool: pool, log: log}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
 		return nil, err

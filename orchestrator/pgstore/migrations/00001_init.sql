@@ -114,6 +114,9 @@ CREATE TABLE session_events (
     restored   integer NOT NULL DEFAULT 0,
     altered    integer NOT NULL DEFAULT 0,
     dropped    integer NOT NULL DEFAULT 0,
+    captured   integer NOT NULL DEFAULT 0,
+    kept       integer NOT NULL DEFAULT 0,
+    removed    integer NOT NULL DEFAULT 0,
     partial    boolean NOT NULL DEFAULT false,
     PRIMARY KEY (session, seq)
 );

@@ -1,0 +1,248 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+// scripted is a device whose answers a test decides.
+type scripted struct {
+	answer func(ctx context.Context, c webdriver.Command) (webdriver.Answer, error)
+	done   chan struct{}
+	err    error
+}
+
+func (d *scripted) Do(ctx context.Context, c webdriver.Command) (webdriver.Answer, driverproxy.Receipt, error) {
+	a, err := d.answer(ctx, c)
+	return a, driverproxy.Receipt{Seq: 1}, err
+}
+func (d *scripted) Done() <-chan struct{} { return d.done }
+func (d *scripted) Err() error            { return d.err }
+
+func null() webdriver.Answer {
+	a, _ := webdriver.ValueAnswer(nil)
+	return a
+}
+
+// takes returns a device that needs so long for each command, or as long as the caller waits.
+func takes(d time.Duration) *scripted {
+	return &scripted{answer: func(ctx context.Context, _ webdriver.Command) (webdriver.Answer, error) {
+		select {
+		case <-time.After(d):
+			return null(), nil
+		case <-ctx.Done():
+			return (&webdriver.Error{Code: webdriver.UnknownError}).Answer(), ctx.Err()
+		}
+	}}
+}
+
+// memory keeps the journal's events.
+type memory struct {
+	SessionStore
+	events []Event
+	fail   int // so many calls fail first
+}
+
+func (m *memory) AppendEvents(_ context.Context, e []Event) error {
+	if m.fail > 0 {
+		m.fail--
+		return errors.New("the database is away")
+	}
+	m.events = append(m.events, e...)
+	return nil
+}
+
+// served runs f while a session is served, inside a synctest bubble, and returns how the session ended and its log.
+func served(t *testing.T, d *scripted, f func(ctx context.Context, l *live)) (end *EndError, events []Event) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		d.done = make(chan struct{}) // a channel from outside the bubble would keep its clock from advancing
+		m := &memory{fail: 2}
+		j := newJournal(m, zap.NewNop())
+		go j.run(context.Background())
+		l := newLive(Claim{Session: "s", Term: 3, Idle: 10 * time.Second, Max: time.Minute, Command: 25 * time.Second, LastEvent: 2}, j, time.Now)
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			end = l.serve(context.Background(), d)
+		}()
+		f(t.Context(), l)
+		<-over
+		j.flush(t.Context())
+		j.close()
+		events = m.events
+	})
+	return end, events
+}
+
+func post(path, body string) webdriver.Command {
+	return webdriver.Command{Method: "POST", Path: path, Body: []byte(body)}
+}
+
+func TestIdleSessionEnds(t *testing.T) {
+	var begin time.Time
+	end, _ := served(t, takes(0), func(context.Context, *live) { begin = time.Now() })
+	if end.Reason != Idle {
+		t.Fatalf("ended with %s after %s", end.Reason, time.Since(begin))
+	}
+}
+
+func TestRunningCommandIsNotIdleness(t *testing.T) {
+	end, events := served(t, takes(20*time.Second), func(ctx context.Context, l *live) {
+		if a := l.do(ctx, post("/url", `{"url":"http://127.0.0.1/"}`)); a.Status != 200 {
+			t.Errorf("a command longer than the idle time: %d %s", a.Status, a.Body)
+		}
+	})
+	if end.Reason != Idle {
+		t.Fatalf("ended with %s", end.Reason)
+	}
+	if len(events) != 1 || events[0].Kind != EventCommand || events[0].Seq != 3 || events[0].Took != 20*time.Second || events[0].Route != webdriver.RouteNavigateTo {
+		t.Fatalf("log: %+v", events)
+	}
+}
+
+func TestBusySessionEndsAtItsDeadline(t *testing.T) {
+	end, _ := served(t, takes(9*time.Second), func(ctx context.Context, l *live) {
+		for range 7 {
+			l.do(ctx, post("/refresh", `{}`))
+		}
+	})
+	if end.Reason != Deadline {
+		t.Fatalf("ended with %s", end.Reason)
+	}
+}
+
+func TestCommandDeadline(t *testing.T) {
+	end, _ := served(t, takes(time.Hour), func(ctx context.Context, l *live) {
+		if a := l.do(ctx, post("/url", `{}`)); a.Status < 400 {
+			t.Errorf("answer %d", a.Status)
+		}
+	})
+	if end.Reason != CommandDeadline {
+		t.Fatalf("ended with %s", end.Reason)
+	}
+}
+
+func TestClientThatLeavesDoesNotEndItsCommand(t *testing.T) {
+	ran := false
+	d := &scripted{answer: func(ctx context.Context, _ webdriver.Command) (webdriver.Answer, error) {
+		time.Sleep(5 * time.Second)
+		ran = ctx.Err() == nil
+		return null(), nil
+	}}
+	served(t, d, func(ctx context.Context, l *live) {
+		ctx, cancel := context.WithCancel(ctx)
+		time.AfterFunc(time.Second, cancel)
+		l.do(ctx, post("/url", `{}`))
+	})
+	if !ran {
+		t.Fatal("the command's context ended with its client")
+	}
+}
+
+func TestDeadDriverEndsTheSession(t *testing.T) {
+	for want, err := range map[Reason]error{
+		DriverFailed: &wire.Failure{Code: wire.FailureDriver, Message: "the browser exited"},
+		HostLost:     driverproxy.ErrHostLost,
+	} {
+		d := takes(0)
+		d.err = err
+		end, _ := served(t, d, func(_ context.Context, l *live) {
+			<-l.serving
+			close(d.done)
+		})
+		if end.Reason != want {
+			t.Errorf("%v ended it with %s", err, end.Reason)
+		}
+	}
+}
+
+func TestCommandAfterTheEnd(t *testing.T) {
+	served(t, takes(0), func(ctx context.Context, l *live) {
+		l.stop(endWith(Completed, nil))
+		l.stop(endWith(Cancelled, nil)) // the first reason stays
+		a := l.do(ctx, post("/url", `{}`))
+		var w *webdriver.Error
+		if !errors.As(a.Err(), &w) || w.Code != webdriver.InvalidSessionID || w.Data["reason"] != "completed" {
+			t.Errorf("answer %s", a.Body)
+		}
+	})
+}
+
+func TestUnknownCommandsDoNotReachTheDriver(t *testing.T) {
+	d := &scripted{answer: func(context.Context, webdriver.Command) (webdriver.Answer, error) {
+		t.Error("the driver was asked")
+		return null(), nil
+	}}
+	served(t, d, func(ctx context.Context, l *live) {
+		for c, want := range map[webdriver.Code]webdriver.Command{
+			webdriver.UnknownCommand: post("/nonsense", `{}`),
+			webdriver.UnknownMethod:  {Method: "DELETE", Path: "/url"},
+		} {
+			var w *webdriver.Error
+			if a := l.do(ctx, want); !errors.As(a.Err(), &w) || w.Code != c {
+				t.Errorf("%s %s: %s", want.Method, want.Path, a.Body)
+			}
+		}
+	})
+}
+
+func TestClosingTheLastWindowCompletesTheSession(t *testing.T) {
+	windows := []string{"w1", "w2"}
+	d := &scripted{answer: func(_ context.Context, c webdriver.Command) (webdriver.Answer, error) {
+		if c.Method == "DELETE" {
+			windows = windows[1:]
+		}
+		return webdriver.ValueAnswer(windows)
+	}}
+	end, _ := served(t, d, func(ctx context.Context, l *live) {
+		l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"})
+		if len(windows) != 1 {
+			t.Error("the first window was not closed")
+		}
+		if a := l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"}); string(a.Body) != `{"value":[]}` {
+			t.Errorf("answer %s", a.Body)
+		}
+	})
+	if end.Reason != Completed || len(windows) != 1 {
+		t.Fatalf("ended with %s, %d windows: the last one is needed to capture the profile", end.Reason, len(windows))
+	}
+}
+
+func TestVisitedPages(t *testing.T) {
+	var l *live
+	served(t, takes(0), func(ctx context.Context, at *live) {
+		l = at
+		for _, u := range []string{"https://a.example/x?y", "https://a.example/z", "http://b.example:8080/", "about:blank", "file:///etc/passwd", "javascript:1", "::"} {
+			l.do(ctx, post("/url", `{"url":"`+u+`"}`))
+		}
+	})
+	if got := l.pages(); !slices.Equal(got, []string{"https://a.example/x", "https://a.example/z", "http://b.example:8080/"}) {
+		t.Fatalf("pages %q", got)
+	}
+}
+
+// Every reason has its row, and a row never claims success.
+func TestEndings(t *testing.T) {
+	reasons := []Reason{Completed, Cancelled, Idle, Deadline, CommandDeadline, DeviceUnavailable, HostLost, DriverFailed, LeaseLost,
+		ProfileHeld, ProfileConflict, RecordingFailed, Quota, Drained, Internal}
+	table := Endings()
+	if len(table) != len(reasons) {
+		t.Errorf("%d rows for %d reasons", len(table), len(reasons))
+	}
+	for _, r := range reasons {
+		if row := table[r]; row.HTTP < 400 || row.Text == "" || !slices.Contains(webdriver.Codes(), row.W3C) {
+			t.Errorf("%s: %+v", r, row)
+		}
+	}
+}
