@@ -19,33 +19,33 @@ import (
 type config struct {
 	Name         string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
 	DatabaseURL  string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
-	HTTPAddr     string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	HTTPAddr     string `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
 	ServiceToken string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
 	StateDir     string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
 
 	TunnelBackend    string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
-	TunnelInterface  string `default:"driftgw0" placeholder:"NAME" help:"Network interface of the kernel and tun backends."`
-	TunnelListenPort int    `default:"51820" placeholder:"PORT" help:"UDP port that driver hosts send to."`
+	TunnelInterface  string `default:"driftgw0" help:"Network interface of the kernel and tun backends."`
+	TunnelListenPort int    `default:"51820" help:"UDP port that driver hosts send to."`
 	TunnelEndpoint   string `required:"" placeholder:"HOST:PORT" help:"The same as driver hosts reach it; it goes into join tokens."`
-	TunnelNumber     int    `default:"1" placeholder:"N" help:"Number of this orchestrator in the tunnel, 1 to 255: its address is 10.77.0.N."`
-	TunnelFleetPort  uint16 `default:"7700" placeholder:"PORT" help:"TCP port for driver hosts on the tunnel address."`
-	TunnelMTU        int    `default:"1280" placeholder:"BYTES" help:"MTU of the tunnel."`
+	TunnelNumber     int    `default:"1" help:"Number of this orchestrator in the tunnel, 1 to 255: its address is 10.77.0.N."`
+	TunnelFleetPort  uint16 `default:"7700" help:"TCP port for driver hosts on the tunnel address."`
+	TunnelMTU        int    `default:"1280" help:"MTU of the tunnel."`
 
 	EU s3 `embed:"" prefix:"eu-s3-" envprefix:"DRIFTSTACK_EU_S3_" group:"EU object storage"`
 	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, accounts with replicated recordings are refused)"`
 
-	QueueLimit  int           `default:"1000" placeholder:"N" help:"Sessions that may be queued at once; one more is answered with 429."`
-	LeaseTTL    time.Duration `default:"15s" placeholder:"DURATION" help:"How long a session outlives the orchestrator that ran it before it is ended as lease_lost."`
+	QueueLimit  int           `default:"1000" help:"Sessions that may be queued at once; one more is answered with 429."`
+	LeaseTTL    time.Duration `default:"15s" help:"How long a session outlives the orchestrator that ran it before it is ended as lease_lost."`
 	LogLevel    string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
 	Development bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
 }
 
 // s3 is one bucket. The struct tags of kong give each field its flag.
 type s3 struct {
-	Endpoint  string `placeholder:"URL" help:"Endpoint without the bucket, for example https://ACCOUNT.eu.r2.cloudflarestorage.com."`
-	Bucket    string `placeholder:"NAME" help:"Bucket of the recordings."`
-	AccessKey string `placeholder:"KEY" help:"Access key id."`
-	SecretKey string `placeholder:"KEY" help:"Secret access key."`
+	Endpoint  string `env:"ENDPOINT" placeholder:"URL" help:"Endpoint without the bucket, for example https://ACCOUNT.eu.r2.cloudflarestorage.com."`
+	Bucket    string `env:"BUCKET" placeholder:"NAME" help:"Bucket of the recordings."`
+	AccessKey string `env:"ACCESS_KEY" placeholder:"KEY" help:"Access key id."`
+	SecretKey string `env:"SECRET_KEY" placeholder:"KEY" help:"Secret access key."`
 }
 
 // Validate is called by kong once everything is parsed.
