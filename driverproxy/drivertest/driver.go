@@ -93,6 +93,13 @@ func (d *Driver) Inject(f Fault) {
 	d.faults = append(d.faults, f)
 }
 
+// Pending says how many faults have not hit yet.
+func (d *Driver) Pending() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.faults)
+}
+
 // Entered returns a channel that is closed when the next command of the route has reached the driver.
 func (d *Driver) Entered(r webdriver.Route) <-chan struct{} {
 	d.mu.Lock()

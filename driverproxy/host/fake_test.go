@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -342,13 +344,26 @@ func TestAssignGivenUpLeavesNothing(t *testing.T) {
 		_, err := s.fleet.Assign(ctx, first("s1", 1))
 		failed <- err
 	}()
-	eventually(t, "the device is busy", func() bool { return s.dir.state("phone") == wire.DeviceBusy })
+	eventually(t, "New Session hangs", func() bool { return driver.Pending() == 0 })
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("Assign: %v", err)
 	}
 	s.ready(t, "phone")
-	release(t, assign(t, s, first("s1", 2)))
+	eventually(t, "the session's directory is wiped", func() bool { // ready may have been from before
+		left, err := os.ReadDir(filepath.Join(s.state, "sessions"))
+		return err == nil && len(left) == 0
+	})
+	s.ready(t, "phone")
+	again := first("s1", 2)
+	eventually(t, "the device can be had again", func() bool {
+		session, err := s.fleet.Assign(t.Context(), again)
+		again.Term++
+		if err == nil {
+			release(t, session)
+		}
+		return err == nil
+	})
 }
 
 func TestManyCyclesLeaveNothing(t *testing.T) {

@@ -72,5 +72,5 @@ func reapDrivers(ctx context.Context) error {
 	return nil
 }
 
-// watchChildren has nothing to watch: the browser is on the phone.
-func watchChildren(context.Context, *sync.WaitGroup, int) <-chan struct{} { return nil }
+// watchBrowser has nothing to watch: the browser is on the phone.
+func watchBrowser(context.Context, *sync.WaitGroup, int) <-chan struct{} { return nil }

@@ -155,29 +155,37 @@ func killGroup(int, string) error { return nil }
 // reapDrivers ends drivers that an earlier agent left behind; on Linux marks have found them already.
 func reapDrivers(context.Context) error { return nil }
 
-// watchChildren returns a channel that is closed when the first of the process's children exits. The watch ends with ctx. The channel is nil
-// when there is nothing to watch; owner waits for what it runs.
-func watchChildren(ctx context.Context, owner *sync.WaitGroup, parent int) <-chan struct{} {
+// watchBrowser returns a channel that is closed when the driver's child, the browser, exits; at once if there is none. The
+// watch ends with ctx; owner waits for it.
+func watchBrowser(ctx context.Context, owner *sync.WaitGroup, driver int) <-chan struct{} {
+	gone := make(chan struct{})
+	fd := openChild(driver)
+	if fd < 0 {
+		close(gone)
+		return gone
+	}
+	owner.Go(func() { // ends with ctx or the process, at most a poll later
+		defer unix.Close(fd)
+		for ctx.Err() == nil {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+			if n > 0 || (err != nil && !errors.Is(err, unix.EINTR)) {
+				close(gone)
+				return
+			}
+		}
+	})
+	return gone
+}
+
+// openChild returns a pidfd of a live child, or -1.
+func openChild(parent int) int {
 	for _, p := range processes() {
 		if p.parent != parent || p.state == 'Z' {
 			continue
 		}
-		fd, err := unix.PidfdOpen(p.pid, unix.PIDFD_NONBLOCK)
-		if err != nil {
-			continue
+		if fd, err := unix.PidfdOpen(p.pid, unix.PIDFD_NONBLOCK); err == nil {
+			return fd
 		}
-		gone := make(chan struct{})
-		owner.Go(func() { // ends with ctx or the process, at most a poll later
-			defer unix.Close(fd)
-			for ctx.Err() == nil {
-				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-				if n > 0 || (err != nil && !errors.Is(err, unix.EINTR)) {
-					close(gone)
-					return
-				}
-			}
-		})
-		return gone
 	}
-	return nil
+	return -1
 }

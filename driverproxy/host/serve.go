@@ -42,12 +42,10 @@ func (c *closing) byClient() bool {
 // serve carries commands until the session is to end, and says why if something failed.
 func (s *session) serve(ctx context.Context) *wire.Failure {
 	serving, stop := context.WithCancel(ctx)
+	defer stop()
 	lost := make(chan struct{})
 	quiet := make(chan struct{}) // closed when no command runs any more
 	s.running.Go(func() { s.proxy(serving, lost, quiet) })
-	if s.closing.driverPid != 0 {
-		s.browser = watchChildren(serving, &s.running, s.closing.driverPid)
-	}
 	failure := s.wait(ctx, lost)
 	stop()
 	linger := time.NewTimer(lingerLimit)

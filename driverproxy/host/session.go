@@ -82,8 +82,14 @@ func (s *session) run(ctx context.Context) {
 	matched, failure := s.start(ctx)
 	assigned := failure == nil
 	if assigned {
+		watch, stop := context.WithCancel(ctx)
+		defer stop()
+		if s.closing.driverPid != 0 {
+			s.browser = watchBrowser(watch, &s.running, s.closing.driverPid)
+		}
 		s.link.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: s.term, Capabilities: matched}})
 		failure = s.serve(ctx)
+		stop()
 	}
 	failure = endedBy(ctx, failure)
 	if failure != nil {
@@ -262,7 +268,8 @@ func (s *session) startDriver(ctx context.Context) error {
 	return err
 }
 
-// fillDisplay makes the window as large as the display: there is no window manager to do it.
+// fillDisplay makes the window as large as the display: there is no window manager to do it. MiniBrowser's tool bar keeps the
+// window at least 447 pixels wide, so that a strip on the right is not in a recording.
 func (s *session) fillDisplay(ctx context.Context) {
 	body := fmt.Sprintf(`{"x":0,"y":0,"width":%d,"height":%d}`, Width, Height)
 	a, err := s.driver.do(ctx, webdriver.Command{Method: "POST", Path: "/window/rect", Body: []byte(body)})
