@@ -156,7 +156,7 @@ func (t Target) validate(region place.Region) error {
 	}
 	switch {
 	case !bucketForm.MatchString(t.Bucket):
-		return fmt.Errorf("recorder: %s bucket %q: use 3 to 63 small letters, digits, - and .", region, t.Bucket)
+		return fmt.Errorf("recorder: %s bucket %q: use 3 to 63 of a-z, 0-9, dash and dot", region, t.Bucket)
 	case t.AccessKey == "" || t.SecretKey == "":
 		return fmt.Errorf("recorder: %s target %v has no access key or no secret key", region, t)
 	case t.SSE != "" && t.SSE != "AES256":

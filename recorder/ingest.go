@@ -46,7 +46,7 @@ type intake struct {
 
 // Ingest takes chunks from src until its end, and acknowledges what is on disk. A lost source is an error; the host may
 // come back with another one, from the acknowledged byte on, until the recording is sealed. What arrived
-// counts either way: the caller goes on with Seal.
+// counts either way: the caller goes on with Seal, which ends an Ingest that still runs.
 func (r *Recording) Ingest(ctx context.Context, src Source) error {
 	if err := r.enter(ctx); err != nil {
 		return err
@@ -63,6 +63,9 @@ func (r *Recording) Ingest(ctx context.Context, src Source) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if !r.ingesting(cancel) {
+		return ErrSealed
+	}
 	dirty, quit := make(chan struct{}, 1), make(chan struct{})
 	synced := make(chan error, 1)
 	go func() { // ends when quit is closed or it fails; waited for below
@@ -85,6 +88,17 @@ func (r *Recording) Ingest(ctx context.Context, src Source) error {
 	}
 	in.cause = causeOf(err, end)
 	return err
+}
+
+// ingesting lets Seal end this Ingest; false: it is too late to begin one.
+func (r *Recording) ingesting(cancel context.CancelCauseFunc) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.wantSeal {
+		return false
+	}
+	r.endIngest = cancel
+	return true
 }
 
 func causeOf(err error, end *wire.End) Cause {

@@ -37,9 +37,11 @@ type Recording struct {
 	mu        sync.Mutex // guards what follows
 	ready     int64      // size of the body that may be sent while recording
 	changed   chan struct{}
-	uploading bool  // the final object is being put together
-	condemned error // why it is quarantined
-	aside     bool  // it is
+	wantSeal  bool                    // Seal was called: watch sees to it
+	endIngest context.CancelCauseFunc // of the newest Ingest
+	uploading bool                    // the final object is being put together
+	condemned error                   // why it is quarantined
+	aside     bool                    // it is
 	last      RecordingUpdate
 	queue     []RecordingUpdate // for the journal, oldest first
 }
@@ -240,11 +242,13 @@ func (r *Recording) work(ctx context.Context) error {
 	return g.Wait()
 }
 
-// watch returns when the recording is sealed, with an error when it is condemned before.
+// watch returns when the recording is sealed, with an error when it is condemned before. Where Seal failed it tries again.
 func (r *Recording) watch(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.MaxInterval = r.owner.cfg.RetryMax
 	for {
 		r.mu.Lock()
-		condemned, changed := r.condemned, r.changed
+		condemned, changed, wanted := r.condemned, r.changed, r.wantSeal
 		r.mu.Unlock()
 		if condemned != nil {
 			return condemned
@@ -252,8 +256,16 @@ func (r *Recording) watch(ctx context.Context) error {
 		if r.isSealed() {
 			return nil
 		}
+		var again <-chan time.Time
+		if wanted {
+			again = time.After(pause.NextBackOff())
+		}
 		select {
 		case <-changed:
+		case <-again:
+			if _, err := r.trySeal(ctx); err != nil && ctx.Err() == nil {
+				r.log().Warn("sealing a recording failed, it is tried again", zap.Error(err))
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}

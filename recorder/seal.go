@@ -29,12 +29,24 @@ type Sealed struct {
 
 func crcUpdate(crc uint32, b []byte) uint32 { return crc32.Update(crc, castagnoli, b) }
 
-// Seal makes the local file final: cut to its last complete cluster, index appended, head patched. It waits for a running Ingest to
-// return, bounded by ctx. The upload goes on in the background whatever becomes of the caller. Safe to repeat.
+// Seal makes the local file final: cut to its last complete cluster, index appended, head patched. It ends an Ingest that
+// still runs: what has not arrived by then is missing. The upload goes on in the background whatever becomes of the
+// caller. Safe to repeat.
 //
-// An error means that it could not be done now (full volume, ctx ended): the spool is as it was, Seal may be called again, and
-// the next Open does it otherwise. A spool that turns out to be corrupt is quarantined.
+// An error means that it could not be done now (full volume, ctx ended): nothing is lost, and the Recorder tries it again
+// in the background until it succeeds, as does the next Open. A spool that turns out to be corrupt is quarantined.
 func (r *Recording) Seal(ctx context.Context) (Sealed, error) {
+	r.mu.Lock()
+	r.wantSeal = true
+	if r.endIngest != nil {
+		r.endIngest(fmt.Errorf("%w while it arrived", ErrSealed))
+	}
+	r.wakeLocked()
+	r.mu.Unlock()
+	return r.trySeal(ctx)
+}
+
+func (r *Recording) trySeal(ctx context.Context) (Sealed, error) {
 	if err := r.enter(ctx); err != nil {
 		return Sealed{}, err
 	}
