@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/wire"
@@ -13,7 +14,11 @@ import (
 type RecordingConn struct {
 	fleet *Fleet
 	conn  *socket.Conn
+	since time.Time
 }
+
+// Since is when the host dialled the socket, which it does as it starts the encoder: the recording begins there.
+func (c *RecordingConn) Since() time.Time { return c.since }
 
 // serveRecording is the handler of a recording socket; whoever takes it owns it from then on.
 func (f *Fleet) serveRecording(w http.ResponseWriter, r *http.Request) {
@@ -27,7 +32,7 @@ func (f *Fleet) serveRecording(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer done()
-	if !s.attachRecording(&RecordingConn{fleet: f, conn: conn}) {
+	if !s.attachRecording(&RecordingConn{fleet: f, conn: conn, since: f.cfg.Now()}) {
 		conn.Bye("the session has a recording socket already, or has ended")
 		f.hangUp(conn)
 	}

@@ -13,7 +13,7 @@ type EventKind string
 const (
 	EventQueued           EventKind = "queued"
 	EventStarting         EventKind = "starting"          // claimed: Term
-	EventRecording        EventKind = "recording"         // the first recorded byte is on our disk
+	EventRecording        EventKind = "recording"         // the host records, for Took already
 	EventDriverStarted    EventKind = "driver_started"    // Took
 	EventProfileRestored  EventKind = "profile_restored"  // Generation, Took, counts
 	EventRunning          EventKind = "running"           // commands are taken from now on

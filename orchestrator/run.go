@@ -197,7 +197,7 @@ func (r *openedRecording) ingest(ctx context.Context, dev *driverproxy.Session) 
 			return
 		}
 		defer conn.Close()
-		r.l.emit(Event{Kind: EventRecording})
+		r.l.emit(Event{Kind: EventRecording, Took: r.o.deps.Now().Sub(conn.Since())})
 		if err := r.rec.Ingest(ctx, conn); err != nil {
 			r.failed("recording is not whole", err)
 		}

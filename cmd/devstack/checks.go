@@ -200,7 +200,7 @@ func recordedTime(events []api.Event) time.Duration {
 	for _, e := range events {
 		switch e.Kind {
 		case "recording":
-			from = e.At
+			from = e.At.Add(-time.Duration(e.TookUS) * time.Microsecond) // it says for how long it has been going on
 		case "finishing":
 			to = e.At
 		}

@@ -42,7 +42,7 @@ type config struct {
 
 // s3 is one bucket. The struct tags of kong give each field its flag.
 type s3 struct {
-	Endpoint  string `env:"ENDPOINT" placeholder:"URL" help:"Endpoint without the bucket, for example https://ACCOUNT.eu.r2.cloudflarestorage.com."`
+	Endpoint  string `env:"ENDPOINT" placeholder:"URL" help:"Endpoint, without the bucket."`
 	Bucket    string `env:"BUCKET" placeholder:"NAME" help:"Bucket of the recordings."`
 	AccessKey string `env:"ACCESS_KEY" placeholder:"KEY" help:"Access key id."`
 	SecretKey string `env:"SECRET_KEY" placeholder:"KEY" help:"Secret access key."`

@@ -23,7 +23,7 @@ const (
 // events answers with a session's log as JSON, or follows it as server-sent events: the id of each is its Seq, so that a
 // client that comes back with Last-Event-ID misses nothing and gets nothing twice. The stream ends with the session.
 func (s *server) events(ctx context.Context, in *struct {
-	byID
+	ByID
 	Follow      bool  `query:"follow" doc:"Stream server-sent events until the session has ended."`
 	After       int64 `query:"after" minimum:"0" doc:"Only events with a higher seq."`
 	Limit       int   `query:"limit" minimum:"1" maximum:"1000" default:"500" doc:"Events at most; not for follow."`

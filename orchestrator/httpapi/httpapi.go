@@ -149,7 +149,8 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 
 type body[T any] struct{ Body T }
 
-type byID struct {
+// ByID is exported because huma does not look into embedded fields that are not.
+type ByID struct {
 	ID string `path:"id" maxLength:"128"`
 }
 
@@ -171,7 +172,7 @@ func (s *server) listSessions(ctx context.Context, in *struct {
 }
 
 func (s *server) getSession(ctx context.Context, in *struct {
-	byID
+	ByID
 	Wait           string `query:"wait" enum:"running,ended" doc:"Answer when it runs (or will never), or when it has ended; or as it is after timeout_seconds."`
 	TimeoutSeconds int    `query:"timeout_seconds" minimum:"1" maximum:"30" default:"30"`
 }) (*body[api.Session], error) {
@@ -188,7 +189,7 @@ func (s *server) getSession(ctx context.Context, in *struct {
 	return &body[api.Session]{v}, s.problem(err)
 }
 
-func (s *server) cancelSession(ctx context.Context, in *byID) (*body[api.Session], error) {
+func (s *server) cancelSession(ctx context.Context, in *ByID) (*body[api.Session], error) {
 	if err := s.Orchestrator.Cancel(ctx, in.ID); err != nil {
 		return nil, s.problem(err)
 	}
@@ -197,7 +198,7 @@ func (s *server) cancelSession(ctx context.Context, in *byID) (*body[api.Session
 }
 
 func (s *server) recording(ctx context.Context, in *struct {
-	byID
+	ByID
 	TTLSeconds int `query:"ttl_seconds" minimum:"1" maximum:"3600" default:"3600" doc:"How long the URLs are valid."`
 }) (*body[api.Recording], error) {
 	v, key, err := s.Store.Recording(ctx, in.ID)
@@ -227,7 +228,7 @@ func (s *server) putAccount(ctx context.Context, in *struct {
 	return &body[api.Account]{v}, s.problem(err)
 }
 
-func (s *server) getAccount(ctx context.Context, in *byID) (*body[api.Account], error) {
+func (s *server) getAccount(ctx context.Context, in *ByID) (*body[api.Account], error) {
 	v, err := s.Store.Account(ctx, in.ID)
 	return &body[api.Account]{v}, s.problem(err)
 }
@@ -244,7 +245,7 @@ func (s *server) listProfiles(ctx context.Context, in *struct {
 	return &body[api.ProfileList]{api.ProfileList{Profiles: v}}, s.problem(err)
 }
 
-func (s *server) getProfile(ctx context.Context, in *byID) (*body[api.Profile], error) {
+func (s *server) getProfile(ctx context.Context, in *ByID) (*body[api.Profile], error) {
 	v, err := s.Store.Profiles(ctx, "", in.ID)
 	if err == nil && len(v) == 0 {
 		err = orchestrator.ErrNotFound
