@@ -39,7 +39,10 @@ type browser struct {
 }
 
 // pageError says that a page could not be used; the session itself is well.
-type pageError struct{ why Reason }
+type pageError struct {
+	why   Reason
+	final bool // other pages of the origin would do no better
+}
 
 func (e *pageError) Error() string { return string(e.why) }
 
@@ -64,10 +67,13 @@ func (b *browser) do(ctx context.Context, method, path string, body, value any) 
 		return nil
 	}
 	if err := json.Unmarshal(answer, value); err != nil {
-		return fmt.Errorf("%s %s: the driver's answer is not what the specification says", method, path)
+		return fmt.Errorf("%s %s: %w", method, path, errUnreadable)
 	}
 	return nil
 }
+
+// errUnreadable is not fatal: WebKit runs a page's own JSON.stringify to answer for it, so a page can cause it.
+var errUnreadable = errors.New("the answer is not what the specification says")
 
 func codeOf(err error) webdriver.Code {
 	var w *webdriver.Error
@@ -79,6 +85,9 @@ func codeOf(err error) webdriver.Code {
 
 // fatal says whether an error means that the session is of no more use.
 func fatal(err error) bool {
+	if errors.Is(err, errUnreadable) {
+		return false
+	}
 	switch codeOf(err) {
 	case "", webdriver.InvalidSessionID, webdriver.NoSuchWindow:
 		return err != nil
@@ -145,6 +154,10 @@ func (p page) shows(c Cookie) bool {
 	return len(p.urls) > 0 && !slices.ContainsFunc(p.urls, func(u *url.URL) bool { return !c.sentTo(u) })
 }
 
+func (p page) below(dir string) bool {
+	return len(p.urls) > 0 && !slices.ContainsFunc(p.urls, func(u *url.URL) bool { return !pathMatch(u.EscapedPath(), dir) })
+}
+
 // storageScript looks at the document, writes localStorage and reads all of it back, in one command. Text crosses as
 // JSON inside a string, in which JSON.stringify escapes unpaired surrogates; as plain strings they would be corrupted.
 // Nothing is written on a page of another origin, nor on one that brings scripts unless told so: those run first and see,
@@ -180,7 +193,7 @@ func (b *browser) script(ctx context.Context, script string, arg any, result any
 		return err
 	}
 	if err := json.Unmarshal([]byte(out), result); err != nil {
-		return errors.New("the page's answer cannot be read")
+		return errUnreadable
 	}
 	return nil
 }
@@ -216,12 +229,14 @@ func (b *browser) open(ctx context.Context, origin, dir string, job storageJob) 
 		p, err := b.visit(ctx, target, origin, job, false)
 		var unusable *pageError
 		switch {
-		case errors.As(err, &unusable) && unusable.why == ReasonTimeout:
-			return page{}, err // the next one would only take as long
+		case errors.As(err, &unusable) && unusable.final:
+			return page{}, err
 		case errors.As(err, &unusable):
-			continue
+			why = unusable.why
 		case err != nil:
 			return page{}, err
+		case !p.below(dir):
+			why = ReasonUnreachable // a redirect out of the folder, to where its cookies are not shown
 		case p.Storage == "ok":
 			return p, nil
 		case p.Storage == "denied":
@@ -236,7 +251,7 @@ func (b *browser) open(ctx context.Context, origin, dir string, job storageJob) 
 			return p, err
 		}
 	}
-	return page{}, &pageError{why}
+	return page{}, &pageError{why: why}
 }
 
 // visit navigates and looks, and gives a driver that does not wait for pages a moment.
@@ -248,22 +263,20 @@ func (b *browser) visit(ctx context.Context, target, origin string, job storageJ
 		if c := codeOf(err); c == webdriver.Timeout || c == webdriver.ScriptTimeout {
 			return page{}, b.timedOut(ctx)
 		}
-		return page{}, &pageError{ReasonUnreachable}
+		return page{}, &pageError{why: ReasonUnreachable}
 	}
 	for waited := time.Duration(0); ; waited += settleEvery {
 		p, err := b.look(ctx, origin, job, tolerant)
 		if fatal(err) {
 			return page{}, err
 		}
-		if err != nil {
-			return page{}, &pageError{ReasonUnreachable}
-		}
-		arrived := p.TimeOrigin != b.last && p.Ready != "loading"
+		// A script that meets a navigation which the driver did not wait for fails with it; it is harmless to repeat.
+		arrived := err == nil && p.TimeOrigin != b.last && p.Ready != "loading"
 		if arrived && p.Origin != origin {
 			b.last = p.TimeOrigin
-			return page{}, &pageError{ReasonUnreachable} // an error page, or a redirect elsewhere
+			return page{}, strayed(p, origin)
 		}
-		if arrived || p.Storage == "ok" && p.Scripts == 0 {
+		if arrived || err == nil && p.Storage == "ok" && p.Scripts == 0 {
 			b.last = p.TimeOrigin
 			asked, errAsked := url.Parse(target)
 			came, errCame := url.Parse(p.URL)
@@ -273,12 +286,24 @@ func (b *browser) visit(ctx context.Context, target, origin string, job storageJ
 			return p, nil
 		}
 		if waited >= settleLimit {
-			return page{}, &pageError{ReasonUnreachable} // no document came: 204, a download
+			return page{}, &pageError{why: ReasonUnreachable} // no document came: 204, a download
 		}
 		if err := pause(ctx, settleEvery); err != nil {
 			return page{}, err
 		}
 	}
+}
+
+// strayed says what it means that another document came than one of the origin.
+func strayed(p page, origin string) error {
+	came, err := originOf(p.URL)
+	switch {
+	case err != nil:
+		return &pageError{why: ReasonUnreachable, final: true} // the browser's own error page
+	case came == origin:
+		return &pageError{why: ReasonSandboxed}
+	}
+	return &pageError{why: ReasonUnreachable} // a redirect to another site
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -303,7 +328,7 @@ func (b *browser) timedOut(ctx context.Context) error {
 	if err := b.newWindow(ctx); err != nil {
 		return err
 	}
-	return &pageError{ReasonTimeout}
+	return &pageError{why: ReasonTimeout, final: true}
 }
 
 func (b *browser) newWindow(ctx context.Context) error {

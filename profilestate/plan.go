@@ -45,8 +45,15 @@ func plan(s *Snapshot) (stops []*stop, nowhere []Cookie) {
 	// The deepest paths first: their stops show the cookies of the folders above too.
 	slices.SortStableFunc(cookies, func(a, b Cookie) int { return cmp.Compare(len(b.Path), len(a.Path)) })
 	for _, c := range cookies {
-		if !slices.ContainsFunc(stops, func(st *stop) bool { return c.sentTo(st.page()) }) {
-			stops = append(stops, &stop{origins: placesFor(c, s.Origins), dir: c.Path, job: storageJob{want: "nothing"}})
+		if lastThatShows(stops, c) != nil {
+			continue
+		}
+		known, guessed := placesFor(c, s.Origins)
+		st := &stop{origins: append(known, guessed...), dir: c.Path, job: storageJob{want: "nothing"}}
+		if len(known) > 0 {
+			stops = append(stops, st)
+		} else {
+			stops = slices.Insert(stops, 0, st) // and so takes only cookies that no known page shows
 		}
 	}
 	for _, c := range s.Cookies {
@@ -69,17 +76,16 @@ func lastThatShows(stops []*stop, c Cookie) *stop {
 	return nil
 }
 
-// placesFor lists origins on which a cookie can be set: known ones, then those that its domain suggests.
-func placesFor(c Cookie, known []Origin) []string {
-	var list []string
-	for _, o := range known {
+// placesFor lists origins on which a cookie can be set: those of the snapshot, and those that its domain suggests.
+func placesFor(c Cookie, origins []Origin) (known, guessed []string) {
+	for _, o := range origins {
 		if u, err := url.Parse(o.Origin); err == nil && c.onHost(u) {
-			list = append(list, o.Origin)
+			known = append(known, o.Origin)
 		}
 	}
-	list = append(list, "https://"+c.host())
+	guessed = append(guessed, "https://"+c.host())
 	if !c.Secure {
-		list = append(list, "http://"+c.host())
+		guessed = append(guessed, "http://"+c.host())
 	}
-	return list
+	return known, guessed
 }
