@@ -193,8 +193,8 @@ func (p *sample) checkCopy(ctx context.Context, v *visit, rec api.Recording, c a
 
 func near(a, b time.Duration) bool { return (a - b).Abs() <= tolerance }
 
-// recordedTime is how long the log says that the screen was recorded: from the first recorded byte to the moment at
-// which the session began to finish.
+// recordedTime is how long the log says that the screen was recorded: from the moment at which the host began to send
+// to the one at which the session began to finish.
 func recordedTime(events []api.Event) time.Duration {
 	var from, to time.Time
 	for _, e := range events {

@@ -212,7 +212,8 @@ func (s *stack) startHost(ctx context.Context) error {
 	return until(ctx, s.host, "has no device that is ready", func(ctx context.Context) (bool, error) {
 		devices, err := s.fleet.Devices(ctx)
 		return slices.ContainsFunc(devices, func(d api.Device) bool {
-			return d.Host == hostName && d.Name == deviceName && d.State == "ready"
+			// busy: a session that was queued when the stack stopped has begun
+			return d.Host == hostName && d.Name == deviceName && (d.State == "ready" || d.State == "busy")
 		}), err
 	})
 }
