@@ -1,0 +1,596 @@
+package driverproxy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"go.uber.org/goleak"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const limit = 30 * time.Second
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for !holds() {
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+	}
+}
+
+func within(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(limit):
+		t.Fatalf("%s: not within %v", what, limit)
+	}
+}
+
+// directory writes down the calls it gets.
+type directory struct {
+	refuse error
+
+	mu    sync.Mutex
+	calls []string
+}
+
+func (d *directory) note(format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, fmt.Sprintf(format, args...))
+}
+
+func (d *directory) noted() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.calls)
+}
+
+func (d *directory) HostByAddr(_ context.Context, a netip.Addr) (string, error) {
+	switch a.String() {
+	case "127.0.0.1":
+		return "mac-1", nil
+	case "127.0.0.2":
+		return "mac-2", nil
+	}
+	return "", errors.New("unknown")
+}
+
+func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
+	d.note("up %s", h.Boot)
+	return d.refuse
+}
+
+func (d *directory) DeviceChanged(_ context.Context, host string, v wire.Device) error {
+	d.note("device %s %s", v.Name, v.State)
+	return nil
+}
+
+func (d *directory) HostDown(_ context.Context, host string, cause error) { d.note("down") }
+
+type server struct {
+	*driverproxy.Fleet
+	dir  *directory
+	addr string
+	now  atomic.Int64 // of Config.Now, ns
+}
+
+func serve(t *testing.T, heartbeatLimit time.Duration) *server {
+	t.Helper()
+	s := &server{dir: &directory{}}
+	s.now.Store(time.Now().UnixNano())
+	s.Fleet = driverproxy.NewFleet(driverproxy.Config{
+		Orchestrator: "eu-1", Epoch: "e", Directory: s.dir, HeartbeatEvery: time.Second, HeartbeatLimit: heartbeatLimit,
+		Now: func() time.Time { return time.Unix(0, s.now.Load()) },
+	})
+	h := httptest.NewServer(s.Handler())
+	s.addr = h.Listener.Addr().String()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		h.Close()
+	})
+	return s
+}
+
+// peer is a host of which the test writes every message.
+type peer struct {
+	t    *testing.T
+	ws   *websocket.Conn
+	from string
+	s    *server
+}
+
+func (s *server) dial(t *testing.T, from, path string) (*websocket.Conn, error) {
+	d := websocket.Dialer{NetDialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext}
+	ws, answer, err := d.Dial("ws://"+s.addr+path, nil)
+	if err != nil {
+		if answer != nil {
+			err = fmt.Errorf("HTTP %d: %w", answer.StatusCode, err)
+		}
+		return nil, err
+	}
+	t.Cleanup(func() { _ = ws.Close() })
+	return ws, nil
+}
+
+func (s *server) control(t *testing.T, from string) *peer {
+	t.Helper()
+	ws, err := s.dial(t, from, wire.PathControl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &peer{t, ws, from, s}
+}
+
+func (p *peer) send(m wire.Control) {
+	p.t.Helper()
+	b, err := m.Encode()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.ws.WriteMessage(websocket.TextMessage, b); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// receive returns the next message, or the reason for which the socket ended.
+func (p *peer) receive() (wire.Control, error) {
+	p.t.Helper()
+	_ = p.ws.SetReadDeadline(time.Now().Add(limit))
+	_, b, err := p.ws.ReadMessage()
+	if err != nil {
+		return wire.Control{}, err
+	}
+	return wire.DecodeControl(b)
+}
+
+func hello(host, boot string) wire.Control {
+	return wire.Control{Hello: &wire.Hello{Protocol: wire.Version, Host: host, Boot: boot, Devices: []wire.Device{{Name: "phone"}}}}
+}
+
+// up is a connected host.
+func (s *server) up(t *testing.T, boot string) *peer {
+	t.Helper()
+	p := s.control(t, "127.0.0.1")
+	p.send(hello("mac-1", boot))
+	m, err := p.receive()
+	if err != nil || m.Welcome == nil || m.Welcome.Epoch != "e" || m.Welcome.Orchestrator != "eu-1" {
+		t.Fatalf("welcome: %+v %v", m, err)
+	}
+	eventually(t, "the host is connected", func() bool { return slices.Equal(s.Hosts(), []string{"mac-1"}) })
+	return p
+}
+
+type assigned struct {
+	*driverproxy.Session
+	err error
+}
+
+// session assigns, and answers as the host.
+func (p *peer) session(id string) (*driverproxy.Session, *websocket.Conn) {
+	p.t.Helper()
+	done := make(chan assigned, 1)
+	go func() {
+		s, err := p.s.Assign(context.Background(), driverproxy.Assignment{Host: "mac-1", Device: "phone", Session: id, Term: 1})
+		done <- assigned{s, err}
+	}()
+	m, err := p.receive()
+	if err != nil || m.Assign == nil {
+		p.t.Fatalf("assign: %+v %v", m, err)
+	}
+	ws, err := p.s.dial(p.t, p.from, wire.PathCommand+"?term=1&session="+id)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.send(wire.Control{Assigned: &wire.Assigned{Session: id, Term: 1, Capabilities: []byte(`{"a":1}`)}})
+	a := <-done
+	if a.err != nil {
+		p.t.Fatal(a.err)
+	}
+	return a.Session, ws
+}
+
+func TestHostileControlSockets(t *testing.T) {
+	s := serve(t, limit)
+	text := func(b string) func(p *peer) {
+		return func(p *peer) { _ = p.ws.WriteMessage(websocket.TextMessage, []byte(b)) }
+	}
+	send := func(m wire.Control) func(p *peer) { return func(p *peer) { p.send(m) } }
+	old := hello("mac-1", "b")
+	old.Hello.Protocol = wire.Version + 1
+	twice := hello("mac-1", "b")
+	twice.Hello.Devices = append(twice.Hello.Devices, twice.Hello.Devices...)
+	for name, act := range map[string]func(p *peer){
+		"not JSON":           text("hello"),
+		"unknown field":      text(`{"hello":{"protocol":1,"host":"mac-1","boot":"b","devices":[],"admin":true}}`),
+		"two messages":       text(`{"hello":{"protocol":1,"host":"mac-1","boot":"b","devices":[]},"heartbeat":{"seq":1}}`),
+		"nothing":            text(`{}`),
+		"wrong first":        send(wire.Control{Heartbeat: &wire.Heartbeat{Seq: 1}}),
+		"someone else":       send(hello("mac-2", "b")),
+		"no boot":            send(hello("mac-1", "")),
+		"other version":      send(old),
+		"device named twice": send(twice),
+		"oversized":          text(`{"hello":{"host":"` + strings.Repeat("x", wire.MaxControl) + `"}}`),
+		"binary":             func(p *peer) { _ = p.ws.WriteMessage(websocket.BinaryMessage, []byte("x")) },
+	} {
+		p := s.control(t, "127.0.0.1")
+		act(p)
+		if m, err := p.receive(); err == nil {
+			t.Errorf("%s: got %+v, want the socket to end", name, m)
+		} else if e := (net.Error)(nil); errors.As(err, &e) && e.Timeout() {
+			t.Errorf("%s: the socket stays open", name)
+		}
+	}
+	if calls := s.dir.noted(); len(calls) != 0 {
+		t.Errorf("the directory heard %v", calls)
+	}
+	if _, err := s.dial(t, "127.0.0.3", wire.PathControl); err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("unknown address: %v, want 403", err)
+	}
+	d := websocket.Dialer{}
+	if _, answer, err := d.Dial("ws://"+s.addr+wire.PathControl, http.Header{"Origin": {"http://" + s.addr}}); err == nil || answer == nil || answer.StatusCode != 403 {
+		t.Errorf("a web page: %v, want 403", err)
+	}
+
+	// Nonsense after the hello takes the host down, and nothing else.
+	for name, act := range map[string]func(p *peer){
+		"not JSON":                text("hello"),
+		"an orchestrator's":       send(wire.Control{Release: &wire.Release{Session: "s", Term: 1}}),
+		"a second hello":          send(hello("mac-1", "b")),
+		"an unknown device state": text(`{"device":{"name":1}}`),
+	} {
+		p := s.up(t, name)
+		act(p)
+		if _, err := p.receive(); err == nil {
+			t.Errorf("%s: the socket stays open", name)
+		}
+		eventually(t, "the host is down", func() bool { return len(s.Hosts()) == 0 })
+	}
+}
+
+func TestRefusedHost(t *testing.T) {
+	s := serve(t, limit)
+	s.dir.refuse = errors.New("cordoned for ever")
+	p := s.control(t, "127.0.0.1")
+	p.send(hello("mac-1", "b"))
+	if _, err := p.receive(); err == nil || !strings.Contains(err.Error(), "cordoned") {
+		t.Errorf("refused host was told %v", err)
+	}
+	if calls := s.dir.noted(); !slices.Equal(calls, []string{"up b"}) {
+		t.Errorf("the directory heard %v", calls)
+	}
+}
+
+// TestSilenceIsLoss has a host that stays connected and says nothing.
+func TestSilenceIsLoss(t *testing.T) {
+	s := serve(t, 300*time.Millisecond)
+	p := s.up(t, "b")
+	stop := make(chan struct{})
+	var beats sync.WaitGroup
+	beats.Go(func() { // the host lives until the session runs
+		for tick := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-tick.C:
+				b, _ := wire.Control{Heartbeat: &wire.Heartbeat{Seq: 1}}.Encode()
+				_ = p.ws.WriteMessage(websocket.TextMessage, b)
+			case <-stop:
+				tick.Stop()
+				return
+			}
+		}
+	})
+	done := make(chan assigned, 1)
+	go func() {
+		v, err := s.Assign(context.Background(), driverproxy.Assignment{Host: "mac-1", Device: "phone", Session: "s1", Term: 1})
+		done <- assigned{v, err}
+	}()
+	command, err := websocketOf(p, "s1")
+	close(stop)
+	beats.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.send(wire.Control{Assigned: &wire.Assigned{Session: "s1", Term: 1}})
+	a := <-done
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	_ = command // stays open: only the control socket tells
+	answer, receipt, err := a.Do(t.Context(), webdriver.Command{Method: "GET", Path: "/url"})
+	if !errors.Is(err, driverproxy.ErrHostLost) || receipt.Outcome != wire.OutcomeUnknown || !strings.Contains(string(answer.Body), `"outcome":"unknown"`) {
+		t.Errorf("in flight: %v, outcome %d, %s", err, receipt.Outcome, answer.Body)
+	}
+	within(t, "the session ends", a.Done())
+	if !errors.Is(a.Err(), driverproxy.ErrHostLost) {
+		t.Errorf("Err %v, want ErrHostLost", a.Err())
+	}
+	if _, receipt, err := a.Do(t.Context(), webdriver.Command{Method: "GET", Path: "/url"}); !errors.Is(err, driverproxy.ErrHostLost) || receipt.Outcome != wire.OutcomeNotRun {
+		t.Errorf("afterwards: %v, outcome %d", err, receipt.Outcome)
+	}
+	if err := a.Release(t.Context()); !errors.Is(err, driverproxy.ErrHostLost) {
+		t.Errorf("Release: %v", err)
+	}
+	eventually(t, "HostDown", func() bool { return slices.Contains(s.dir.noted(), "down") })
+}
+
+// websocketOf waits for the assign, past echoes of heartbeats, and dials the command socket.
+func websocketOf(p *peer, id string) (*websocket.Conn, error) {
+	for {
+		m, err := p.receive()
+		if err != nil {
+			return nil, err
+		}
+		if m.Assign != nil {
+			return p.s.dial(p.t, p.from, wire.PathCommand+"?term=1&session="+id)
+		}
+	}
+}
+
+func TestSecondControlSocket(t *testing.T) {
+	s := serve(t, limit)
+	first := s.up(t, "boot 1")
+	session, _ := first.session("s1")
+
+	same := s.control(t, "127.0.0.1") // the first is alive: refused
+	same.send(hello("mac-1", "boot 1"))
+	if _, err := same.receive(); err == nil || !strings.Contains(err.Error(), "live control socket") {
+		t.Errorf("second socket of a live agent: %v", err)
+	}
+	if err := session.Err(); err != nil {
+		t.Errorf("its session ended: %v", err)
+	}
+
+	s.now.Add(int64(10 * time.Second)) // it has missed its heartbeats: replaced
+	second := s.up(t, "boot 1")
+	within(t, "the first one's session ends", session.Done())
+	if _, err := first.receive(); err == nil {
+		t.Error("the first socket stays open")
+	}
+
+	third := s.up(t, "boot 2") // the agent was started anew: replaced at once
+	if _, err := second.receive(); err == nil {
+		t.Error("the second socket stays open")
+	}
+	want := []string{"up boot 1", "down", "up boot 1", "down", "up boot 2"}
+	if calls := s.dir.noted(); !slices.Equal(calls, want) {
+		t.Errorf("the directory heard %v, want %v", calls, want)
+	}
+	third.send(wire.Control{Device: &wire.Device{Name: "phone", State: wire.DeviceQuarantined}})
+	eventually(t, "the device changes", func() bool { return slices.Contains(s.dir.noted(), "device phone quarantined") })
+}
+
+func TestCommandSocket(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	session, ws := p.session("s1")
+	if string(session.Capabilities()) != `{"a":1}` {
+		t.Errorf("capabilities %s", session.Capabilities())
+	}
+	for _, path := range []string{"?session=s1", "?session=s1&term=2", "?session=s2&term=1"} {
+		if _, err := s.dial(t, "127.0.0.1", wire.PathCommand+path); err == nil {
+			t.Errorf("command socket %s was taken", path)
+		}
+	}
+	if _, err := s.dial(t, "127.0.0.2", wire.PathCommand+"?session=s1&term=1"); err == nil {
+		t.Error("another host's command socket was taken")
+	}
+	if again, err := s.dial(t, "127.0.0.1", wire.PathCommand+"?session=s1&term=1"); err == nil {
+		_ = again.SetReadDeadline(time.Now().Add(limit))
+		if _, _, err := again.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+			t.Errorf("second command socket: %v", err)
+		}
+	}
+	const n = 3
+	type result struct {
+		receipt driverproxy.Receipt
+		answer  webdriver.Answer
+		err     error
+	}
+	results := make([]chan result, n)
+	for i := range n { // pipelined: all are sent before the first is answered
+		results[i] = make(chan result, 1)
+		go func() {
+			a, r, err := session.Do(context.Background(), webdriver.Command{Method: "POST", Path: fmt.Sprint("/", i), Body: []byte("{}")})
+			results[i] <- result{r, a, err}
+		}()
+		_, b, err := ws.ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := wire.DecodeCommand(b)
+		if err != nil || c.Seq != uint64(i+1) || c.Path != fmt.Sprint("/", i) || string(c.Body) != "{}" {
+			t.Fatalf("command %+v %v", c, err)
+		}
+	}
+	big := strings.Repeat("x", 3<<20)
+	body := `{"value":"` + big + `"}`
+	if err := ws.WriteMessage(websocket.BinaryMessage, wire.Answer{Seq: 1, Status: 200, Took: 7, Body: []byte(body)}.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	r := <-results[0]
+	var v string
+	if r.err != nil || r.answer.Value(&v) != nil || v != big || r.receipt.Took != 7 {
+		t.Errorf("answer: %d bytes, %+v, %v", len(v), r.receipt, r.err)
+	}
+	// An answer out of turn breaks the socket, and with it the session.
+	if err := ws.WriteMessage(websocket.BinaryMessage, wire.Answer{Seq: 3, Status: 200}.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < n; i++ {
+		r := <-results[i]
+		if !errors.Is(r.err, driverproxy.ErrHostLost) || r.receipt.Outcome != wire.OutcomeUnknown {
+			t.Errorf("command %d: %v, outcome %d", i, r.err, r.receipt.Outcome)
+		}
+	}
+}
+
+// TestEndedAndItsAnswers gives the end on the control socket before the last answer on the command socket.
+func TestEndedAndItsAnswers(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	session, ws := p.session("s1")
+	got := make(chan driverproxy.Receipt, 1)
+	go func() {
+		_, r, err := session.Do(context.Background(), webdriver.Command{Method: "GET", Path: "/url"})
+		if err != nil {
+			t.Errorf("Do: %v", err)
+		}
+		got <- r
+	}()
+	if _, _, err := ws.ReadMessage(); err != nil {
+		t.Fatal(err)
+	}
+	p.send(wire.Control{Ended: &wire.Ended{Session: "s1", Term: 1, Failure: wire.Failure{Code: wire.FailureDriver, Message: "died"}}})
+	p.send(wire.Control{Heartbeat: &wire.Heartbeat{Seq: 9}})
+	if m, err := p.receive(); err != nil || m.Heartbeat == nil || m.Heartbeat.Seq != 9 || m.Heartbeat.Epoch != "e" { // so Ended was heard
+		t.Fatalf("heartbeat: %+v %v", m, err)
+	}
+	_ = ws.WriteMessage(websocket.BinaryMessage, wire.Answer{Seq: 1, Status: 200, Body: []byte(`{"value":null}`)}.Append(nil))
+	if r := <-got; r.Outcome != wire.OutcomeDone {
+		t.Errorf("outcome %d, want done", r.Outcome)
+	}
+	_ = ws.Close()
+	within(t, "the session ends", session.Done())
+	var f *wire.Failure
+	if !errors.As(session.Err(), &f) || f.Code != wire.FailureDriver {
+		t.Errorf("Err %v", session.Err())
+	}
+	done := make(chan error, 1)
+	go func() { done <- session.Release(context.Background()) }()
+	if m, err := p.receive(); err != nil || m.Release == nil {
+		t.Fatalf("release: %+v %v", m, err)
+	}
+	p.send(wire.Control{Released: &wire.Released{Session: "s1", Term: 1, Failure: &wire.Failure{Code: wire.FailureCleanup, Message: "dirty"}}})
+	if err := <-done; !errors.As(err, &f) || f.Code != wire.FailureCleanup {
+		t.Errorf("Release: %v, want cleanup_failed", err)
+	}
+}
+
+// TestStuckHostBlocksNobody has a host that reads nothing while another one works.
+func TestStuckHostBlocksNobody(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	session, _ := p.session("s1") // its command socket is never read
+	body := make([]byte, 8<<20)
+	for range 4 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		_, r, err := session.Do(ctx, webdriver.Command{Method: "POST", Path: "/url", Body: body})
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || r.Outcome == wire.OutcomeDone {
+			t.Errorf("Do: %v, outcome %d", err, r.Outcome)
+		}
+	}
+	p.send(wire.Control{Heartbeat: &wire.Heartbeat{Seq: 4}})
+	if m, err := p.receive(); err != nil || m.Heartbeat == nil {
+		t.Errorf("the host's control socket is stuck too: %+v %v", m, err)
+	}
+}
+
+func TestRecordingSocket(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	session, _ := p.session("s1")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := session.Recording(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("no socket yet: %v", err)
+	}
+	ws, err := s.dial(t, "127.0.0.1", wire.PathRecording+"?session=s1&term=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := session.Recording(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	data := []byte("data")
+	_ = ws.WriteMessage(websocket.BinaryMessage, wire.Chunk{CRC: wire.Checksum(data), Data: data}.Append(nil))
+	if m, err := conn.Receive(t.Context()); err != nil || string(m.(*wire.Chunk).Data) != "data" {
+		t.Errorf("chunk: %+v %v", m, err)
+	}
+	if err := conn.Ack(t.Context(), 4); err != nil {
+		t.Error(err)
+	}
+	_, b, err := ws.ReadMessage()
+	if a, derr := wire.DecodeAck(b); err != nil || derr != nil || a.Offset != 4 {
+		t.Errorf("ack: %+v %v %v", a, err, derr)
+	}
+	// The host is lost; what has arrived is still there.
+	_ = ws.WriteMessage(websocket.BinaryMessage, wire.End{Total: 4}.Append(nil))
+	_ = p.ws.Close()
+	within(t, "the session ends", session.Done())
+	if m, err := conn.Receive(t.Context()); err != nil || m.(*wire.End).Total != 4 {
+		t.Errorf("end: %+v %v", m, err)
+	}
+	if _, err := conn.Receive(t.Context()); err == nil {
+		t.Error("a lost host's recording socket stays open")
+	}
+	corrupt := wire.Chunk{CRC: 1, Data: data}.Append(nil)
+	p = s.up(t, "b2")
+	session, _ = p.session("s2")
+	if ws, err = s.dial(t, "127.0.0.1", wire.PathRecording+"?session=s2&term=1"); err != nil {
+		t.Fatal(err)
+	}
+	_ = ws.WriteMessage(websocket.BinaryMessage, corrupt)
+	damaged, err := session.Recording(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer damaged.Close()
+	if _, err := damaged.Receive(t.Context()); !errors.Is(err, wire.ErrFrame) {
+		t.Errorf("corrupt chunk: %v", err)
+	}
+	gone, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer stop()
+	if _, err := damaged.Receive(gone); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Receive of an ended context: %v", err)
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	session, _ := p.session("s1")
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !errors.Is(session.Err(), driverproxy.ErrClosed) {
+		t.Errorf("Err %v", session.Err())
+	}
+	if _, err := s.Assign(t.Context(), driverproxy.Assignment{Host: "mac-1"}); !errors.Is(err, driverproxy.ErrClosed) {
+		t.Errorf("Assign: %v", err)
+	}
+	if _, err := s.dial(t, "127.0.0.1", wire.PathControl); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("dial: %v", err)
+	}
+}
