@@ -98,8 +98,9 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 // absent answers a command for a session that this process does not run.
 func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Answer {
 	s, err := o.deps.Sessions.Get(ctx, session)
+	var invalid *InvalidError
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrNotFound), errors.As(err, &invalid):
 		return gone(nil)
 	case err != nil:
 		return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session cannot be looked up right now; try again"}).Answer()

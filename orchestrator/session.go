@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
@@ -82,9 +81,6 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 			return s, &InvalidError{"timeouts", "each is between 0 (the default) and 86400 seconds"}
 		}
 	}
-	if hasNUL(r) {
-		return s, &InvalidError{"body", "text must not contain the character U+0000"}
-	}
 	if r.Capabilities == nil {
 		return s, nil
 	}
@@ -104,15 +100,6 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		return s, &InvalidError{"capabilities", w.Message}
 	}
 	return s, err
-}
-
-// hasNUL says whether a text of the request holds what Postgres cannot store.
-func hasNUL(r api.CreateSession) bool {
-	texts := []string{r.Account, r.Profile, r.Name, r.Device.Kind, r.Device.Model, r.Device.Host}
-	for k, v := range r.Device.Labels {
-		texts = append(texts, k, v)
-	}
-	return strings.ContainsRune(strings.Join(texts, ""), 0)
 }
 
 func seconds(n int, or time.Duration) time.Duration {

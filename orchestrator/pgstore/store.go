@@ -98,12 +98,15 @@ func (s *Store) migrate(ctx context.Context) error {
 	return nil
 }
 
-// unavailable marks errors of the connection, as opposed to answers of the database.
+// unavailable marks errors of the connection, as opposed to answers of the database, and text that no database can hold
+// as the caller's mistake.
 func unavailable(err error) error {
 	var pg *pgconn.PgError
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
 		return err
+	case errors.As(err, &pg) && (pg.Code == "22021" || pg.Code == "22P05"):
+		return &orchestrator.InvalidError{Field: "text", Problem: "it must be UTF-8 and must not contain the character U+0000"}
 	case errors.As(err, &pg):
 		// Class 57: operator intervention; 53: insufficient resources; 08: connection.
 		if c := pg.Code[:2]; c != "57" && c != "53" && c != "08" {

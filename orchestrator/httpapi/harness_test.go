@@ -1,0 +1,214 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/client"
+	"github.com/driftstack/fleet/orchestrator/httpapi"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster/pgtest"
+	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+const token = "a-service-token-of-the-tests"
+
+var postgres pgtest.Shared
+
+func TestMain(m *testing.M) { os.Exit(postgres.Run(m)) }
+
+// rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
+type rig struct {
+	url       string
+	client    *client.Client
+	store     *pgstore.Store
+	stop      func()                     // stops the orchestrator as SIGTERM does, and waits
+	stopHost  func()                     // stops the host, and waits
+	drivers   chan *drivertest.Driver    // the driver of each session, as it starts
+	configure func(d *drivertest.Driver) // may be set before the first session
+}
+
+// directory stands in for the tunnel, which says which host an address is.
+type directory struct{ *pgstore.Store }
+
+func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
+
+func newRig(t *testing.T, devices, queueLimit int) *rig {
+	t.Helper()
+	ctx := t.Context()
+	log := zap.NewNop()
+	r := &rig{drivers: make(chan *drivertest.Driver, 64)}
+	var err error
+	if r.store, err = pgstore.Open(ctx, postgres.Database(t), log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.store.Close)
+	must(t, r.store.Invite(ctx, orchestrator.Invitation{Name: "mac-1", Number: 300, JoinPublicKey: tunnel.Key{1}, ExpiresAt: time.Now().Add(time.Hour)}))
+
+	dir := t.TempDir()
+	must(t, profilestate.CreateRootKey(dir+"/root.key"))
+	root, err := profilestate.ReadRootKey(dir + "/root.key")
+	must(t, err)
+	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Root: root, Keys: r.store, Index: r.store})
+	must(t, err)
+	// Nothing listens there: sessions of these tests are not recorded.
+	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
+		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
+	must(t, err)
+	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
+
+	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store}, Log: log})
+	fleetServer := httptest.NewServer(fleet.Handler())
+	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: r.store, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
+		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
+	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now,
+		Gateways: func() []tunnel.GatewayInfo { return nil }}))
+	r.url = public.URL
+	r.client, err = client.New(public.URL, token)
+	must(t, err)
+
+	work, stop := context.WithCancel(context.Background())
+	background, stopBackground := context.WithCancel(context.Background())
+	ran, listened := make(chan struct{}), make(chan struct{})
+	go func() { defer close(ran); o.Run(work) }()
+	go func() {
+		defer close(listened)
+		_ = r.store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func() {}, Session: o.WakeSession, Cancel: o.WakeCancel})
+	}()
+	r.stop = func() { stop(); <-ran }
+
+	hosting, stopHost := context.WithCancel(context.Background())
+	hosted := make(chan struct{})
+	var list []host.Device
+	for i := range devices {
+		list = append(list, host.Device{Name: "phone-" + string(rune('a'+i)), Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0",
+			Labels: map[string]string{"rack": "1"}})
+	}
+	go func() {
+		defer close(hosted)
+		if err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: []string{strings.TrimPrefix(fleetServer.URL, "http://")},
+			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver {
+				d := drivertest.New()
+				if r.configure != nil {
+					r.configure(d)
+				}
+				r.drivers <- d
+				return d
+			}}); err != nil {
+			t.Error(err)
+		}
+	}()
+	r.stopHost = func() { stopHost(); <-hosted }
+	t.Cleanup(func() {
+		r.stop()
+		r.stopHost()
+		public.CloseClientConnections()
+		public.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		must(t, fleet.Close(ctx))
+		fleetServer.Close()
+		stopBackground()
+		<-listened
+	})
+	for _, a := range []string{"a", "b"} {
+		_, err := r.client.PutAccount(ctx, a, api.PutAccount{Recordings: "eu"})
+		must(t, err)
+	}
+	eventually(t, "the host is up", func() bool {
+		d, err := r.client.Devices(ctx)
+		return err == nil && len(d) == devices && d[0].State == string(wire.DeviceReady)
+	})
+	return r
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+// call makes a request with a raw body and returns the answer with its body read.
+func (r *rig) call(t *testing.T, method, path, body string, change ...func(*http.Request)) (*http.Response, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, r.url+path, bytes.NewReader([]byte(body)))
+	must(t, err)
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("Content-Type", "application/json")
+	for _, c := range change {
+		c(req)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	must(t, err)
+	return resp, b
+}
+
+// running creates a session without recording and waits until it runs.
+func (r *rig) running(t *testing.T, create api.CreateSession) api.Session {
+	t.Helper()
+	s, err := r.client.CreateSession(t.Context(), unrecorded(create))
+	must(t, err)
+	s, err = r.client.Wait(t.Context(), s.ID, api.Running)
+	must(t, err)
+	if s.State != api.Running {
+		t.Fatalf("session is %s: %s %s", s.State, s.Reason, s.Detail)
+	}
+	return s
+}
+
+func unrecorded(c api.CreateSession) api.CreateSession {
+	off := false
+	c.Recording = &off
+	if c.Account == "" {
+		c.Account = "a"
+	}
+	return c
+}
+
+func decode[T any](t *testing.T, b []byte) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal(b, &v); err != nil {
+		t.Fatalf("%v in %s", err, b)
+	}
+	return v
+}
