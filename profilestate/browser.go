@@ -276,7 +276,7 @@ func (b *browser) visit(ctx context.Context, target, origin string, job storageJ
 			b.last = p.TimeOrigin
 			return page{}, strayed(p, origin)
 		}
-		if arrived || err == nil && p.Storage == "ok" && p.Scripts == 0 {
+		if arrived || err == nil && p.URL == target && p.Storage == "ok" && p.Scripts == 0 {
 			b.last = p.TimeOrigin
 			asked, errAsked := url.Parse(target)
 			came, errCame := url.Parse(p.URL)

@@ -52,6 +52,11 @@ func unseal(key dataKey, want Generation, wantHeader header, file []byte) ([]byt
 	if h != wantHeader {
 		return nil, errors.New("the file belongs to another region, account, profile, generation or term")
 	}
+	return decryptBody(key, file)
+}
+
+// decryptBody authenticates header and body and returns the plaintext.
+func decryptBody(key dataKey, file []byte) ([]byte, error) {
 	r, err := key.stream.NewDecryptingReader(bytes.NewReader(file[headerSize:]), file[:headerSize])
 	if err != nil {
 		return nil, errors.New("the file does not open with the profile's key")

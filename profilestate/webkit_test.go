@@ -150,6 +150,12 @@ func (k *webKit) session(t *testing.T, extra string) *safari {
 
 func (s *safari) Do(ctx context.Context, method, path string, body []byte) (json.RawMessage, error) {
 	s.commands = append(s.commands, method+" "+path)
+	began := time.Now()
+	defer func() {
+		if took := time.Since(began); took > 3*time.Second {
+			s.t.Logf("%s %s took %v", method, path, took.Round(time.Millisecond))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second) // a driver that hangs fails the test, at this command
 	defer cancel()
 	return s.k.call(ctx, method, "/session/"+s.id+path, body)
