@@ -158,7 +158,7 @@ func (s *Scanner) open(id uint32, length, at int64) error {
 	if length > math.MaxInt64-s.pos {
 		return fmt.Errorf("%w: element too long", ErrFormat)
 	}
-	if s.cluster.open && s.cluster.end == unknown && topLevel(id) {
+	if s.cluster.open && s.cluster.end == unknown && !s.group.open && topLevel(id) {
 		s.closeCluster(at)
 	}
 	limit := s.segmentEnd

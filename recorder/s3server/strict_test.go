@@ -1,0 +1,135 @@
+package s3server
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+)
+
+func strictClient(t *testing.T) (*Front, *s3.Client) {
+	t.Helper()
+	s, err := Start(t.Context(), Config{Binary: binary(t), Dir: t.TempDir(), Buckets: []string{"recordings"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	f, err := StartFront(s.Endpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	access, secret := s.Keys()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return f, s3.New(s3.Options{
+		Region: Region, BaseEndpoint: aws.String(f.Endpoint()), UsePathStyle: true, Retryer: aws.NopRetryer{},
+		Credentials: credentials.NewStaticCredentialsProvider(access, secret, ""), HTTPClient: &http.Client{Transport: transport, Timeout: 30 * time.Second},
+		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired, ResponseChecksumValidation: aws.ResponseChecksumValidationWhenRequired,
+	})
+}
+
+func wantCode(t *testing.T, err error, code string) {
+	t.Helper()
+	var api smithy.APIError
+	if !errors.As(err, &api) || api.ErrorCode() != code {
+		t.Errorf("error %v, want %s", err, code)
+	}
+}
+
+func TestStrictRefusesWhatR2DoesNotHave(t *testing.T) {
+	_, client := strictClient(t)
+	put := func(change func(*s3.PutObjectInput)) error {
+		in := &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")}
+		change(in)
+		_, err := client.PutObject(t.Context(), in)
+		return err
+	}
+	if err := put(func(*s3.PutObjectInput) {}); err != nil {
+		t.Errorf("a plain put: %v", err)
+	}
+	wantCode(t, put(func(in *s3.PutObjectInput) { in.ServerSideEncryption = types.ServerSideEncryptionAes256 }), "NotImplemented")
+	wantCode(t, put(func(in *s3.PutObjectInput) { in.Tagging = aws.String("a=b") }), "NotImplemented")
+	wantCode(t, put(func(in *s3.PutObjectInput) { in.ACL = types.ObjectCannedACLPublicRead }), "NotImplemented")
+
+	trailer, _ := http.NewRequest(http.MethodPut, "http://x/recordings/k", nil)
+	trailer.Header.Set("X-Amz-Content-Sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER")
+	if unimplemented(trailer) == "" {
+		t.Error("an aws-chunked body passes")
+	}
+}
+
+func TestStrictChecksPartSizesAtComplete(t *testing.T) {
+	front, client := strictClient(t)
+	for name, tt := range map[string]struct {
+		sizes []int
+		ok    bool
+	}{
+		"equal":              {[]int{5 << 20, 5 << 20, 100}, true},
+		"one":                {[]int{100}, true},
+		"second is smaller":  {[]int{6 << 20, 5 << 20, 100}, false},
+		"last is the larger": {[]int{5 << 20, 6 << 20}, false},
+		"too small":          {[]int{1 << 20, 1 << 20, 100}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bucket, key := aws.String("recordings"), aws.String("k")
+			up, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: bucket, Key: key})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var parts []types.CompletedPart
+			for i, size := range tt.sizes {
+				n := aws.Int32(int32(i + 1))
+				out, err := client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: bucket, Key: key, UploadId: up.UploadId, PartNumber: n, Body: bytes.NewReader(make([]byte, size))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				parts = append(parts, types.CompletedPart{PartNumber: n, ETag: out.ETag})
+			}
+			_, err = client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: bucket, Key: key, UploadId: up.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}})
+			if tt.ok && err != nil {
+				t.Errorf("refused: %v", err)
+			}
+			if !tt.ok {
+				wantCode(t, err, "InvalidPart")
+			}
+		})
+	}
+	if n := front.Calls("recordings", "Complete"); n != 5 {
+		t.Errorf("%d completes counted", n)
+	}
+}
+
+func TestStrictCutsAndLoses(t *testing.T) {
+	front, client := strictClient(t)
+	put := func() error {
+		_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")})
+		return err
+	}
+	front.Cut("recordings", true)
+	if put() == nil {
+		t.Error("a request passes the cut")
+	}
+	front.Cut("recordings", false)
+	front.Lose("PutObject", 1)
+	if put() == nil {
+		t.Error("the answer was not lost")
+	}
+	out, err := client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k")})
+	if err != nil {
+		t.Fatalf("the request whose answer was lost was not executed: %v", err)
+	}
+	defer out.Body.Close()
+	if b, _ := io.ReadAll(out.Body); string(b) != "x" {
+		t.Errorf("stored %q", b)
+	}
+}
