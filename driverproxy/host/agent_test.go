@@ -3,14 +3,19 @@ package host_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
 // agentCommand makes the test program an agent, which can be killed.
@@ -63,6 +68,26 @@ func TestRealAgentKilled(t *testing.T) {
 			if n := len(processesBelow(s.state)); n < 4 {
 				t.Fatalf("only %d processes", n)
 			}
+			type result struct {
+				answer  webdriver.Answer
+				receipt driverproxy.Receipt
+				err     error
+			}
+			inFlight := make(chan result, 1)
+			called := make(chan struct{})
+			go func() { // never ends by itself: the script does not call back
+				close(called)
+				script := command(t, "POST", "/execute/async", map[string]any{"script": "window.called = 1", "args": []any{}})
+				a, r, err := session.Do(context.Background(), script)
+				inFlight <- result{a, r, err}
+			}()
+			<-called
+			// A second command is sent behind it: when that waits, the first is in flight.
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			if _, r, _ := session.Do(ctx, webdriver.Command{Method: "GET", Path: "/url"}); r.Seq == 0 {
+				t.Fatal("the command behind was not sent")
+			}
+			cancel()
 			supervisor := pidOf(s.state, host.SuperviseCommand)
 			victims := []int{agent.Process.Pid}
 			if both { // stopped, so that it cannot do its work before it is killed
@@ -77,6 +102,11 @@ func TestRealAgentKilled(t *testing.T) {
 				}
 			}
 			_ = agent.Wait()
+			a := <-inFlight
+			if a.receipt.Outcome != wire.OutcomeUnknown || !errors.Is(a.err, driverproxy.ErrHostLost) {
+				t.Errorf("command in flight: outcome %d, %v", a.receipt.Outcome, a.err)
+			}
+			wantOutcome(t, a.answer, "unknown")
 			within(t, "the session ends", session.Done())
 			if !both {
 				eventually(t, "no process is left", func() bool { return len(processesBelow(s.state)) == 0 })

@@ -110,9 +110,7 @@ func (s *session) proxy(serving context.Context, lost, quiet chan struct{}) {
 	s.running.Go(func() {
 		defer close(lost)
 		defer close(commands)
-		if err := readCommands(s.command, commands); err != nil {
-			s.log.Info("command socket ended", zap.Error(err))
-		}
+		s.log.Debug("command socket ended", zap.Error(readCommands(s.command, commands)))
 		s.command.Close()
 	})
 	var buf []byte
@@ -161,7 +159,7 @@ func (s *session) proxy(serving context.Context, lost, quiet chan struct{}) {
 	}
 }
 
-// readCommands passes on each number once, in order.
+// readCommands passes on each number once, in order, until the socket ends or breaks this rule; it says which.
 func readCommands(conn *socket.Conn, commands chan<- wire.Command) error {
 	for last := uint64(0); ; {
 		b, err := conn.ReadBinary()

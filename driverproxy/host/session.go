@@ -221,11 +221,11 @@ func (s *session) startDisplay(ctx context.Context) error {
 	defer stop()
 	line, err := bufio.NewReader(s.supervisor.display).ReadString('\n')
 	if err != nil {
-		return fmt.Errorf("Xvfb named no display: %w", err)
+		return fmt.Errorf("no display number from Xvfb: %w", err)
 	}
 	number, err := strconv.ParseUint(strings.TrimSpace(line), 10, 16)
 	if err != nil {
-		return fmt.Errorf("Xvfb named no display: %w", err)
+		return fmt.Errorf("no display number from Xvfb: %w", err)
 	}
 	s.display = Display{Name: ":" + strconv.FormatUint(number, 10), Width: Width, Height: Height}
 	return nil

@@ -1,0 +1,135 @@
+package host
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+func TestCapabilitiesForDriver(t *testing.T) {
+	client := json.RawMessage(`{"browserName":"safari","browserVersion":"18","platformName":"iOS","webSocketUrl":false,"acceptInsecureCerts":true,
+		"webkitgtk:browserOptions":{"binary":"/bin/sh"},"safari:deviceUDID":"other","safari:useSimulator":true,"safari:deviceName":"x","safari:automaticInspection":true}`)
+	got, err := forDriver(safariDriver{udid: "mine"}, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"acceptInsecureCerts":true,"browserName":"safari","platformName":"iOS","safari:automaticInspection":true,` +
+		`"safari:deviceUDID":"mine","safari:useSimulator":false,"webkitgtk:browserOptions":{"binary":"/bin/sh"}}`
+	if string(b) != want {
+		t.Errorf("safaridriver gets %s, want %s", b, want)
+	}
+	if _, err := filepath.Glob("/usr/lib/*/webkit2gtk-4.*/MiniBrowser"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = forDriver(webkitGTK{}, client); err == nil { // where MiniBrowser is installed
+		if b, _ = json.Marshal(got); strings.Contains(string(b), "/bin/sh") || strings.Contains(string(b), "safari:") || !strings.Contains(string(b), "MiniBrowser") {
+			t.Errorf("WebKitWebDriver gets %s", b)
+		}
+	}
+	told, err := forClient(Device{PlatformName: "iOS"}, json.RawMessage(`{"browserName":"MiniBrowser","platformName":"linux","safari:deviceUDID":"mine"}`))
+	if err != nil || string(told) != `{"browserName":"safari","platformName":"iOS"}` {
+		t.Errorf("the client is told %s %v", told, err)
+	}
+	for _, bad := range []string{`null`, `[]`, `1`} {
+		if told, err := forClient(Device{}, json.RawMessage(bad)); err == nil {
+			t.Errorf("%s gave %s", bad, told)
+		}
+	}
+}
+
+func TestRefusalQuotesNobody(t *testing.T) {
+	for _, e := range []*webdriver.Error{
+		{Code: webdriver.SessionNotCreated, Message: "secret"}, {Code: "secret", Message: "secret"}, {Code: webdriver.UnknownError, Message: "secret"},
+	} {
+		if f := refusal(e); strings.Contains(f.Message, "secret") {
+			t.Errorf("%v became %v", e, f)
+		}
+	}
+	if f := refusal(&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "x " + paired + "."}); f.Code != wire.FailureDevice || f.Message != paired {
+		t.Errorf("paired became %v", f)
+	}
+	for _, id := range []string{"", "..", "a/b", "a?b", "a b", strings.Repeat("a", 300)} {
+		if plainID(id) {
+			t.Errorf("session id %q was taken", id)
+		}
+	}
+}
+
+func TestTerms(t *testing.T) {
+	book := newTerms()
+	book.see("s", 3)
+	book.see("s", 2)
+	if book.newest("s") != 3 || book.released("s") != 0 || book.newest("other") != 0 {
+		t.Errorf("%+v", book.get("s"))
+	}
+	book.release("s", 3)
+	book.leave("s", &wire.Failure{Message: "dirty"})
+	if book.released("s") != 3 || book.leftover("s").Message != "dirty" {
+		t.Errorf("%+v", book.get("s"))
+	}
+	for i := range termsKept {
+		book.see(string(rune(i))+"x", 1)
+	}
+	if book.newest("s") != 0 || len(book.of) != termsKept || len(book.order) != termsKept {
+		t.Errorf("%d sessions are remembered", len(book.of))
+	}
+	book.leave("s", nil) // forgotten: nothing to do
+}
+
+// TestLeftoversOfOthersLive has records that name a live process, which is not theirs.
+func TestLeftoversOfOthersLive(t *testing.T) {
+	state := t.TempDir()
+	lock, err := lockState(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	innocent := exec.Command("/bin/sleep", "1000")
+	innocent.Env = []string{markVariable + "=another"}
+	if err := innocent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = innocent.Wait() }()
+	defer func() { _ = innocent.Process.Kill() }()
+	guilty := exec.Command("/bin/sleep", "1000")
+	guilty.Env = []string{markVariable + "=mine"}
+	if err := guilty.Start(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(state, "sessions", "d")
+	if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "sub"), 0o500); err != nil {
+		t.Fatal(err)
+	}
+	// The pid was recycled: it is the innocent's now.
+	if err := (record{Mark: "mine", Group: innocent.Process.Pid, Started: "long ago"}).write(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(state, "sessions", "half"+recordSuffix), []byte(`{"ma`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := reapLeftovers(t.Context(), state); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := guilty.Process.Wait(); err != nil || status.Success() {
+		t.Errorf("the leftover lives: %v %v", status, err)
+	}
+	if started(innocent.Process.Pid) == "" || len(marked("another")) != 1 {
+		t.Error("another's process was killed")
+	}
+	if left, err := os.ReadDir(filepath.Join(state, "sessions")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}

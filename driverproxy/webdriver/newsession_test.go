@@ -1,0 +1,149 @@
+package webdriver
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestParseNewSession(t *testing.T) {
+	for _, test := range []struct{ name, body, options, candidates string }{
+		{"empty", `{"capabilities":{}}`, ``, `[{}]`},
+		{"extra members", `{"capabilities":{"x":1},"desiredCapabilities":{"a":1}}`, ``, `[{}]`},
+		{"merge", `{"capabilities":{"alwaysMatch":{"browserName":"safari","b:c":null},"firstMatch":[{"platformName":"iOS"},{"b:c":{"d":1}}]}}`,
+			``, `[{"browserName":"safari","platformName":"iOS"},{"b:c":{"d":1},"browserName":"safari"}]`},
+		{"options always", `{"capabilities":{"alwaysMatch":{"driftstack:options":{"account":"a"},"v:x":1}}}`, `{"account":"a"}`, `[{"v:x":1}]`},
+		{"options in one", `{"capabilities":{"firstMatch":[{},{"driftstack:options":{"account":"a"}}]}}`, `{"account":"a"}`, `[{},{}]`},
+		{"everything", `{"capabilities":{"alwaysMatch":{"acceptInsecureCerts":true,"browserVersion":"18","pageLoadStrategy":"none",` +
+			`"proxy":{"proxyType":"manual","httpProxy":"h:1","socksProxy":"s","socksVersion":5,"noProxy":["a"]},"setWindowRect":false,` +
+			`"timeouts":{"script":null,"pageLoad":0,"implicit":9007199254740991},"strictFileInteractability":true,` +
+			`"unhandledPromptBehavior":{"alert":"accept","default":"ignore"},"webSocketUrl":false}}}`, ``, ``},
+		{"prompt as string", `{"capabilities":{"alwaysMatch":{"unhandledPromptBehavior":"dismiss and notify"}}}`, ``, ``},
+		{"pac", `{"capabilities":{"alwaysMatch":{"proxy":{"proxyType":"pac","proxyAutoconfigUrl":"http://x"}}}}`, ``, ``},
+	} {
+		n, err := ParseNewSession([]byte(test.body))
+		if err != nil {
+			t.Errorf("%s: %v", test.name, err)
+			continue
+		}
+		got, err := json.Marshal(n.Candidates)
+		if err != nil || (test.candidates != "" && string(got) != test.candidates) || string(n.Options) != test.options {
+			t.Errorf("%s: options %s candidates %s", test.name, n.Options, got)
+		}
+	}
+}
+
+func TestParseNewSessionRefuses(t *testing.T) {
+	always := func(member string) string { return `{"capabilities":{"alwaysMatch":{` + member + `}}}` }
+	for _, test := range []struct{ body, says string }{
+		{``, "JSON object"}, {`[]`, "JSON object"}, {`null`, "JSON object"}, {`{`, "JSON object"},
+		{`{}`, `"capabilities"`}, {`{"capabilities":null}`, `"capabilities"`}, {`{"capabilities":[]}`, `"capabilities"`},
+		{`{"desiredCapabilities":{"browserName":"safari"}}`, "before W3C"},
+		{`{"capabilities":{"alwaysMatch":1}}`, "alwaysMatch"}, {`{"capabilities":{"firstMatch":{}}}`, "firstMatch"},
+		{`{"capabilities":{"firstMatch":[]}}`, "firstMatch"}, {`{"capabilities":{"firstMatch":[1]}}`, "firstMatch[0]"},
+		{`{"capabilities":{"firstMatch":[{},null]}}`, "firstMatch[1]"},
+		{`{"capabilities":{"alwaysMatch":{"browserName":"safari"},"firstMatch":[{},{"browserName":"safari"}]}}`, "alwaysMatch and in firstMatch[1]"},
+		{`{"capabilities":{"firstMatch":[{"driftstack:options":{}},{"driftstack:options":{}}]}}`, "more than one"},
+		{always(`"driftstack:options":[]`), "JSON object"},
+		{always(`"javascriptEnabled":true`), "vendor prefix"}, {always(`"acceptInsecureCerts":"true"`), "true or false"},
+		{always(`"browserName":1`), "string"}, {always(`"platformName":{}`), "string"}, {always(`"webSocketUrl":"x"`), "true or false"},
+		{always(`"pageLoadStrategy":"fast"`), "eager"}, {always(`"unhandledPromptBehavior":"shrug"`), "dismiss and notify"},
+		{always(`"unhandledPromptBehavior":{"alarm":"accept"}`), "prompt type"}, {always(`"unhandledPromptBehavior":{"alert":"shrug"}`), "ignore"},
+		{always(`"timeouts":1`), "JSON object"}, {always(`"timeouts":{"page load":1}`), "pageLoad"}, {always(`"timeouts":{"implicit":-1}`), "whole milliseconds"},
+		{always(`"timeouts":{"implicit":1.5}`), "whole milliseconds"}, {always(`"timeouts":{"implicit":null}`), "whole milliseconds"},
+		{always(`"timeouts":{"script":9007199254740992}`), "whole milliseconds"},
+		{always(`"proxy":{}`), "proxyType"}, {always(`"proxy":{"proxyType":"magic"}`), "proxyType"}, {always(`"proxy":{"proxyType":"pac"}`), "proxyAutoconfigUrl"},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":"http://x/"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","socksProxy":"x"}`), "together"},
+		{always(`"proxy":{"proxyType":"manual","socksProxy":"x","socksVersion":256}`), "255"}, {always(`"proxy":{"proxyType":"direct","ftpProxy":"x"}`), "does not know"},
+		{always(`"proxy":{"proxyType":"manual","noProxy":"x"}`), "array"},
+	} {
+		_, err := ParseNewSession([]byte(test.body))
+		var e *Error
+		if !errors.As(err, &e) || e.Code != InvalidArgument || !strings.Contains(e.Message, test.says) {
+			t.Errorf("%s: %v, want an invalid argument that says %q", test.body, err, test.says)
+		}
+	}
+}
+
+func TestMatching(t *testing.T) {
+	for _, test := range []struct{ first, want, says string }{
+		{`[{}]`, `{}`, ``},
+		{`[{"browserName":"safari","platformName":"ios"}]`, `{"browserName":"safari","platformName":"ios"}`, ``},
+		{`[{"browserName":"chrome"},{"browserName":"Safari"}]`, `{"browserName":"Safari"}`, ``},
+		{`[{"platformName":"ANY"}]`, `{"platformName":"ANY"}`, ``},
+		{`[{"webSocketUrl":false}]`, `{"webSocketUrl":false}`, ``},
+		{`[{"webSocketUrl":true}]`, ``, "no WebDriver BiDi"},
+		{`[{"browserName":"chrome"},{"platformName":"android"}]`, ``, `firstMatch[1]: platformName "android"`},
+	} {
+		n, err := ParseNewSession([]byte(`{"capabilities":{"firstMatch":` + test.first + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := n.Match("iOS")
+		var e *Error
+		switch {
+		case test.says == "" && (err != nil || string(got) != test.want):
+			t.Errorf("%s: %s %v, want %s", test.first, got, err, test.want)
+		case test.says != "" && (!errors.As(err, &e) || e.Code != SessionNotCreated || !strings.Contains(e.Message, test.says)):
+			t.Errorf("%s: %v, want session not created that says %q", test.first, err, test.says)
+		}
+	}
+	n, err := ParseNewSession([]byte(`{"capabilities":{"alwaysMatch":{"platformName":"android"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Match(); err != nil {
+		t.Errorf("no platform named stands for any: %v", err)
+	}
+}
+
+func FuzzParseNewSession(f *testing.F) {
+	f.Add([]byte(`{"capabilities":{"alwaysMatch":{"driftstack:options":{"a":1}},"firstMatch":[{"browserName":"safari"},{"timeouts":{"script":1}}]}}`))
+	f.Add([]byte(`{"capabilities":{"alwaysMatch":{"proxy":{"proxyType":"manual"},"unhandledPromptBehavior":{"alert":"accept"}}}}`))
+	f.Add([]byte(`{"desiredCapabilities":{}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		n, err := ParseNewSession(body)
+		if err != nil {
+			var e *Error
+			if !errors.As(err, &e) || e.Code != InvalidArgument || !json.Valid(e.Answer().Body) {
+				t.Fatalf("error %v is no W3C invalid argument", err)
+			}
+			return
+		}
+		if len(n.Candidates) == 0 || (n.Options != nil && !json.Valid(n.Options)) {
+			t.Fatalf("%+v", n)
+		}
+		for _, c := range n.Candidates {
+			if !json.Valid(c) || bytes.Contains(c, []byte(`"`+OptionsName+`":`)) && json.Unmarshal(c, &map[string]json.RawMessage{}) != nil {
+				t.Fatalf("candidate %s", c)
+			}
+			again, err := ParseNewSession([]byte(`{"capabilities":{"alwaysMatch":` + string(c) + `}}`))
+			if err != nil || again.Options != nil {
+				t.Fatalf("candidate %s does not stand on its own: %v", c, err)
+			}
+		}
+		if _, err := n.Match("iOS"); err != nil {
+			var e *Error
+			if !errors.As(err, &e) || e.Code != SessionNotCreated {
+				t.Fatalf("Match: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzMatch(f *testing.F) {
+	f.Add("POST", "/url")
+	f.Add("GET", "/element/1/attribute/a")
+	f.Fuzz(func(t *testing.T, method, path string) {
+		r, ok := Match(method, path)
+		if ok != (r != RouteUnknown) || (ok && !MatchPath(path)) {
+			t.Fatalf("Match = %v %v", r, ok)
+		}
+		if known := r.String(); ok && (len(path) > 40 && strings.Contains(known, path)) {
+			t.Fatalf("%q says what was asked", known)
+		}
+		_ = Command{Method: method, Path: path}.Validate()
+	})
+}

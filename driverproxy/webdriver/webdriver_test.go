@@ -1,0 +1,117 @@
+package webdriver
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestRoutes(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range Routes() {
+		e := routes[r]
+		if e.method == "" || seen[r.String()] {
+			t.Errorf("route %d %q is empty or there twice", r, r)
+		}
+		seen[r.String()] = true
+		path := strings.NewReplacer("{element id}", "e%201", "{shadow id}", "s1", "{name}", "n", "{property name}", "p").Replace(e.path)
+		if got, ok := Match(e.method, path); !ok || got != r {
+			t.Errorf("Match(%s %s) = %v %v, want %v", e.method, path, got, ok, r)
+		}
+		if !MatchPath(path) {
+			t.Errorf("MatchPath(%s) = false", path)
+		}
+		if !strings.HasPrefix(r.String(), e.method+" /session/{session id}") {
+			t.Errorf("String() = %s", r)
+		}
+	}
+	if len(Routes()) < 60 {
+		t.Errorf("%d routes: WebDriver has about 60 endpoints below a session", len(Routes()))
+	}
+}
+
+func TestUnknownCommandsTellNothing(t *testing.T) {
+	for _, c := range [][2]string{
+		{"GET", ""}, {"POST", "/url/"}, {"POST", "url"}, {"GET", "//"}, {"GET", "/"}, {"GET", "/element//text"}, {"GET", "/element/secret"},
+		{"PUT", "/url"}, {"GET", "/cookie/"}, {"GET", "/cookie/a/b"}, {"GET", "/secret"}, {"GET", "/element/x/text/more"}, {"GET", "/{name}"},
+	} {
+		r, ok := Match(c[0], c[1])
+		if ok || r != RouteUnknown || r.String() != "unknown command" {
+			t.Errorf("Match(%q) = %v %v, want unknown", c, r, ok)
+		}
+	}
+	if Route(250).String() != "unknown command" {
+		t.Error("a route outside of the table has a name")
+	}
+	if r, _ := Match("GET", "/element/active"); r != RouteGetActiveElement {
+		t.Errorf("/element/active is %v", r)
+	}
+	if n := testing.AllocsPerRun(100, func() { Match("POST", "/element/e1/value") }); n != 0 {
+		t.Errorf("Match allocates %v times", n)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	status := map[Code]int{NoSuchElement: 404, InvalidArgument: 400, UnknownMethod: 405, Timeout: 500, SessionNotCreated: 500, StaleElementReference: 404, UnexpectedAlertOpen: 500, "made up": 500}
+	for code, want := range status {
+		if got := code.HTTPStatus(); got != want {
+			t.Errorf("%s has status %d, want %d", code, got, want)
+		}
+	}
+	if len(Codes()) != 28 {
+		t.Errorf("%d codes", len(Codes()))
+	}
+	for _, code := range Codes() {
+		in := &Error{Code: code, Message: "m", Stacktrace: "s", Data: map[string]any{"outcome": "unknown"}}
+		a := in.Answer()
+		var out *Error
+		if !errors.As(a.Err(), &out) || out.Code != code || out.Message != "m" || out.Stacktrace != "s" || out.Data["outcome"] != "unknown" || a.Status != code.HTTPStatus() {
+			t.Errorf("%s came back as %+v with %d", code, out, a.Status)
+		}
+	}
+	if a := (&Error{Code: Timeout, Data: map[string]any{"f": func() {}}}).Answer(); a.Err() == nil || !json.Valid(a.Body) {
+		t.Errorf("an error whose data is no JSON renders as %s", a.Body)
+	}
+	for _, body := range []string{"", "<html>secret</html>", `{"value":null}`, `{"value":"x"}`, `{"value":{}}`, `[]`} {
+		var e *Error
+		if err := (Answer{Status: 502, Body: []byte(body)}).Err(); !errors.As(err, &e) || e.Code != UnknownError || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q is %v, want an unknown error", body, err)
+		}
+	}
+	if err := (Answer{Status: 200}).Err(); err != nil {
+		t.Errorf("200 is %v", err)
+	}
+}
+
+func TestValue(t *testing.T) {
+	var s string
+	if err := (Answer{Body: []byte(`{"value":"x"}`)}).Value(&s); err != nil || s != "x" {
+		t.Errorf("%q %v", s, err)
+	}
+	var p *string
+	if err := (Answer{Body: []byte(`{"value":null}`)}).Value(&p); err != nil || p != nil {
+		t.Errorf("null: %v %v", p, err)
+	}
+	for _, body := range []string{"", "{}", "[]", `{"value":1}`} {
+		if err := (Answer{Body: []byte(body)}).Value(&s); err == nil {
+			t.Errorf("%q: no error", body)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for _, path := range []string{"", "/url", "/element/a%20b/attribute/x", "/cookie/a.b", "/cookie/..."} {
+		if err := (Command{Method: "GET", Path: path}).Validate(); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, path := range []string{"url", "/../status", "/a/./b", "/%2e%2e/x", "/%2E./x", "/a%2f..%2fb", "/a?b", "/a#b", "/a b", "/a\r\nX: y", "/é", "/%zz", `/a\b`, "/" + strings.Repeat("a", 1<<16)} {
+		if err := (Command{Method: "GET", Path: path}).Validate(); err == nil || err.Code != InvalidArgument {
+			t.Errorf("%.20q: %v, want invalid argument", path, err)
+		}
+	}
+	if err := (Command{Method: "PATCH"}).Validate(); err == nil || err.Code != UnknownMethod {
+		t.Errorf("PATCH: %v", err)
+	}
+}
