@@ -8,12 +8,8 @@ import (
 	"go.uber.org/zap"
 )
 
-const (
-	// tick bounds what a lost notification costs.
-	tick = time.Second
-	// drainLimit is how long sessions have to end when the orchestrator is stopped.
-	drainLimit = 45 * time.Second
-)
+// tick bounds what a lost notification costs.
+const tick = time.Second
 
 // Orchestrator runs sessions.
 type Orchestrator struct {
@@ -42,7 +38,7 @@ func New(d Deps) *Orchestrator {
 }
 
 // Run claims and runs sessions until ctx is done; then it ends the running ones with the reason drained and waits for
-// them.
+// them; every stage of theirs is bounded.
 func (o *Orchestrator) Run(ctx context.Context) {
 	var sessions, loops sync.WaitGroup
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 )
@@ -99,8 +100,17 @@ func (o *Orchestrator) ended(ctx context.Context, l *live, what string, as Reaso
 	if end.Reason == Internal && as != "" {
 		end = &EndError{Reason: as, cause: err}
 	}
-	o.log.Warn(what, zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(err))
+	o.log.Warn(what, zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(err))
 	return end
+}
+
+// cause is an error for our log. What a driver says may quote the customer's page, so only its code is told.
+func cause(err error) zap.Field {
+	var w *webdriver.Error
+	if errors.As(err, &w) {
+		return zap.String("error", string(w.Code))
+	}
+	return zap.Error(err)
 }
 
 // cleanup is a context for undoing something: the session's cancellation does not reach it, a deadline does.
@@ -152,7 +162,7 @@ func (o *Orchestrator) finish(ctx context.Context, l *live, end *EndError, saved
 		o.log.Error("the ending could not be stored", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(err))
 		return
 	}
-	o.log.Info("session ended", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(end.cause))
+	o.log.Info("session ended", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(end.cause))
 }
 
 // openedRecording is the recording stage of one session; every method does nothing when none was asked for.
@@ -298,7 +308,7 @@ func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int
 		if errors.Is(err, profilestate.ErrConflict) {
 			reason = ProfileConflict
 		}
-		p.o.log.Warn("profile not saved", zap.String("session", p.l.claim.Session), zap.String("profile", p.l.claim.Profile), zap.Error(err))
+		p.o.log.Warn("profile not saved", zap.String("session", p.l.claim.Session), zap.String("profile", p.l.claim.Profile), cause(err))
 		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: reason})
 		return 0
 	}

@@ -32,7 +32,7 @@ type config struct {
 	TunnelMTU        int    `default:"1280" help:"MTU of the tunnel."`
 
 	EU s3 `embed:"" prefix:"eu-s3-" envprefix:"DRIFTSTACK_EU_S3_" group:"EU object storage"`
-	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, accounts with replicated recordings are refused)"`
+	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, recorded sessions of accounts with replicated recordings end as recording_failed)"`
 
 	QueueLimit  int           `default:"1000" help:"Sessions that may be queued at once; one more is answered with 429."`
 	LeaseTTL    time.Duration `default:"15s" help:"How long a session outlives the orchestrator that ran it before it is ended as lease_lost."`

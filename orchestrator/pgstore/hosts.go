@@ -68,31 +68,47 @@ func (s *Store) Peers(ctx context.Context) ([]tunnel.Peer, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	peers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (tunnel.Peer, error) {
-		var p tunnel.Peer
-		var number int
-		var key string
-		var psk []byte
-		var join bool
-		if err := row.Scan(&p.Name, &number, &key, &psk, &join); err != nil {
-			return p, err
-		}
-		var err error
-		if p.PublicKey, err = tunnel.ParseKey(key); err != nil {
-			return p, fmt.Errorf("host %s: public key: %w", p.Name, err)
-		}
-		if copy(p.PresharedKey[:], psk) != len(p.PresharedKey) {
-			return p, fmt.Errorf("host %s: preshared key of %d bytes", p.Name, len(psk))
-		}
-		if join {
-			p.Name += " (join)"
-			p.Addr, err = tunnel.JoinAddr(number)
-		} else {
-			p.Addr, err = tunnel.HostAddr(number)
-		}
-		return p, err
+	type host struct {
+		name   string
+		number int
+		key    string
+		psk    []byte
+		join   bool
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h host, err error) {
+		return h, row.Scan(&h.name, &h.number, &h.key, &h.psk, &h.join)
 	})
-	return peers, unavailable(err)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	peers := make([]tunnel.Peer, 0, len(list))
+	for _, h := range list {
+		p, err := peer(h.name, h.number, h.key, h.psk, h.join)
+		if err != nil { // one damaged row must not cut off every other host
+			s.log.Error("a host is left out of the tunnel", zap.String("host", h.name), zap.Error(err))
+			continue
+		}
+		peers = append(peers, p)
+	}
+	return peers, nil
+}
+
+func peer(name string, number int, key string, psk []byte, join bool) (p tunnel.Peer, err error) {
+	p.Name = name
+	if p.PublicKey, err = tunnel.ParseKey(key); err != nil {
+		return p, fmt.Errorf("public key: %w", err)
+	}
+	if len(psk) != len(p.PresharedKey) {
+		return p, fmt.Errorf("preshared key of %d bytes", len(psk))
+	}
+	copy(p.PresharedKey[:], psk)
+	if join {
+		p.Name += " (join)"
+		p.Addr, err = tunnel.JoinAddr(number)
+		return p, err
+	}
+	p.Addr, err = tunnel.HostAddr(number)
+	return p, err
 }
 
 var _ tunnel.Enroller = (*Store)(nil)
@@ -107,7 +123,8 @@ func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey tunnel.
 	var expired bool
 	err := s.pool.QueryRow(ctx, `
 		WITH h AS (
-		    UPDATE hosts SET public_key = $2 WHERE number = $1 AND public_key IS NULL AND join_expires_at > now() RETURNING name),
+		    UPDATE hosts SET public_key = $2 WHERE number = $1 AND public_key IS NULL AND join_expires_at > now()
+		      AND NOT EXISTS (SELECT FROM hosts WHERE join_public_key = $2) RETURNING name),
 		n AS (SELECT pg_notify('`+chanHosts+`', name) FROM h)
 		SELECT name, CASE WHEN EXISTS (SELECT FROM n) THEN $2 ELSE coalesce(public_key, '') END, coalesce(join_expires_at <= now(), true)
 		FROM hosts WHERE number = $1`, number, hostKey.String()).Scan(&name, &key, &expired)
@@ -120,6 +137,8 @@ func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey tunnel.
 		return wire.Joined{}, unavailable(err)
 	case key == "" && expired:
 		return wire.Joined{}, tunnel.ErrTokenExpired
+	case key == "": // it may be redeemed, but not with this key: it is somebody's join key
+		return wire.Joined{}, tunnel.ErrKeyTaken
 	case key != hostKey.String():
 		return wire.Joined{}, tunnel.ErrTokenUsed
 	}

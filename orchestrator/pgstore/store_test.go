@@ -383,6 +383,9 @@ func TestEnrolment(t *testing.T) {
 	if _, err := redeem(third, 10); !errors.Is(err, tunnel.ErrKeyTaken) {
 		t.Errorf("another host's key: %v", err)
 	}
+	if _, err := redeem(third, 2); !errors.Is(err, tunnel.ErrKeyTaken) {
+		t.Errorf("somebody's join key: %v", err)
+	}
 	if _, err := redeem(60000, 12); !errors.Is(err, tunnel.ErrTokenUnknown) {
 		t.Errorf("nobody's address: %v", err)
 	}
