@@ -176,7 +176,6 @@ func (s *stack) startOrchestrator(ctx context.Context) error {
 		o, name := s.objects[region], map[string]string{"eu": "EU", "us": "US"}[region]
 		argv = append(argv, "--"+region+"-s3-endpoint", o.endpoint, "--"+region+"-s3-bucket", o.bucket)
 		env = append(env, "DRIFTSTACK_"+name+"_S3_ACCESS_KEY="+key[0], "DRIFTSTACK_"+name+"_S3_SECRET_KEY="+key[1])
-		env = append(env, "DRIFTSTACK_"+name+"_S_3_ACCESS_KEY="+key[0], "DRIFTSTACK_"+name+"_S_3_SECRET_KEY="+key[1]) // XXX
 	}
 	var err error
 	if s.eu, err = startChild(spec{name: "orchestrator", argv: argv, env: env, log: s.log("orchestrator")}); err != nil {

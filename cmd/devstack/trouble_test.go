@@ -29,7 +29,7 @@ func troubles() []trouble {
 		{name: "driver killed", strike: func(b *broken) { b.kill("WebKitWebDriver") }, reason: "driver_failed"},
 		{name: "ffmpeg killed", strike: func(b *broken) { b.kill("ffmpeg") }, reason: "completed", partial: true},
 		{name: "driverhost killed", strike: func(b *broken) { b.host(syscall.SIGKILL) }, reason: "host_lost", partial: true, mend: (*broken).restartHost},
-		{name: "driverhost stopped", strike: func(b *broken) { b.host(syscall.SIGTERM) }, reason: "host_lost", partial: true, mend: (*broken).restartHost},
+		{name: "driverhost stopped", strike: func(b *broken) { b.host(syscall.SIGTERM) }, reason: "host_lost", mend: (*broken).restartHost},
 		{name: "eu object storage killed", strike: func(b *broken) { b.stack.objects["eu"].server.Kill() }, reason: "completed", mend: (*broken).restartObjects},
 	}
 }
