@@ -155,9 +155,14 @@ func testLog(t *testing.T, name string) *zap.Logger {
 }
 
 func (s *stack) config(t *testing.T) host.Config {
+	cfg := s.benchConfig()
+	cfg.Log = testLog(t, "host")
+	return cfg
+}
+
+func (s *stack) benchConfig() host.Config {
 	return host.Config{
-		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: []string{s.addr},
-		Dial: (&net.Dialer{}).DialContext, Log: testLog(t, "host"),
+		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: []string{s.addr}, Dial: (&net.Dialer{}).DialContext,
 		Devices:    []host.Device{{Name: "phone", Kind: host.KindFake, Model: "iPhone", PlatformName: "iOS", PlatformVersion: "18"}},
 		Supervisor: []string{os.Args[0], host.SuperviseCommand},
 	}

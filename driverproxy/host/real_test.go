@@ -316,7 +316,7 @@ func TestStubbornRecorder(t *testing.T) {
 	s := newFleet(t)
 	cfg := s.config(t)
 	cfg.Recorder = recorder{args: func(host.Display) []string {
-		return []string{"/bin/sh", "-c", `trap "" INT TERM; echo begun; setsid sleep 1000 & while :; do sleep 1000; done`}
+		return []string{"/bin/sh", "-c", `trap "" INT TERM; echo begun; setsid sleep 1000 >/dev/null & while :; do sleep 1000 >/dev/null; done`}
 	}}
 	s.run(t, cfg)
 	a := first("s1", 1)
