@@ -126,7 +126,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		}
 	})
 	loops.Go(func() {
-		_ = store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: gateway.Nudge, Session: o.WakeSession, Cancel: o.WakeCancel})
+		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: gateway.Nudge, Session: o.WakeSession, Cancel: o.WakeCancel})
 	})
 	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 

@@ -94,7 +94,7 @@ func newRig(t *testing.T, devices, queueLimit int) *rig {
 	go func() { defer close(ran); o.Run(work) }()
 	go func() {
 		defer close(listened)
-		_ = r.store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func() {}, Session: o.WakeSession, Cancel: o.WakeCancel})
+		r.store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func() {}, Session: o.WakeSession, Cancel: o.WakeCancel})
 	}()
 	r.stop = func() { stop(); <-ran }
 

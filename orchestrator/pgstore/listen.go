@@ -2,10 +2,10 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
 )
 
 // Wakes says what to call on a notification. After a lost connection each is called once with an empty identifier,
@@ -18,20 +18,18 @@ type Wakes struct {
 }
 
 // Listen calls w until ctx is done. A broken connection is dialled again, so callers also tick.
-func (s *Store) Listen(ctx context.Context, w Wakes) error {
+func (s *Store) Listen(ctx context.Context, w Wakes) {
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 5 * time.Second
 	for {
 		err := s.listen(ctx, w, wait.Reset)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
-		if err == nil {
-			err = errors.New("connection closed")
-		}
+		s.log.Warn("not listening to the database; changes are seen by the tick alone", zap.Error(err))
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(wait.NextBackOff()):
 		}
 	}
