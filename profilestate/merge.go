@@ -174,9 +174,11 @@ func (m *merger) hints() {
 		return err == nil && c.onHost(u)
 	}
 	for _, c := range m.next.Cookies {
-		if slices.ContainsFunc(m.next.Origins, func(o Origin) bool { return placed(c, o.Origin) }) ||
-			slices.Contains(places, "https://"+c.host()) || len(m.next.Origins) >= DefaultLimits().Origins {
+		if slices.ContainsFunc(m.next.Origins, func(o Origin) bool { return placed(c, o.Origin) }) {
 			continue
+		}
+		if len(m.next.Origins) >= DefaultLimits().Origins {
+			return // a hint is not worth a *LimitError
 		}
 		if i := slices.IndexFunc(places, func(p string) bool { return placed(c, p) }); i >= 0 {
 			m.next.Origins = append(m.next.Origins, Origin{Origin: places[i]})

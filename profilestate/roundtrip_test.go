@@ -37,6 +37,7 @@ func (s *Snapshot) storage(origin string) map[JSString]JSString {
 
 // TestRoundTrip logs in, captures, restores into a fresh browser and captures again, all on a real WebKit.
 func TestRoundTrip(t *testing.T) {
+	t.Parallel()
 	k, web := startWebKit(t), startSite(t)
 	ctx := bounded(t)
 	home, other, numeric := web.at("site.localhost"), web.at("localhost"), web.at("127.0.0.1")

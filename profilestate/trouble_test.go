@@ -11,6 +11,7 @@ import (
 
 // TestTroublesomeSites restores to and captures from sites that have no usable page, a hostile one, or none at all.
 func TestTroublesomeSites(t *testing.T) {
+	t.Parallel()
 	k, web := startWebKit(t), startSite(t)
 	ctx := bounded(t)
 	state := &Snapshot{}
@@ -74,6 +75,7 @@ func TestTroublesomeSites(t *testing.T) {
 
 // TestTroublesomePages captures although the customer left the browser in an awkward state.
 func TestTroublesomePages(t *testing.T) {
+	t.Parallel()
 	k, web := startWebKit(t), startSite(t)
 	home := web.at("site.localhost")
 	for name, leave := range map[string]func(t *testing.T, s *safari){
@@ -141,6 +143,7 @@ func TestTroublesomePages(t *testing.T) {
 
 // TestFailingSession breaks the session at every command: each must be an error, never a smaller profile.
 func TestFailingSession(t *testing.T) {
+	t.Parallel()
 	k, web := startWebKit(t), startSite(t)
 	ctx := bounded(t)
 	home := web.at("site.localhost")
