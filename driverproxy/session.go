@@ -123,19 +123,19 @@ func (s *Session) onAssigned(a *wire.Assigned) {
 	}
 }
 
+// onReleased is called by the host's reader only.
 func (s *Session) onReleased(r *wire.Released) {
-	s.mu.Lock()
 	select {
 	case <-s.released:
-		s.mu.Unlock()
-		return
+		return // a second answer changes nothing
 	default:
 	}
+	s.mu.Lock()
 	s.leftover = r.Failure
-	close(s.released)
 	s.mu.Unlock()
 	s.end(ErrReleased)
 	s.fleet.forget(s)
+	close(s.released) // last: whoever waits for it finds the session ended
 }
 
 // onEnded waits, bounded, for the answers that are still on their way down the command socket.
@@ -154,12 +154,13 @@ func (s *Session) onEnded(failure *wire.Failure) {
 
 // onBroken is called when the command socket is gone; it waits, bounded, for the reason.
 func (s *Session) onBroken(cause error) {
+	cause = fmt.Errorf("%w: %w: %w", ErrHostLost, errCommandSocket, cause)
 	s.mu.Lock()
 	s.broken = true
-	failure := s.failure
+	known := s.failure != nil
 	s.mu.Unlock()
-	if failure != nil {
-		s.end(failure)
+	if known {
+		s.end(cause)
 		return
 	}
 	timer := time.NewTimer(endGrace)
@@ -167,16 +168,19 @@ func (s *Session) onBroken(cause error) {
 	select {
 	case <-s.done:
 	case <-timer.C:
-		s.end(fmt.Errorf("%w: %w: %w", ErrHostLost, errCommandSocket, cause))
+		s.end(cause)
 	}
 }
 
-// end ends the session on this side; only the first reason counts.
+// end ends the session on this side; only the first reason counts, and the host's own before the loss of a socket.
 func (s *Session) end(err error) {
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
 		return
+	}
+	if s.failure != nil && errors.Is(err, ErrHostLost) {
+		err = s.failure // the host said why before it was lost
 	}
 	s.err = err
 	queue, flight, conn := s.queue, s.flight, s.conn
