@@ -45,6 +45,10 @@ func TestTroublesomeSites(t *testing.T) {
 			t.Errorf("%v, want %s", i, want[h])
 		}
 	}
+	s.visit(web.at("localhost") + "/") // where elsewhere.localhost redirects to
+	if got := s.js(`return Object.entries(localStorage).join()`); got != "" {
+		t.Errorf("localStorage of one site was written to another: %q", got)
+	}
 	s.visit(web.at("spa.localhost") + "/")
 	if got := s.js(`return Object.entries(localStorage).join()`); got != "k,spa" {
 		t.Errorf("localStorage of a site whose pages all have scripts is %q", got)
@@ -138,6 +142,24 @@ func TestTroublesomePages(t *testing.T) {
 				t.Errorf("capture: %v", report.Items())
 			}
 		})
+	}
+}
+
+// TestAddressMadeUpByScripts: drivers show the cookies of the URL that was loaded, not of the one in the address bar.
+func TestAddressMadeUpByScripts(t *testing.T) {
+	t.Parallel()
+	k, web := startWebKit(t), startSite(t)
+	s := k.session(t, "")
+	defer s.quit()
+	before := &Snapshot{Cookies: []Cookie{{Name: "area", Value: "v", Domain: "sandbox.localhost", Path: "/app", Expires: SessionCookie, SameSite: Lax}}}
+	s.visit(web.at("sandbox.localhost") + "/")
+	s.js(`document.cookie = 'area=v; path=/app; samesite=lax'; history.replaceState(null, '', '/app/x'); return ''`)
+	next, report, err := Capture(bounded(t), s, Visited{}, before, all(before))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := next.find("sandbox.localhost", "area"); !ok {
+		t.Errorf("a cookie that was not observable was removed: %v", report.Items())
 	}
 }
 
