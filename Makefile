@@ -28,6 +28,7 @@ setup-test:
 
 .PHONY: build
 build:
+	@test -x bin/devstack || echo 'Building the programs into bin/ (the first time takes a minute) …'
 	@go build -o bin/ $(PROGRAMS:%=./cmd/%)
 
 # exec: devstack takes the shell's place, so that Ctrl-C reaches it and nothing in between reports a failure.

@@ -19,9 +19,11 @@ type objectStore struct {
 }
 
 func startObjectStore(ctx context.Context, cfg config, region, accessKey, secretKey string) (*objectStore, error) {
-	binary, err := s3server.Find(filepath.Dir(cfg.bin))
-	if err != nil {
-		return nil, err
+	binary := filepath.Join(cfg.bin, "versitygw")
+	if _, err := os.Stat(binary); err != nil {
+		if binary, err = s3server.Find(""); err != nil {
+			return nil, err
+		}
 	}
 	log, err := openLog(filepath.Join(cfg.dir, "logs", "versitygw-"+region+".log"))
 	if err != nil {
