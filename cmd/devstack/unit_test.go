@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/driftstack/fleet/orchestrator/api"
 )
 
 // TestSearchFindsEveryForm shows that the search for secrets can find them: a search that finds nothing proves nothing.
@@ -260,5 +262,16 @@ func TestFailedClaimsAreCounted(t *testing.T) {
 	p.check(false, "does not")
 	if p.failures() != 1 {
 		t.Fatalf("%d failures", p.failures())
+	}
+}
+
+func TestRecordedTime(t *testing.T) {
+	at := func(seconds float64) time.Time { return time.Unix(1000, 0).Add(time.Duration(seconds * float64(time.Second))) }
+	least, most := recordedTime([]api.Event{
+		{Kind: "starting", At: at(0)}, {Kind: "recording", At: at(3), TookUS: 2_000_000}, {Kind: "command", At: at(4)},
+		{Kind: "finishing", At: at(8)}, {Kind: "profile_saved", At: at(8.5)}, {Kind: "ended", At: at(9)},
+	})
+	if least != 7*time.Second || most != 7500*time.Millisecond {
+		t.Fatalf("%s to %s", least, most)
 	}
 }
