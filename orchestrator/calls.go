@@ -83,7 +83,7 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 	if l == nil {
 		return o.absent(ctx, session)
 	}
-	l.stop(endWith(Completed, nil))
+	l.quit()
 	select {
 	case <-l.over:
 	case <-ctx.Done():

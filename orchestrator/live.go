@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/url"
 	"sync"
 	"time"
@@ -162,7 +163,7 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	}
 	if route == webdriver.RouteCloseWindow && l.lastWindow(ctx, d) {
 		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
-		l.stop(endWith(Completed, nil))
+		l.quit()
 		a, _ := webdriver.ValueAnswer([]string{})
 		return a
 	}
@@ -182,6 +183,12 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 		l.notice(route, c.Body, a)
 	}
 	return a
+}
+
+// quit ends the session as its client wants it. It is a command like any other in the log.
+func (l *live) quit() {
+	l.emit(Event{Kind: EventCommand, Route: webdriver.RouteDeleteSession, Status: http.StatusOK})
+	l.stop(endWith(Completed, nil))
 }
 
 func (l *live) lastWindow(ctx context.Context, d device) bool {

@@ -272,7 +272,8 @@ func (s *Store) Hosts(ctx context.Context) ([]api.Host, error) {
 // Devices lists every device.
 func (s *Store) Devices(ctx context.Context) ([]api.Device, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT host, name, kind, model, platform_name, platform_version, labels, state, reason, coalesce(session, '')
+		SELECT host, name, kind, model, platform_name, platform_version, labels,
+		       CASE WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END, reason, coalesce(session, '')
 		FROM devices ORDER BY host, name`)
 	if err != nil {
 		return nil, unavailable(err)
