@@ -18,12 +18,13 @@ import (
 
 // Bounds of the stages; none of them is the customer's time.
 const (
-	startLimit   = 60 * time.Second // driver and browser up
-	restoreLimit = 60 * time.Second
-	captureLimit = 60 * time.Second
-	stopLimit    = 20 * time.Second // recording's last bytes here
-	releaseLimit = 20 * time.Second // device clean
-	finishLimit  = 60 * time.Second // the ending stored
+	startLimit     = 60 * time.Second // driver and browser up
+	recordingLimit = 5 * time.Second  // the recording socket, once the driver is up
+	restoreLimit   = 60 * time.Second
+	captureLimit   = 60 * time.Second
+	stopLimit      = 20 * time.Second // recording's last bytes here
+	releaseLimit   = 20 * time.Second // device clean
+	finishLimit    = 60 * time.Second // the ending stored
 )
 
 // run takes a claimed session to its end.
@@ -199,7 +200,8 @@ func (r *openedRecording) ingest(ctx context.Context, dev *driverproxy.Session) 
 	go func() {
 		defer close(stopped)
 		defer cancel()
-		open, opened := context.WithTimeout(ctx, startLimit)
+		// The host dials it before it starts the driver, which has started: it is there, or will not come.
+		open, opened := context.WithTimeout(ctx, recordingLimit)
 		conn, err := dev.Recording(open)
 		opened()
 		if err != nil {
