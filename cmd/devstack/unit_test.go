@@ -266,7 +266,9 @@ func TestFailedClaimsAreCounted(t *testing.T) {
 }
 
 func TestRecordedTime(t *testing.T) {
-	at := func(seconds float64) time.Time { return time.Unix(1000, 0).Add(time.Duration(seconds * float64(time.Second))) }
+	at := func(seconds float64) time.Time {
+		return time.Unix(1000, 0).Add(time.Duration(seconds * float64(time.Second)))
+	}
 	least, most := recordedTime([]api.Event{
 		{Kind: "starting", At: at(0)}, {Kind: "recording", At: at(3), TookUS: 2_000_000}, {Kind: "command", At: at(4)},
 		{Kind: "finishing", At: at(8)}, {Kind: "profile_saved", At: at(8.5)}, {Kind: "ended", At: at(9)},
