@@ -4,7 +4,8 @@
 //	part: NAME real
 //	part: NAME skipped: reason
 //
-// With CI set, a part that was skipped or that no test reported makes the run fail.
+// With CI set, a part that was skipped or that no test reported makes the run fail, and so does any other skipped test:
+// a machine that runs CI has all there is to test with.
 //
 // Out of scope: what the parts are; a test knows.
 package main
@@ -174,7 +175,7 @@ func (r *report) close(ci bool) bool {
 		}
 	}
 	fmt.Fprintln(r.w, "\npart        real in  ")
-	held := true
+	held := len(r.skips) == 0 || !ci
 	for _, name := range required() {
 		why, skipped := r.skipped[name]
 		switch {
@@ -191,7 +192,7 @@ func (r *report) close(ci bool) bool {
 		held = held && !ci
 	}
 	if !held {
-		fmt.Fprintln(r.w, "CI is set: a part that was not real everywhere makes the run fail.")
+		fmt.Fprintln(r.w, "CI is set: a skipped test, or a part that was not real everywhere, makes the run fail.")
 	}
 	fmt.Fprintf(r.w, "\n%d passed, %d failed, %d skipped\n", r.count["pass"], r.count["fail"], r.count["skip"])
 	return held

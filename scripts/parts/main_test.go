@@ -63,9 +63,18 @@ func TestUnreportedPartFailsInCI(t *testing.T) {
 func TestSkippedTestsShowTheirReason(t *testing.T) {
 	r, out := feed(t, event{Action: "output", Package: "p", Test: "T", Output: "=== RUN   T\n"}, said("needs root"),
 		event{Action: "output", Package: "p", Test: "T", Output: "--- SKIP: T (0.00s)\n"}, event{Action: "skip", Package: "p", Test: "T"})
-	r.close(false)
+	if !r.close(false) {
+		t.Error("a skipped test failed outside CI")
+	}
 	if !strings.Contains(out.String(), "p T: x_test.go:1: needs root") {
 		t.Fatalf("reason missing:\n%s", out)
+	}
+}
+
+func TestAnySkipFailsInCI(t *testing.T) {
+	r, out := feed(t, append(allReal(), event{Action: "skip", Package: "p", Test: "Other"})...)
+	if r.close(true) {
+		t.Fatalf("a skipped test held in CI:\n%s", out)
 	}
 }
 
