@@ -223,13 +223,16 @@ func (s *Scanner) inSegment(id uint32, length, at int64) error {
 			s.settle()
 		}
 		return nil
-	case idInfo, idTracks:
-		if s.index.Start == 0 {
-			return s.gather(id, length, maxHeadElement)
-		}
 	}
-	if s.index.Start == 0 && (s.pos > maxBeforeBody || length > maxBeforeBody-s.pos) {
+	if s.index.Start != 0 {
+		return s.pass(length)
+	}
+	// Whatever it is: a caller keeps all of this in memory.
+	if s.pos > maxBeforeBody || length > maxBeforeBody-s.pos {
 		return fmt.Errorf("%w: no cluster within the first %d bytes", ErrFormat, maxBeforeBody)
+	}
+	if id == idInfo || id == idTracks {
+		return s.gather(id, length, maxHeadElement)
 	}
 	return s.pass(length)
 }

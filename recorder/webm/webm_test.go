@@ -265,6 +265,7 @@ func TestHostileStreams(t *testing.T) {
 		"block longer than cluster":  synthetic(element(idCluster, append(element(idTimestamp, []byte{0}), idSimpleBlock, 0xc0))),
 		"block without timestamp":    synthetic(element(idCluster, simple(0, true))),
 		"timestamp out of range":     synthetic(element(idCluster, element(idTimestamp, bytes.Repeat([]byte{0xff}, 8)))),
+		"Info without end":           append(append(element(idEBML, element(idDocType, []byte("webm"))), big(idSegment, 1<<56-1)...), bytes.Repeat(element(idInfo, nil), 200_000)...),
 		"scale of nothing":           append(append(element(idEBML, element(idDocType, []byte("webm"))), big(idSegment, 1<<56-1)...), element(idInfo, element(idScale, []byte{0}))...),
 		"cluster in a cluster":       synthetic(element(idCluster, cluster(0, false))),
 		"unknown size inside":        synthetic(append(append(appendID(nil, idCluster), 0xff), idSimpleBlock, 0xff)),
