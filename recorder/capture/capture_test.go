@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -152,6 +153,44 @@ func TestItWaitsForTheLastAcknowledgement(t *testing.T) {
 	if err := wait(t, done); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestHangingUpAfterTheLastAcknowledgementIsNoLoss: that is how an orchestrator ends, and it may be faster than we are.
+func TestHangingUpAfterTheLastAcknowledgementIsNoLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if err := New(Config{}).Pump(t.Context(), strings.NewReader("abc"), &hasty{ended: make(chan struct{})}, nil); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// hasty acknowledges the end and is gone before Send returns.
+type hasty struct {
+	ended chan struct{}
+	acked bool
+}
+
+func (h *hasty) Send(ctx context.Context, b []byte) error {
+	m, err := wire.DecodeRecording(b)
+	if _, isEnd := m.(*wire.End); isEnd && err == nil {
+		close(h.ended)
+		<-ctx.Done()
+		synctest.Wait() // everyone else has heard of it
+	}
+	return err
+}
+
+func (h *hasty) Receive(ctx context.Context) ([]byte, error) {
+	select {
+	case <-h.ended:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if h.acked {
+		return nil, errCut
+	}
+	h.acked = true
+	return wire.Ack{Offset: 3}.Append(nil), nil
 }
 
 func TestLostConnectionSaysWhatIsMissingAndEndsTheEncoder(t *testing.T) {

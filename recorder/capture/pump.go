@@ -149,6 +149,8 @@ func (q *queue) next(endSent bool) (frame []byte, end *wire.End, err error) {
 	defer q.mu.Unlock()
 	for {
 		switch {
+		case endSent && q.acked >= q.end.Total:
+			return nil, nil, nil // before the error: the other end hangs up once it has acknowledged everything
 		case q.err != nil:
 			return nil, nil, q.err
 		case q.sent < len(q.frames):
@@ -156,8 +158,6 @@ func (q *queue) next(endSent bool) (frame []byte, end *wire.End, err error) {
 			return q.frames[q.sent-1], nil, nil
 		case q.end != nil && !endSent:
 			return nil, q.end, nil
-		case q.end != nil && q.acked >= q.end.Total:
-			return nil, nil, nil
 		}
 		q.changed.Wait()
 	}
