@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
@@ -277,11 +278,17 @@ func (f *Fleet) sessionOn(h *hostConn, id string, term int64) *Session {
 	return nil
 }
 
-// reportDevices tells the Directory about changed devices until the host is lost.
+// reportDevices tells the Directory about changed devices until the host is lost. What could not be told is told again: a
+// device whose "ready" got lost would be left out for as long as its host stays connected.
 func (f *Fleet) reportDevices(h *hostConn) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
+	again := time.NewTimer(0)
+	defer again.Stop()
 	for {
 		select {
 		case <-h.wake:
+		case <-again.C:
 		case <-h.lost:
 			return
 		}
@@ -289,13 +296,31 @@ func (f *Fleet) reportDevices(h *hostConn) {
 		dirty := h.dirty
 		h.dirty = map[string]wire.Device{}
 		h.mu.Unlock()
+		failed := false
 		for _, d := range dirty {
 			ctx, cancel := context.WithTimeout(context.Background(), directoryLimit)
-			if err := f.cfg.Directory.DeviceChanged(ctx, h.name, d); err != nil {
-				f.cfg.Log.Error("device change not recorded", zap.String("host", h.name), zap.String("device", d.Name), zap.Error(err))
-			}
+			err := f.cfg.Directory.DeviceChanged(ctx, h.name, d)
 			cancel()
+			if err != nil {
+				f.cfg.Log.Error("device change not recorded", zap.String("host", h.name), zap.String("device", d.Name), zap.Error(err))
+				h.untold(d)
+				failed = true
+			}
 		}
+		if failed {
+			again.Reset(pause.NextBackOff())
+		} else {
+			pause.Reset()
+		}
+	}
+}
+
+// untold keeps a change that could not be reported, unless a newer one of the device has come.
+func (h *hostConn) untold(d wire.Device) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, newer := h.dirty[d.Name]; !newer {
+		h.dirty[d.Name] = d
 	}
 }
 

@@ -394,3 +394,14 @@ func TestCloseEndsEverything(t *testing.T) {
 		t.Errorf("dial: %v", err)
 	}
 }
+
+// TestDeviceChangesOutliveADatabaseThatIsAway: a "ready" that is lost would leave the device busy for ever.
+func TestDeviceChangesOutliveADatabaseThatIsAway(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	s.dir.mu.Lock()
+	s.dir.away = 2
+	s.dir.mu.Unlock()
+	p.send(wire.Control{Device: &wire.Device{Name: "phone", State: wire.DeviceReady}})
+	eventually(t, "the change is recorded", func() bool { return slices.Contains(s.dir.noted(), "device phone ready") })
+}

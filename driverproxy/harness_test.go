@@ -54,6 +54,7 @@ type directory struct {
 
 	mu    sync.Mutex
 	calls []string
+	away  int // calls of DeviceChanged that fail
 }
 
 func (d *directory) note(format string, args ...any) {
@@ -84,6 +85,13 @@ func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
 }
 
 func (d *directory) DeviceChanged(_ context.Context, host string, v wire.Device) error {
+	d.mu.Lock()
+	away := d.away > 0
+	d.away--
+	d.mu.Unlock()
+	if away {
+		return errors.New("the database is away")
+	}
 	d.note("device %s %s", v.Name, v.State)
 	return nil
 }
