@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,57 +10,58 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// eventRow has the columns of session_events; all are written, so that none is NULL.
-type eventRow struct {
-	Session    string    `json:"session"`
-	Seq        int64     `json:"seq"`
-	At         time.Time `json:"at"`
-	Kind       string    `json:"kind"`
-	Term       int64     `json:"term"`
-	Route      string    `json:"route"`
-	Status     int       `json:"status"`
-	TookUS     int64     `json:"took_us"`
-	DriverUS   int64     `json:"driver_us"`
-	BytesIn    int64     `json:"bytes_in"`
-	BytesOut   int64     `json:"bytes_out"`
-	Reason     string    `json:"reason"`
-	Generation int64     `json:"generation"`
-	Restored   int       `json:"restored"`
-	Altered    int       `json:"altered"`
-	Dropped    int       `json:"dropped"`
-	Captured   int       `json:"captured"`
-	Kept       int       `json:"kept"`
-	Removed    int       `json:"removed"`
-	Partial    bool      `json:"partial"`
-}
+// appendSQL stores a batch in one statement. It takes a column an array, in binary: a third of the cost of the same rows as JSON.
+// Rows of a term that is lost, and rows that a first attempt stored whose answer was lost, are passed over.
+const appendSQL = `
+WITH new AS (
+    INSERT INTO session_events (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
+                                generation, restored, altered, dropped, captured, kept, removed, partial)
+    SELECT e.* FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
+                           $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::integer[], $15::integer[],
+                           $16::integer[], $17::integer[], $18::integer[], $19::integer[], $20::boolean[])
+        AS e (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
+              generation, restored, altered, dropped, captured, kept, removed, partial)
+    WHERE EXISTS (SELECT FROM sessions s WHERE s.id = e.session AND s.term = e.term AND s.state <> 'ended')
+    ON CONFLICT DO NOTHING RETURNING session)
+SELECT pg_notify('` + chanSession + `', session) FROM (SELECT DISTINCT session FROM new) n`
 
 // AppendEvents implements orchestrator.SessionStore.
 func (s *Store) AppendEvents(ctx context.Context, events []orchestrator.Event) error {
-	rows := make([]eventRow, len(events))
-	for i, e := range events {
-		rows[i] = eventRow{
-			Session: e.Session, Seq: e.Seq, At: e.At, Kind: string(e.Kind), Term: e.Term, Status: e.Status,
-			TookUS: e.Took.Microseconds(), DriverUS: e.Driver.Microseconds(), BytesIn: e.BytesIn, BytesOut: e.BytesOut,
-			Reason: string(e.Reason), Generation: e.Generation,
-			Restored: e.Restored, Altered: e.Altered, Dropped: e.Dropped,
-			Captured: e.Captured, Kept: e.Kept, Removed: e.Removed, Partial: e.Partial,
-		}
-		if e.Kind == orchestrator.EventCommand {
-			rows[i].Route = e.Route.String()
-		}
-	}
-	b, err := json.Marshal(rows)
-	if err != nil {
-		return err
-	}
-	_, err = s.pool.Exec(ctx, `
-		WITH new AS (
-		    INSERT INTO session_events
-		    SELECT e.* FROM json_populate_recordset(NULL::session_events, $1) e
-		    JOIN sessions s ON s.id = e.session AND s.term = e.term AND s.state <> 'ended'
-		    ON CONFLICT DO NOTHING RETURNING session)
-		SELECT pg_notify('`+chanSession+`', session) FROM (SELECT DISTINCT session FROM new) n`, string(b))
+	_, err := s.pool.Exec(ctx, appendSQL,
+		column(events, func(e orchestrator.Event) string { return e.Session }),
+		column(events, func(e orchestrator.Event) int64 { return e.Seq }),
+		column(events, func(e orchestrator.Event) time.Time { return e.At }),
+		column(events, func(e orchestrator.Event) string { return string(e.Kind) }),
+		column(events, func(e orchestrator.Event) int64 { return e.Term }),
+		column(events, func(e orchestrator.Event) string {
+			if e.Kind != orchestrator.EventCommand {
+				return ""
+			}
+			return e.Route.String()
+		}),
+		column(events, func(e orchestrator.Event) int { return e.Status }),
+		column(events, func(e orchestrator.Event) int64 { return e.Took.Microseconds() }),
+		column(events, func(e orchestrator.Event) int64 { return e.Driver.Microseconds() }),
+		column(events, func(e orchestrator.Event) int64 { return e.BytesIn }),
+		column(events, func(e orchestrator.Event) int64 { return e.BytesOut }),
+		column(events, func(e orchestrator.Event) string { return string(e.Reason) }),
+		column(events, func(e orchestrator.Event) int64 { return e.Generation }),
+		column(events, func(e orchestrator.Event) int { return e.Restored }),
+		column(events, func(e orchestrator.Event) int { return e.Altered }),
+		column(events, func(e orchestrator.Event) int { return e.Dropped }),
+		column(events, func(e orchestrator.Event) int { return e.Captured }),
+		column(events, func(e orchestrator.Event) int { return e.Kept }),
+		column(events, func(e orchestrator.Event) int { return e.Removed }),
+		column(events, func(e orchestrator.Event) bool { return e.Partial }))
 	return unavailable(err)
+}
+
+func column[T any](events []orchestrator.Event, of func(orchestrator.Event) T) []T {
+	out := make([]T, len(events))
+	for i, e := range events {
+		out[i] = of(e)
+	}
+	return out
 }
 
 // Events is the part of a session's log after a Seq, in order, at most limit long.
