@@ -35,7 +35,7 @@ type intake struct {
 	start    int64  // byte of the stream that is byte headSize of the body; 0 until known
 	ended    bool
 	cause    Cause // of the last end of Ingest
-	broken   error // the spool refused a write
+	broken   error // the spool refused a write or a sync
 
 	mu       sync.Mutex // guards what follows, shared by the receiver and its syncer
 	written  int64      // size of the body
@@ -80,8 +80,12 @@ func (r *Recording) Ingest(ctx context.Context, src Source) error {
 	}
 	end, err := r.receive(ctx, src, dirty)
 	close(quit)
-	if syncErr := <-synced; syncErr != nil && (err == nil || errors.Is(err, context.Canceled)) {
+	syncErr := <-synced
+	if syncErr != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = syncErr
+	}
+	if errors.Is(syncErr, ErrSpool) {
+		in.broken = syncErr // the next sync could succeed over bytes that this one lost
 	}
 	if err == nil {
 		err = r.finishIntake(ctx, src, end)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,7 +30,7 @@ var errUnborn = errors.New("recorder: spool was never begun")
 // errBusy says that another process (or Recorder) works on a spool.
 var errBusy = errors.New("recorder: spool is in use by another process")
 
-// file is what the recorder does with the body; tests put a failing one in its place.
+// file is what the recorder does with the body and the log; tests put a failing one in its place.
 type file interface {
 	WriteAt(b []byte, off int64) (int, error)
 	ReadAt(b []byte, off int64) (int, error)
@@ -51,6 +52,9 @@ func (f diskFile) Size() (int64, error) {
 	return info.Size(), nil
 }
 
+// whole reads a file from its start.
+func whole(f file) io.Reader { return io.NewSectionReader(f, 0, math.MaxInt64) }
+
 // spool is the folder of one recording, held by this process.
 type spool struct {
 	dir  string
@@ -58,7 +62,7 @@ type spool struct {
 	body file
 
 	mu      sync.Mutex // guards what follows
-	log     *os.File
+	log     file       // nil once closed
 	logSize int64
 	at      progress
 	broken  error // a write to the log failed half-way: no more writes
@@ -112,11 +116,11 @@ func openSpool(dir string) (*spool, error) {
 			return s, errUnborn
 		}
 		if s.log != nil {
-			_, _ = readLog(s.log, s.at.apply) // whose it is, if it says so
+			_, _ = readLog(whole(s.log), s.at.apply) // whose it is, if it says so
 		}
 		return s, fmt.Errorf("%w: %v", errCorrupt, err)
 	}
-	whole, err := readLog(s.log, s.at.apply)
+	size, err := readLog(whole(s.log), s.at.apply)
 	if err == nil && s.at.spec == nil {
 		if s.unborn() {
 			return s, errUnborn
@@ -130,11 +134,11 @@ func openSpool(dir string) (*spool, error) {
 	if err != nil {
 		return s, err
 	}
-	if err := s.log.Truncate(whole); err != nil {
+	if err := s.log.Truncate(size); err != nil {
 		s.close()
 		return nil, fmt.Errorf("recorder: cut the log: %w", err)
 	}
-	s.logSize = whole
+	s.logSize = size
 	return s, nil
 }
 
@@ -153,7 +157,7 @@ func (s *spool) open(flag int) error {
 	if err != nil {
 		return err
 	}
-	s.log = log
+	s.log = diskFile{log}
 	body, err := os.OpenFile(filepath.Join(s.dir, bodyName), flag, 0o600)
 	if err != nil {
 		return err
@@ -206,15 +210,19 @@ func (s *spool) append(r record, sync bool) error {
 		return err
 	}
 	if _, err := s.log.WriteAt(b, s.logSize); err != nil {
-		// What was written of it is overwritten by the next record, or torn for the next process.
 		s.at = before
-		return fmt.Errorf("recorder: write the log: %w", err)
+		err = fmt.Errorf("recorder: write the log: %w", err)
+		// A part of it may be there: a shorter record written over it would end in what reads as a corrupt log.
+		if cutErr := s.log.Truncate(s.logSize); cutErr != nil {
+			s.broken = errors.Join(err, cutErr)
+		}
+		return err
 	}
 	s.logSize += int64(len(b))
 	if !sync {
 		return nil
 	}
-	if err := dataSync(s.log); err != nil {
+	if err := s.log.Sync(); err != nil {
 		s.broken = fmt.Errorf("recorder: sync the log: %w", err)
 		return s.broken
 	}

@@ -3,6 +3,8 @@ package recorder
 import (
 	"bytes"
 	"errors"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -109,5 +111,58 @@ func TestVolumeRefusesAWrite(t *testing.T) {
 	b.wantObject(place.EU, r.Key(), sealed, -1)
 	if got := b.object(place.EU, r.Key()); !bytes.Contains(stream, got[headSize:headSize+100_000]) {
 		t.Error("the object is not what was sent")
+	}
+}
+
+// TestSyncThatFailedIsNotTriedAgain: the next one may succeed although the bytes are gone, so nothing after it counts.
+func TestSyncThatFailedIsNotTriedAgain(t *testing.T) {
+	b := newBench(t)
+	stream := film(t, 3, 1)
+	r := b.begin("sync", place.EUOnly)
+	first := play(stream[:len(stream)/2])
+	first.lost = errLost
+	if err := r.Ingest(t.Context(), first); !errors.Is(err, errLost) {
+		t.Fatalf("Ingest: %v", err)
+	}
+	r.spool.body = &faultyFile{file: r.spool.body, failAt: 2} // one write, then the sync of it
+	second := play(stream)
+	second.pos, second.piece = int64(len(stream)/2), len(stream)
+	if err := r.Ingest(t.Context(), second); !errors.Is(err, ErrSpool) {
+		t.Fatalf("Ingest: %v", err)
+	}
+	third := play(stream)
+	third.pos = first.ackedTo()
+	if err := r.Ingest(t.Context(), third); !errors.Is(err, ErrSpool) {
+		t.Errorf("Ingest after a sync that failed: %v", err)
+	}
+	sealed := b.seal(r)
+	if sealed.Cause != CauseSpool || sealed.Duration == 0 {
+		t.Errorf("sealed %+v", sealed)
+	}
+	b.drain()
+	b.wantObject(place.EU, r.Key(), sealed, -1)
+}
+
+func TestHalfWrittenRecordIsCutOffTheLog(t *testing.T) {
+	dir := t.TempDir()
+	s, err := createSpool(dir, specRecord{Spec: Spec{ID: "r", Session: "s", Account: "a", Placement: place.EUOnly}, PartSize: minPartSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.log = &faultyFile{file: s.log, failAt: 1, cause: syscall.ENOSPC}
+	long := record{Stored: &storedRecord{Region: place.EU, ETag: strings.Repeat("e", 1000)}}
+	if err := s.append(long, true); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("append: %v", err)
+	}
+	if err := s.append(record{Ended: &endedRecord{}}, true); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	again, err := openSpool(filepath.Join(dir, "r"))
+	if again != nil {
+		defer again.close()
+	}
+	if err != nil || again.at.ended == nil {
+		t.Errorf("the log does not read back: %v", err)
 	}
 }
