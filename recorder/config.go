@@ -37,7 +37,7 @@ type Config struct {
 	Now     func() time.Time // time.Now when nil
 
 	PartSize    int64         // of a multipart upload, DefaultPartSize when 0
-	Concurrency int           // uploads in flight over all recordings, DefaultConcurrency when 0
+	Concurrency int           // uploads in flight to each target over all recordings, DefaultConcurrency when 0
 	CallTimeout time.Duration // of one request to storage, DefaultCallTimeout when 0
 	RetryMax    time.Duration // longest pause between two attempts, DefaultRetryMax when 0
 }

@@ -118,7 +118,7 @@ func TestStorageCannotSendUsElsewhere(t *testing.T) {
 		http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
 	}))
 	defer here.Close()
-	st, err := newStore(Target{Endpoint: here.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, place.EU, 5*time.Second)
+	st, err := newStore(Target{Endpoint: here.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, place.EU, 5*time.Second, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestSilentStorageIsGivenUp(t *testing.T) {
 	}))
 	defer silent.Close()
 	defer close(release)
-	st, err := newStore(Target{Endpoint: silent.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, place.EU, 100*time.Millisecond)
+	st, err := newStore(Target{Endpoint: silent.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, place.EU, 100*time.Millisecond, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -198,6 +198,25 @@ func TestCorruptSpoolIsQuarantinedAndBlocksNobody(t *testing.T) {
 	}
 }
 
+func TestSpoolThatCannotBeOpenedBlocksNobody(t *testing.T) {
+	b := newBench(t)
+	stream := film(t, 3, 1)
+	b.abandon("good", stream)
+	body := filepath.Join(b.cfg.Dir, "odd", bodyName)
+	if err := os.MkdirAll(body, 0o700); err != nil { // as good as a broken sector: opening it fails, and not for want of a file
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.cfg.Dir, "odd", logName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	b.drain()
+	b.ledger.awaitState("good", StateAvailable)
+	if _, err := os.Stat(body); err != nil {
+		t.Errorf("it was not left as it is: %v", err)
+	}
+}
+
 func TestFlippedBitIsFoundBySeal(t *testing.T) {
 	b := newBench(t)
 	r := b.begin("flip", place.EUOnly)

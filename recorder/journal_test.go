@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -184,4 +185,58 @@ func TestClosedRecorder(t *testing.T) {
 	if err := r.Ingest(t.Context(), play(film(t, 3, 1))); !errors.Is(err, ErrSpool) {
 		t.Errorf("Ingest: %v", err)
 	}
+}
+
+// TestSlowJournalOfOneHoldsUpNoOther: a row that is locked for one recording is no reason for another not to begin.
+func TestSlowJournalOfOneHoldsUpNoOther(t *testing.T) {
+	b := newBench(t)
+	b.close()
+	j := &stuckJournal{Journal: b.ledger, id: "slow", entered: make(chan struct{}), leave: make(chan struct{})}
+	b.cfg.Journal = j
+	b.open()
+	slow := make(chan error, 1)
+	go func() {
+		_, err := b.rec.Begin(t.Context(), Spec{ID: "slow", Session: "s", Account: "a", Placement: place.EUOnly})
+		slow <- err
+	}()
+	<-j.entered
+	quick := make(chan error, 1)
+	go func() {
+		_, err := b.rec.Begin(t.Context(), Spec{ID: "quick", Session: "s", Account: "a", Placement: place.EUOnly})
+		quick <- err
+	}()
+	select {
+	case err := <-quick:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(journalTimeout / 2):
+		t.Error("one recording cannot begin while the journal is busy with another")
+	}
+	b.close() // has nothing to wait for either
+	close(j.leave)
+	if err := <-slow; !errors.Is(err, ErrClosed) {
+		t.Errorf("Begin that was overtaken by Close: %v", err)
+	}
+	b.open() // and what was journaled comes to its end
+	b.ledger.awaitState("slow", StateEmpty)
+}
+
+type stuckJournal struct {
+	Journal
+	id             string
+	entered, leave chan struct{}
+	once           sync.Once
+}
+
+func (j *stuckJournal) RecordingChanged(ctx context.Context, u RecordingUpdate) error {
+	if u.ID == j.id {
+		j.once.Do(func() { close(j.entered) })
+		select {
+		case <-j.leave:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return j.Journal.RecordingChanged(ctx, u)
 }

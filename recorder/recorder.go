@@ -29,7 +29,6 @@ type Recorder struct {
 	cfg    Config
 	eu     euStore
 	us     *usStore
-	slots  chan struct{} // one a request that carries bytes
 	spawn  func(*Recording)
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // of Recording.run
@@ -41,20 +40,20 @@ type Recorder struct {
 
 // Open takes over the spools that an earlier process left in cfg.Dir: sealed ones go on to be uploaded, the others are cut to the
 // last complete cluster and sealed as partial first; all of that happens in the background. It fails only for
-// a bad cfg or when Dir cannot be used: a spool that cannot be read is quarantined and a recording that another process
-// works on is left to it. ctx bounds Open itself; Close ends the background work.
+// a bad cfg or when Dir cannot be used: a spool that contradicts itself is quarantined, one that cannot be opened is left
+// for the next start, and a recording that another process works on is left to that. ctx bounds Open itself; Close ends the background work.
 func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	eu, err := newStore(cfg.EU.Target, place.EU, cfg.CallTimeout)
+	eu, err := newStore(cfg.EU.Target, place.EU, cfg.CallTimeout, cfg.Concurrency)
 	if err != nil {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, slots: make(chan struct{}, cfg.Concurrency), active: map[string]*Recording{}}
+	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, active: map[string]*Recording{}}
 	if cfg.US != nil {
-		us, err := newStore(cfg.US.Target, place.US, cfg.CallTimeout)
+		us, err := newStore(cfg.US.Target, place.US, cfg.CallTimeout, cfg.Concurrency)
 		if err != nil {
 			cancel()
 			return nil, err
@@ -101,8 +100,12 @@ func (r *Recorder) recover(ctx context.Context) error {
 				log.Warn("cannot delete a spool with nothing in it", zap.Error(err))
 			}
 			continue
+		case err != nil && sp == nil && errors.Is(err, fs.ErrNotExist):
+			continue // another process has finished it meanwhile
 		case err != nil && sp == nil:
-			return fmt.Errorf("recorder: spool %s: %w", e.Name(), err)
+			// It may be whole, so it is not moved; and it must not keep the others from their storage.
+			log.Error("spool cannot be opened and waits for the next start: see to it", zap.Error(err))
+			continue
 		}
 		rec, planErr := r.adopt(e.Name(), sp)
 		if planErr != nil {
@@ -143,13 +146,12 @@ func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
 		return nil, err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
+	closed := r.closed
+	r.mu.Unlock()
+	if closed {
 		return nil, ErrClosed
 	}
-	if r.active[spec.ID] != nil {
-		return nil, ErrExists
-	}
+	// Disk and journal may be slow: no lock is held over them. The folder is what makes an ID unique.
 	sp, err := createSpool(r.cfg.Dir, specRecord{Spec: spec, PartSize: r.cfg.PartSize})
 	if errors.Is(err, fs.ErrExist) {
 		return nil, ErrExists
@@ -163,6 +165,12 @@ func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
 	defer cancel()
 	if err := r.cfg.Journal.RecordingChanged(callCtx, rec.picture()); err != nil {
 		return nil, errors.Join(fmt.Errorf("recorder: begin: journal: %w", err), sp.remove(r.cfg.Dir))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		sp.close() // the journal has it: the next Open brings it to an end
+		return nil, ErrClosed
 	}
 	r.active[rec.id] = rec
 	r.spawn(rec)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -200,6 +202,37 @@ func TestOneRegionDown(t *testing.T) {
 	b.drain()
 	b.wantObject(place.US, u.Key, sealed, 30)
 	b.wantNoSpool("half")
+}
+
+// TestRegionThatHangsHoldsUpNoOther: one request to the US is stuck, and takes the only slot there is for one.
+func TestRegionThatHangsHoldsUpNoOther(t *testing.T) {
+	b := newBench(t)
+	b.close()
+	asked := make(chan struct{}, 100)
+	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // or the server does not notice that the client has gone
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	t.Cleanup(hang.Close)
+	b.cfg.US.Endpoint, b.cfg.Concurrency = hang.URL, 1
+	b.open()
+	t.Cleanup(b.close) // before the server
+	for _, spec := range []struct {
+		id string
+		p  place.Placement
+	}{{"stuck", place.Replicated}, {"free", place.EUOnly}} {
+		r := b.begin(spec.id, spec.p)
+		if err := r.Ingest(t.Context(), play(film(t, 3, 1))); err != nil {
+			t.Fatal(err)
+		}
+		b.seal(r)
+		if spec.p == place.Replicated {
+			<-asked
+		}
+	}
+	b.ledger.awaitState("free", StateAvailable)
+	b.ledger.awaitState("stuck", StateAvailable)
 }
 
 func TestLostAnswersAreSettledByWhatIsThere(t *testing.T) {

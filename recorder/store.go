@@ -27,6 +27,7 @@ type store struct {
 	bucket  string
 	sse     types.ServerSideEncryption
 	timeout time.Duration
+	slots   chan struct{} // one a request that carries bytes; each region has its own, or one that hangs would hold up the other
 	client  *s3.Client
 	idle    func()
 }
@@ -37,7 +38,7 @@ type (
 	usStore struct{ *store }
 )
 
-func newStore(t Target, region place.Region, timeout time.Duration) (*store, error) {
+func newStore(t Target, region place.Region, timeout time.Duration, concurrency int) (*store, error) {
 	u, err := url.Parse(t.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("recorder: endpoint: %w", err)
@@ -63,7 +64,7 @@ func newStore(t Target, region place.Region, timeout time.Duration) (*store, err
 		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
 		ContinueHeaderThresholdBytes: -1,
 	})
-	return &store{region: region, bucket: t.Bucket, sse: types.ServerSideEncryption(t.SSE), timeout: timeout, client: client, idle: transport.CloseIdleConnections}, nil
+	return &store{region: region, bucket: t.Bucket, sse: types.ServerSideEncryption(t.SSE), timeout: timeout, slots: make(chan struct{}, concurrency), client: client, idle: transport.CloseIdleConnections}, nil
 }
 
 // pinned refuses requests to any host but the configured one.

@@ -134,8 +134,8 @@ func (r *Recording) ensureUpload(ctx context.Context, st *store, v view) (string
 // sendPart sends part n of size bytes; want, when given, is the checksum it must have.
 func (r *Recording) sendPart(ctx context.Context, st *store, uploadID string, n int32, size int64, want *uint32) error {
 	select {
-	case r.owner.slots <- struct{}{}:
-		defer func() { <-r.owner.slots }()
+	case st.slots <- struct{}{}:
+		defer func() { <-st.slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -228,8 +228,8 @@ func (r *Recording) putWhole(ctx context.Context, st *store, sealed *sealedRecor
 		return fmt.Errorf("%w: the body changed after the recording was sealed", errCorrupt)
 	}
 	select {
-	case r.owner.slots <- struct{}{}:
-		defer func() { <-r.owner.slots }()
+	case st.slots <- struct{}{}:
+		defer func() { <-st.slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
