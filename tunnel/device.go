@@ -112,7 +112,8 @@ func openAmong(ctx context.Context, among []backend, name string, cfg deviceConf
 }
 
 // caller bounds calls that know no deadline: wgctrl and UAPI block for ever on a hung daemon. A call that outlives its
-// limit cannot be stopped, only left; while it is stuck every further call fails at once, so at most one goroutine hangs.
+// limit cannot be stopped, only left; while it is stuck every further call waits for its own limit and fails, so at most one
+// goroutine hangs.
 type caller struct {
 	device string
 	limit  time.Duration

@@ -282,3 +282,26 @@ func TestReconcileTraps(t *testing.T) {
 		}
 	})
 }
+
+// TestPeerSourceThatHangs: the database may be a black hole; hosts must still be able to join once it is not.
+func TestPeerSourceThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &Gateway{cfg: GatewayConfig{Peers: deafSource{}, Every: time.Minute, Log: zap.NewNop()}}
+		began := time.Now()
+		err := g.Reconcile(t.Context())
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > listLimit {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+type deafSource struct{}
+
+func (deafSource) Peers(ctx context.Context) ([]Peer, error) {
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Hour):
+		return nil, errors.New("an hour went by")
+	}
+}

@@ -198,9 +198,9 @@ const reconcileTries = 2
 func (g *Gateway) Reconcile(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	want, err := g.cfg.Peers.Peers(ctx)
+	want, err := g.list(ctx)
 	if err != nil {
-		return fmt.Errorf("tunnel: list the peers: %w", err)
+		return err
 	}
 	have, err := g.read(ctx)
 	if err != nil {
@@ -226,6 +226,20 @@ func (g *Gateway) Reconcile(ctx context.Context) error {
 	}
 	return refused
 }
+
+// list asks for the peers. Without a bound of its own a source that hangs would stop every reconciliation after this one,
+// and with it every join and every removal of a host.
+func (g *Gateway) list(ctx context.Context) ([]Peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, listLimit)
+	defer cancel()
+	peers, err := g.cfg.Peers.Peers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("tunnel: list the peers: %w", err)
+	}
+	return peers, nil
+}
+
+const listLimit = 10 * time.Second
 
 // apply sends every batch: a bad one must not keep the others from the device.
 func (g *Gateway) apply(ctx context.Context, cfgs []wgtypes.Config) error {
