@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
@@ -36,6 +35,7 @@ func (s *session) cleanUp() *wire.Failure {
 	if s.driver != nil {
 		s.driver.close()
 	}
+	s.agent.freePorts(s.ports) // no driver listens any more
 	forgetDisplay(s.display.Name, s.displayPid)
 	if s.dir != "" {
 		errs = append(errs, wipe(s.dir))
@@ -46,7 +46,7 @@ func (s *session) cleanUp() *wire.Failure {
 	}
 	err := errors.Join(errs...)
 	if err == nil && s.dir != "" {
-		err = os.Remove(s.dir + recordSuffix)
+		err = forget(s.dir)
 	}
 	if err == nil {
 		return nil

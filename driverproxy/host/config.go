@@ -16,15 +16,13 @@ import (
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// Times of the host's end. They are stated here because the other end and the operator see them.
+// Times of the host's end.
 const (
-	// ControlGrace is how long sessions outlive the control socket they were assigned over: not at all, since the
-	// orchestrator ends them when it loses the socket.
-	ControlGrace = 0 * time.Second
 	// CommandGrace is how long a session outlives its command socket: the orchestrator is expected to release it.
 	CommandGrace = 5 * time.Second
 
 	startLimit    = 60 * time.Second // everything up to the answered New Session
+	statusLimit   = 5 * time.Second  // one try of a driver that starts
 	recorderLimit = 5 * time.Second  // from SIGINT to SIGKILL of the recorder
 	drainLimit    = 10 * time.Second // the recording's last bytes, after the recorder has ended
 	deleteLimit   = 3 * time.Second  // DELETE session while cleaning up

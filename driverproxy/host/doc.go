@@ -5,7 +5,7 @@
 //	claim device → directory → supervisor → display → recorder → driver → New Session → serve → clean up → device ready
 //
 // and ends by a Release, by the death of its driver or browser (reported as ended), by the loss of the control socket it was assigned over
-// (at once, [ControlGrace]: the orchestrator ends it at the same moment), by the loss of its command socket ([CommandGrace]), or with the agent.
+// (at once: the orchestrator ends it at the same moment), by the loss of its command socket ([CommandGrace]), or with the agent.
 //
 // Nothing outlives its session. Every process of a session runs under a supervisor, which is the agent's own binary
 // started anew ([SuperviseMain]) in a session and process group of its own:

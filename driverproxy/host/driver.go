@@ -85,7 +85,10 @@ func (d *driver) ready(ctx context.Context, died <-chan struct{}) error {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if a, err := d.send(ctx, http.MethodGet, "/status", nil); err == nil && a.Status == http.StatusOK {
+		try, cancel := context.WithTimeout(ctx, statusLimit) // what has taken the port may never answer
+		a, err := d.send(try, http.MethodGet, "/status", nil)
+		cancel()
+		if err == nil && a.Status == http.StatusOK {
 			return nil
 		}
 		select {
@@ -161,15 +164,33 @@ func plainID(id string) bool {
 	return id != "" && id != "." && id != ".." && len(id) <= 200
 }
 
-// freePort asks the system for a loopback port. Another program may take it before the driver does: the driver then exits, and
-// the start is tried again with another.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("host: no free port: %w", err)
+// reservePort finds a free loopback port that no other session of this agent is about to use: the system may name a port twice
+// before a driver listens, and a session would then find another's driver, and its browser, behind its port. Another
+// program may still take it first: the driver then exits, and the start is tried again with another.
+func (a *agent) reservePort() (int, error) {
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return 0, fmt.Errorf("host: no free port: %w", err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		_ = l.Close() // nothing was accepted
+		a.mu.Lock()
+		taken := a.ports[port]
+		a.ports[port] = true
+		a.mu.Unlock()
+		if !taken {
+			return port, nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+func (a *agent) freePorts(ports []int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range ports {
+		delete(a.ports, p)
+	}
 }
 
 // forgetDisplay removes the lock and socket that an X server leaves when it is killed.

@@ -390,3 +390,22 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 	s.ready(t, "phone")
 	s.nothingLeft(t)
 }
+
+// TestDirectoryThatCannotBeMade fails a session before it has left anything: its device is clean, and stays usable.
+func TestDirectoryThatCannotBeMade(t *testing.T) {
+	s := newFleet(t)
+	s.run(t, s.config(t))
+	sessions := filepath.Join(s.state, "sessions")
+	if err := os.Rename(sessions, sessions+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.fleet.Assign(t.Context(), first("s1", 1))
+	var f *wire.Failure
+	if !errors.As(err, &f) || f.Code != wire.FailureDriver {
+		t.Errorf("Assign: %v, want driver_failed", err)
+	}
+	if err := os.Rename(sessions+"-away", sessions); err != nil {
+		t.Fatal(err)
+	}
+	release(t, assign(t, s, first("s2", 1)))
+}

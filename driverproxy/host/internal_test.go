@@ -2,7 +2,9 @@ package host
 
 import (
 	"encoding/json"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,4 +84,29 @@ func TestTerms(t *testing.T) {
 		t.Errorf("%d sessions are remembered", len(book.of))
 	}
 	book.leave("s", nil) // forgotten: nothing to do
+}
+
+func TestWipeNamesNoFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "https_customer.example_0\x00") // a NUL: it cannot be removed
+	if err := wipe(dir); err == nil || strings.Contains(err.Error(), "customer") {
+		t.Errorf("wipe: %v, want an error without a file's name", err)
+	}
+}
+
+func TestReservedPortsAreOneSessionsOnly(t *testing.T) {
+	a, seen := newAgent(Config{}), map[int]bool{}
+	for range 2000 { // of about 28000 that the system draws from: without reservation some come twice
+		port, err := a.reservePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[port] {
+			t.Fatalf("port %d was reserved twice", port)
+		}
+		seen[port] = true
+	}
+	a.freePorts(slices.Collect(maps.Keys(seen)))
+	if len(a.ports) != 0 {
+		t.Errorf("%d ports stay reserved", len(a.ports))
+	}
 }

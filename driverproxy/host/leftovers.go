@@ -37,7 +37,18 @@ func (r record) write(dir string) error {
 	return nil
 }
 
-// wipe removes a session's directory and makes sure of it.
+// forget removes the record of a session whose directory has been wiped. There may be none, or half of one: writing it is
+// the first thing a session does, and can fail.
+func forget(dir string) error {
+	for _, path := range []string{dir + recordSuffix + ".new", dir + recordSuffix} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("host: record of a session: %w", err)
+		}
+	}
+	return nil
+}
+
+// wipe removes a session's directory and makes sure of it. Its errors name no file: a browser names them after its customer's sites.
 func wipe(dir string) error {
 	err := os.RemoveAll(dir)
 	if err != nil { // directories that their owner may not write are not removed: make them writable and try again
@@ -50,6 +61,9 @@ func wipe(dir string) error {
 		err = os.RemoveAll(dir)
 	}
 	if err != nil {
+		if file := (*fs.PathError)(nil); errors.As(err, &file) {
+			err = file.Err
+		}
 		return fmt.Errorf("host: wipe a session's directory: %w", err)
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {

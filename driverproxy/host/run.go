@@ -37,6 +37,7 @@ type agent struct {
 	devices map[string]*device
 	order   []string // device names, as configured
 	terms   terms
+	ports   map[int]bool       // reserved for drivers
 	links   map[*link]struct{} // those that have been welcomed
 }
 
@@ -90,7 +91,7 @@ func Run(ctx context.Context, cfg Config) error {
 func newAgent(cfg Config) *agent {
 	a := &agent{
 		cfg: cfg, boot: random(), endpoint: &socket.Endpoint{},
-		devices: map[string]*device{}, terms: newTerms(), links: map[*link]struct{}{},
+		devices: map[string]*device{}, terms: newTerms(), ports: map[int]bool{}, links: map[*link]struct{}{},
 	}
 	for _, d := range cfg.Devices {
 		a.devices[d.Name] = &device{Device: d, state: wire.DeviceReady}
@@ -127,6 +128,13 @@ func (a *agent) hello(l *link) wire.Hello {
 
 // assign runs a session, or answers why not. It returns at once.
 func (a *agent) assign(l *link, m wire.Assign) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed { // Run is waiting for the sessions, or has stopped to
+		shutdown := &wire.Failure{Code: wire.FailureShutdown, Message: "the agent is shutting down"}
+		l.post(wire.Control{Assigned: &wire.Assigned{Session: m.Session, Term: m.Term, Failure: shutdown}})
+		return
+	}
 	a.sessions.Go(func() {
 		ctx, cancel := context.WithCancelCause(context.Background())
 		defer cancel(nil)

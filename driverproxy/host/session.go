@@ -43,6 +43,7 @@ type session struct {
 	display    Display
 	displayPid int
 	driver     *driver
+	ports      []int      // reserved for the driver
 	inside     *inProcess // the driver of kind fake
 	exits      []exit     // what must not exit
 	browser    <-chan struct{}
@@ -245,9 +246,10 @@ func (s *session) startDriver(ctx context.Context) error {
 	var err error
 	for range 3 {
 		var port, pid int
-		if port, err = freePort(); err != nil {
+		if port, err = s.agent.reservePort(); err != nil {
 			return err
 		}
+		s.ports = append(s.ports, port)
 		var gone <-chan struct{}
 		pid, gone, err = s.supervisor.start(ctx, request{Name: procDriver, Args: s.kind.args(port), Env: s.environ(), Dir: s.dir})
 		if err != nil {
