@@ -193,21 +193,24 @@ func (p *sample) checkCopy(ctx context.Context, v *visit, rec api.Recording, c a
 
 func near(a, b time.Duration) bool { return (a - b).Abs() <= tolerance }
 
-// recordedTime is how long the log says that the screen was recorded: from the moment at which the host began to send,
-// and at least to the one at which the session began to finish, at most to the next thing that finishing did.
+// recordedTime is how long the log says that the screen was recorded. At least while commands were taken; at most from
+// the moment at which the host started the encoder to the first thing that finishing did after it had stopped it. (How
+// long an encoder takes to its first frame depends on what else the machine does.)
 func recordedTime(events []api.Event) (least, most time.Duration) {
-	var from, finishing, next time.Time
+	var from, running, finishing, next time.Time
 	for _, e := range events {
 		switch {
 		case e.Kind == "recording":
 			from = e.At.Add(-time.Duration(e.TookUS) * time.Microsecond) // how long it recorded already
+		case e.Kind == "running":
+			running = e.At
 		case e.Kind == "finishing":
 			finishing = e.At
 		case !finishing.IsZero() && next.IsZero():
 			next = e.At
 		}
 	}
-	return finishing.Sub(from), next.Sub(from)
+	return finishing.Sub(running), next.Sub(from)
 }
 
 // fetch gets a URL with no credentials but what is in it.

@@ -270,10 +270,10 @@ func TestRecordedTime(t *testing.T) {
 		return time.Unix(1000, 0).Add(time.Duration(seconds * float64(time.Second)))
 	}
 	least, most := recordedTime([]api.Event{
-		{Kind: "starting", At: at(0)}, {Kind: "recording", At: at(3), TookUS: 2_000_000}, {Kind: "command", At: at(4)},
+		{Kind: "starting", At: at(0)}, {Kind: "recording", At: at(3), TookUS: 2_000_000}, {Kind: "running", At: at(3.5)}, {Kind: "command", At: at(4)},
 		{Kind: "finishing", At: at(8)}, {Kind: "profile_saved", At: at(8.5)}, {Kind: "ended", At: at(9)},
 	})
-	if least != 7*time.Second || most != 7500*time.Millisecond {
+	if least != 4500*time.Millisecond || most != 7500*time.Millisecond {
 		t.Fatalf("%s to %s", least, most)
 	}
 }
