@@ -22,6 +22,7 @@ type Visited struct {
 // Capture takes the state out of a session that is over for its customer, and merges it with previous. restored is the
 // report of the Restore that began the session; with the zero Report nothing is taken for deleted. An error means that
 // there is no new snapshot and the old one stays.
+// The tour of the visited sites takes at most three quarters of ctx's time; what it did not reach is kept as it was.
 // The browser is left on the last page looked at.
 func Capture(ctx context.Context, d Driver, v Visited, previous *Snapshot, restored Report) (*Snapshot, Report, error) {
 	c := &capturer{b: &browser{d: d}, now: time.Now(), seen: observed{storage: make(map[string][]Entry), reasons: make(map[string]Reason)}}
@@ -52,12 +53,39 @@ func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error
 		return err
 	}
 	t := newTour(append(slices.Clone(v.Origins), here), previous)
-	for _, origin := range t.order {
-		if err := c.origin(ctx, origin, t.folders[origin]); err != nil {
+	looking, stop := inTime(ctx)
+	defer stop()
+	for i, origin := range t.order {
+		err := c.origin(looking, origin, t.folders[origin])
+		if err != nil && looking.Err() != nil && ctx.Err() == nil {
+			c.leave(t.order[i:])
+			return nil // a command may still run, and everything after it would wait for it
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return c.b.end(ctx)
+}
+
+// inTime leaves a quarter of the caller's time for what comes after the tour: storing what it saw. A session that saw
+// more sites than can be looked at keeps what it had of the rest, instead of losing everything.
+func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, end.Add(-time.Until(end)/4))
+}
+
+// leave notes origins for which there was no time.
+func (c *capturer) leave(origins []string) {
+	for _, origin := range origins {
+		if _, done := c.seen.storage[origin]; !done {
+			c.seen.failed = append(c.seen.failed, origin)
+			c.seen.reasons[origin] = ReasonTimeout
+		}
+	}
 }
 
 // topWindow leaves frames and closed windows.
