@@ -2,6 +2,7 @@ package driverproxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -44,9 +45,27 @@ func lost(outcome wire.Outcome, seq uint64, err error) settled {
 		text, name = "whether the command was run is not known: ", "unknown"
 	}
 	e := &webdriver.Error{
-		Code: webdriver.UnknownError, Message: text + err.Error(), Data: map[string]any{"outcome": name},
+		Code: webdriver.UnknownError, Message: text + forClient(err), Data: map[string]any{"outcome": name},
 	}
 	return settled{answer: e.Answer(), receipt: Receipt{Seq: seq, Outcome: outcome}, err: err}
+}
+
+// forClient says why there is no answer, without the hosts and addresses that the error itself names.
+func forClient(err error) string {
+	var f *wire.Failure
+	switch {
+	case errors.As(err, &f):
+		return f.Error()
+	case errors.Is(err, ErrHostLost):
+		return "the device's host was lost"
+	case errors.Is(err, ErrReleased):
+		return "the session has ended"
+	case errors.Is(err, ErrClosed):
+		return "the orchestrator is shutting down"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "it took too long"
+	}
+	return "it was given up"
 }
 
 // Do sends a command and waits for its answer. Commands run in the order of the calls; many calls may wait at once.
@@ -86,6 +105,11 @@ func (s *Session) Do(ctx context.Context, c webdriver.Command) (webdriver.Answer
 func (s *Session) abandon(p *pending, cause error) settled {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case r := <-p.done: // it came at the same moment: what is known is told
+		return r
+	default:
+	}
 	if p.seq != 0 {
 		return lost(wire.OutcomeUnknown, p.seq, cause)
 	}

@@ -92,7 +92,7 @@ func TestRefusedHost(t *testing.T) {
 
 // TestSilenceIsLoss has a host that stays connected and says nothing.
 func TestSilenceIsLoss(t *testing.T) {
-	s := serve(t, 300*time.Millisecond)
+	s := serve(t, time.Second)
 	p := s.up(t, "b")
 	stop := make(chan struct{})
 	var beats sync.WaitGroup
@@ -130,6 +130,9 @@ func TestSilenceIsLoss(t *testing.T) {
 		t.Errorf("in flight: %v, outcome %d, %s", err, receipt.Outcome, answer.Body)
 	}
 	within(t, "the session ends", a.Done())
+	if body := string(answer.Body); strings.Contains(body, "mac-1") || strings.Contains(body, "127.0.0.1") {
+		t.Errorf("the client is told of our hosts and addresses: %s", body)
+	}
 	if !errors.Is(a.Err(), driverproxy.ErrHostLost) {
 		t.Errorf("Err %v, want ErrHostLost", a.Err())
 	}
