@@ -57,8 +57,10 @@ func (s *stack) startAgent(t *testing.T, cfg host.Config) *exec.Cmd {
 }
 
 func TestRealAgentKilled(t *testing.T) {
+	t.Parallel()
 	for _, both := range []bool{false, true} {
 		t.Run(fmt.Sprintf("supervisor too %v", both), func(t *testing.T) {
+			t.Parallel()
 			s := newFleet(t)
 			cfg := s.realConfig(t)
 			agent := s.startAgent(t, cfg)

@@ -42,8 +42,10 @@ func (c *cutter) cut(i int) {
 }
 
 func TestCutSockets(t *testing.T) {
+	t.Parallel()
 	for i, name := range []string{"control", "command"} { // in the order of dialling
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s, driver, line := newFleet(t), drivertest.New(), &cutter{}
 			cfg := s.config(t)
 			cfg.Fake, cfg.Dial = fakes(driver), line.dial

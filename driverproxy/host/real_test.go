@@ -59,6 +59,7 @@ func site(t *testing.T) string {
 }
 
 func TestRealSession(t *testing.T) {
+	t.Parallel()
 	s := newFleet(t)
 	s.run(t, s.realConfig(t))
 	url := site(t)
@@ -97,6 +98,7 @@ func TestRealSession(t *testing.T) {
 
 // TestRealDeaths kills each process of a session in its middle.
 func TestRealDeaths(t *testing.T) {
+	t.Parallel()
 	s := newFleet(t)
 	s.run(t, s.realConfig(t))
 	for i, victim := range []string{"MiniBrowser", "WebKitWebDriver", "Xvfb", host.SuperviseCommand, "WebKitWebProcess"} {
@@ -141,6 +143,7 @@ func TestRealDeaths(t *testing.T) {
 
 // TestRealBrowserDiesWhileIdle has no command to find out by.
 func TestRealBrowserDiesWhileIdle(t *testing.T) {
+	t.Parallel()
 	s := newFleet(t)
 	s.run(t, s.realConfig(t))
 	session := assign(t, s, first("s1", 1))
@@ -226,6 +229,7 @@ func take(t *testing.T, c *driverproxy.RecordingConn, enough func(got int)) ([]b
 }
 
 func TestRealRecording(t *testing.T) {
+	t.Parallel()
 	needReal(t, "ffmpeg", "ffprobe")
 	s := newFleet(t)
 	cfg := s.realConfig(t)
@@ -292,6 +296,7 @@ func TestRealRecording(t *testing.T) {
 }
 
 func TestRecordingThatCannotStart(t *testing.T) {
+	t.Parallel()
 	s := newFleet(t)
 	cfg := s.config(t)
 	cfg.Recorder = recorder{args: func(host.Display) []string { return []string{"no-such-encoder"} }}
@@ -313,6 +318,7 @@ func TestRecordingThatCannotStart(t *testing.T) {
 
 // TestStubbornRecorder does not listen to SIGINT.
 func TestStubbornRecorder(t *testing.T) {
+	t.Parallel()
 	s := newFleet(t)
 	cfg := s.config(t)
 	cfg.Recorder = recorder{args: func(host.Display) []string {
