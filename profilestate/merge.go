@@ -31,6 +31,7 @@ func merge(previous *Snapshot, o observed, restored Report, now time.Time) (*Sna
 	m := merger{previous: previous.clone(), seen: o, had: restored.confirmed(), now: now, next: &Snapshot{}}
 	m.cookies()
 	m.origins()
+	m.room(DefaultLimits())
 	m.hints()
 	for _, origin := range o.failed {
 		m.report.items = append(m.report.items, Item{Kind: KindOrigin, Host: hostOf(origin), Status: Dropped, Reason: o.reasons[origin]})

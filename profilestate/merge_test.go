@@ -45,6 +45,43 @@ func all(s *Snapshot) Report {
 	return r
 }
 
+// TestSitesThatWriteTooMuch cost themselves what they wrote, and nobody else a login.
+func TestSitesThatWriteTooMuch(t *testing.T) {
+	login := cookieOf("shop.example", "/", "login", "new")
+	shop, greedy := "https://shop.example", "https://greedy.example"
+	before := &Snapshot{Origins: []Origin{{greedy, []Entry{{"k", "old"}}}, {shop, []Entry{{"cart", "1"}}}}}
+	seen := observed{looks: []look{{at(shop + "/"), []Cookie{login}}}, storage: map[string][]Entry{
+		shop:                  {{"cart", "2"}},
+		greedy:                {{"k", JSString(strings.Repeat("x", 17<<20))}},
+		"https://new.example": {{"k", JSString(strings.Repeat("y", 1<<20))}},
+	}}
+	for i := range 2 * DefaultLimits().Origins {
+		seen.storage[fmt.Sprintf("https://site%d.example", i)] = []Entry{{"visited", "yes"}}
+	}
+	next, report := merge(before, seen, all(before), time.Unix(2_000_000_000, 0))
+	if _, err := next.Encode(Limits{}); err != nil {
+		t.Fatalf("what a capture gives cannot be stored: %v", err)
+	}
+	if c, _ := next.find("shop.example", "login"); c != login || next.storage(shop)["cart"] != "2" {
+		t.Errorf("the shop's state is lost: %v", next)
+	}
+	if next.storage(greedy)["k"] != "old" {
+		t.Error("the state of a site that writes too much did not go back to what it was")
+	}
+	dropped := 0
+	for _, i := range report.Items() {
+		if i.Reason == ReasonLimit {
+			dropped++
+		}
+	}
+	if want := 2 + 2*DefaultLimits().Origins + 2 - DefaultLimits().Origins; dropped != want || len(next.Origins) != DefaultLimits().Origins {
+		t.Errorf("%d origins are reported as dropped, want %d; %d stay", dropped, want, len(next.Origins))
+	}
+	if again, _ := merge(next, seen, Report{}, time.Unix(2_000_000_000, 0)); !reflect.DeepEqual(again, next) {
+		t.Error("merging the same again changes something")
+	}
+}
+
 func TestMergeCookies(t *testing.T) {
 	now := time.Unix(2_000_000_000, 0)
 	c := cookieOf("a.example", "/", "c", "old")
