@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
@@ -144,4 +145,34 @@ func TestAnswerRefused(t *testing.T) {
 	if err != nil || !s.joined() || s.Host != "mac" {
 		t.Errorf("%+v %v", s, err)
 	}
+}
+
+// TestJoinIsBounded: neither a host that sends slowly nor a store that hangs may keep a request for ever.
+func TestJoinIsBounded(t *testing.T) {
+	e := enrollFunc(func(ctx context.Context, _ netip.Addr, _ Key) (wire.Joined, error) {
+		if _, ok := ctx.Deadline(); !ok {
+			t.Error("the Enroller has no deadline")
+		}
+		return wire.Joined{Host: "mac", Address: "10.77.1.0"}, nil
+	})
+	r := httptest.NewRequest(http.MethodPost, wire.PathJoin, strings.NewReader(`{"public_key":"`+clamp([32]byte{1}).Public().String()+`"}`))
+	r.RemoteAddr = "10.76.1.0:1234"
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	JoinHandler(e, nil).ServeHTTP(w, r)
+	if w.Code != http.StatusOK {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	if left := time.Until(w.read); left <= 0 || left > joinOne {
+		t.Errorf("the body may take %v", left)
+	}
+}
+
+type deadlines struct {
+	*httptest.ResponseRecorder
+	read time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.read = t
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"go.uber.org/zap"
@@ -82,12 +83,16 @@ func JoinHandler(e Enroller, log *zap.Logger) http.Handler {
 			refuse(w, http.StatusMethodNotAllowed, "method", "Use POST.")
 			return
 		}
+		// A token is all it takes to get here: nobody may stay. Where w knows no deadlines (tests) only the rest is bounded.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(joinOne))
+		ctx, cancel := context.WithTimeout(r.Context(), joinOne)
+		defer cancel()
 		key, err := readJoin(http.MaxBytesReader(w, r.Body, maxJoin))
 		if err != nil {
 			refuse(w, http.StatusBadRequest, "malformed", err.Error())
 			return
 		}
-		joined, err := e.Redeem(r.Context(), from, key)
+		joined, err := e.Redeem(ctx, from, key)
 		if err != nil {
 			for _, known := range refusals() {
 				if errors.Is(err, known.err) {
