@@ -185,6 +185,16 @@ func (s *Server) keep(started chan<- error) {
 func (s *Server) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
+	watched := make(chan struct{})
+	defer func() { cancel(); <-watched }()
+	go func() { // ends with ctx: whoever has the port instead of our child need not answer
+		defer close(watched)
+		select {
+		case <-s.exited:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := s3.New(s3.Options{
 		Region: Region, BaseEndpoint: aws.String(s.Endpoint()), UsePathStyle: true,
@@ -212,11 +222,15 @@ func (s *Server) ready(ctx context.Context) error {
 			return fmt.Errorf("s3server: versitygw on %s refuses us: %w", s.cfg.Addr, err)
 		}
 		select {
+		case <-tick.C:
+			continue
+		case <-ctx.Done():
+		}
+		select {
 		case <-s.exited:
 			return fmt.Errorf("%w, on %s: %v", errExited, s.cfg.Addr, s.err)
-		case <-ctx.Done():
+		default:
 			return fmt.Errorf("s3server: versitygw on %s is not ready: %w", s.cfg.Addr, err)
-		case <-tick.C:
 		}
 	}
 }
