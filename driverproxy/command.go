@@ -225,6 +225,9 @@ func (s *Session) read(conn *socket.Conn) error {
 }
 
 func (s *Session) answered(a wire.Answer) error {
+	if a.Status < 200 || a.Status > 599 {
+		return fmt.Errorf("driverproxy: answer %d has HTTP status %d: an HTTP server cannot pass it on", a.Seq, a.Status)
+	}
 	s.mu.Lock()
 	if len(s.flight) == 0 || s.flight[0].seq != a.Seq {
 		s.mu.Unlock()

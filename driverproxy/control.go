@@ -30,9 +30,10 @@ type hostConn struct {
 	boot string
 	addr netip.Addr
 	conn *socket.Conn
-	up   bool          // guarded by Fleet.mu
-	lost chan struct{} // closed when the socket is given up; cause is set before
-	gone chan struct{} // closed when HostDown has returned
+	has  map[string]bool // devices, by name
+	up   bool            // guarded by Fleet.mu
+	lost chan struct{}   // closed when the socket is given up; cause is set before
+	gone chan struct{}   // closed when HostDown has returned
 
 	mu    sync.Mutex // guards what follows
 	cause error
@@ -42,8 +43,12 @@ type hostConn struct {
 }
 
 func newHostConn(c *socket.Conn, addr netip.Addr, hello wire.Hello, now time.Time) *hostConn {
+	has := map[string]bool{}
+	for _, d := range hello.Devices {
+		has[d.Name] = true
+	}
 	return &hostConn{
-		name: hello.Host, boot: hello.Boot, addr: addr, conn: c, seen: now,
+		has: has, name: hello.Host, boot: hello.Boot, addr: addr, conn: c, seen: now,
 		lost: make(chan struct{}), gone: make(chan struct{}), dirty: map[string]wire.Device{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -248,6 +253,9 @@ func (f *Fleet) hear(h *hostConn, b []byte) error {
 		h.mu.Unlock()
 		return h.send(context.Background(), wire.Control{Heartbeat: &wire.Heartbeat{Seq: m.Heartbeat.Seq, Epoch: f.cfg.Epoch}})
 	case m.Device != nil:
+		if !h.has[m.Device.Name] {
+			return errors.New("driverproxy: the host reports a device that its hello did not list")
+		}
 		h.mu.Lock()
 		h.dirty[m.Device.Name] = *m.Device
 		h.mu.Unlock()

@@ -31,7 +31,9 @@ const (
 
 // Driver kinds.
 const (
-	KindWebKitGTK    = "webkitgtk"    // WebKitWebDriver and MiniBrowser on an X display of their own (Linux)
+	// KindWebKitGTK is WebKitWebDriver and MiniBrowser on an X display of their own (Linux), for development and tests: the browser runs
+	// as the agent's user, so that whoever drives it can read what the agent can (file: URLs, file inputs).
+	KindWebKitGTK    = "webkitgtk"
 	KindSafariDriver = "safaridriver" // a real iPhone (macOS)
 	KindFake         = "fake"         // drivertest, in this process
 )
