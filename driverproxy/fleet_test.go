@@ -66,7 +66,8 @@ func TestHostileControlSockets(t *testing.T) {
 		"not JSON":                text("hello"),
 		"an orchestrator's":       send(wire.Control{Release: &wire.Release{Session: "s", Term: 1}}),
 		"a second hello":          send(hello("mac-1", "b")),
-		"an unknown device state": text(`{"device":{"name":1}}`),
+		"a bad device":            text(`{"device":{"name":1}}`),
+		"a device out of nowhere": send(wire.Control{Device: &wire.Device{Name: "tablet", State: wire.DeviceReady}}),
 	} {
 		p := s.up(t, name)
 		act(p)
@@ -395,6 +396,57 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 	if _, err := s.dial(t, "127.0.0.1", wire.PathControl); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("dial: %v", err)
+	}
+}
+
+// TestFailedStartSaysWhy has a host that closes the command socket long before it has cleaned up and answers.
+func TestFailedStartSaysWhy(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	done := make(chan assigned, 1)
+	go func() {
+		v, err := s.Assign(context.Background(), driverproxy.Assignment{Host: "mac-1", Device: "phone", Session: "s1", Term: 1})
+		done <- assigned{v, err}
+	}()
+	if m, err := p.receive(); err != nil || m.Assign == nil {
+		t.Fatalf("assign: %+v %v", m, err)
+	}
+	ws, err := s.dial(t, p.from, wire.PathCommand+"?term=1&session=s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ws.Close()
+	select {
+	case a := <-done:
+		t.Fatalf("ended before the host said why: %v", a.err)
+	case <-time.After(1500 * time.Millisecond): // longer than what is granted to a session that has started
+	}
+	p.send(wire.Control{Assigned: &wire.Assigned{Session: "s1", Term: 1, Failure: &wire.Failure{Code: wire.FailureCapabilities, Message: "no"}}})
+	var f *wire.Failure
+	if a := <-done; !errors.As(a.err, &f) || f.Code != wire.FailureCapabilities {
+		t.Errorf("Assign: %v, want capabilities_refused", a.err)
+	}
+}
+
+// TestStatusThatIsNone has a host whose answer would make an HTTP server panic.
+func TestStatusThatIsNone(t *testing.T) {
+	s := serve(t, limit)
+	p := s.up(t, "b")
+	for i, status := range []int{0, 600} {
+		session, ws := p.session(fmt.Sprint("s", i))
+		answered := make(chan webdriver.Answer, 1)
+		go func() {
+			a, _, _ := session.Do(context.Background(), webdriver.Command{Method: "GET", Path: "/url"})
+			answered <- a
+		}()
+		if _, _, err := ws.ReadMessage(); err != nil {
+			t.Fatal(err)
+		}
+		_ = ws.WriteMessage(websocket.BinaryMessage, wire.Answer{Seq: 1, Status: status}.Append(nil))
+		if a := <-answered; a.Status != http.StatusInternalServerError {
+			t.Errorf("status %d reaches the client as %d", status, a.Status)
+		}
+		_ = ws.Close()
 	}
 }
 

@@ -28,6 +28,7 @@ type Session struct {
 	key   sessionKey
 
 	assigned chan *wire.Assigned // buffered
+	told     chan struct{}       // closed when the host has answered the assign
 	attached chan struct{}       // closed when the command socket is up
 	released chan struct{}       // closed when the host has nothing of the session any more
 	done     chan struct{}
@@ -51,7 +52,7 @@ type Session struct {
 func newSession(f *Fleet, h *hostConn, key sessionKey) *Session {
 	return &Session{
 		fleet: f, host: h, key: key,
-		assigned: make(chan *wire.Assigned, 1), attached: make(chan struct{}), released: make(chan struct{}),
+		assigned: make(chan *wire.Assigned, 1), told: make(chan struct{}), attached: make(chan struct{}), released: make(chan struct{}),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), recorder: make(chan *RecordingConn, 1),
 	}
 }
@@ -116,10 +117,13 @@ func (s *Session) abort(ctx context.Context) error {
 	return errors.Join(fmt.Errorf("driverproxy: assign: %w", context.Cause(ctx)), err)
 }
 
+// onAssigned is called by the host's reader only.
 func (s *Session) onAssigned(a *wire.Assigned) {
 	select {
-	case s.assigned <- a:
-	default: // a second answer changes nothing
+	case <-s.told: // a second answer changes nothing
+	default:
+		s.assigned <- a
+		close(s.told)
 	}
 }
 
@@ -152,8 +156,13 @@ func (s *Session) onEnded(failure *wire.Failure) {
 	}
 }
 
-// onBroken is called when the command socket is gone; it waits, bounded, for the reason.
+// onBroken is called when the command socket is gone; it waits, bounded, for the reason. A host that could not start the session
+// closes the socket, cleans up for as long as that takes, and then answers the assign with why.
 func (s *Session) onBroken(cause error) {
+	select {
+	case <-s.told:
+	case <-s.done: // at the latest when Assign gives up
+	}
 	cause = fmt.Errorf("%w: %w: %w", ErrHostLost, errCommandSocket, cause)
 	s.mu.Lock()
 	s.broken = true
