@@ -44,6 +44,32 @@ func TestTooManySitesForTheTime(t *testing.T) {
 	})
 }
 
+// TestTooManySitesToRestore: a profile that has grown must not make every session fail that uses it.
+func TestTooManySitesToRestore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s := &Snapshot{}
+		for i := range 40 {
+			s.Origins = append(s.Origins, Origin{fmt.Sprintf("https://site%d.example", i), []Entry{{"k", "new"}}})
+			s.Cookies = append(s.Cookies, Cookie{Name: "c", Value: "v", Domain: fmt.Sprintf("site%d.example", i), Path: "/", Expires: SessionCookie, SameSite: Lax})
+		}
+		report, err := Restore(ctx, &ocean{}, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := 0
+		for _, i := range report.Items() {
+			if i.Status == Dropped && i.Reason == ReasonTimeout {
+				late++
+			}
+		}
+		if n := report.Counts(); n.Restored < 5 || late < 40 || n.Restored+n.Dropped != 80 {
+			t.Errorf("%v, %d for want of time", report, late)
+		}
+	})
+}
+
 func deadline(ctx context.Context) time.Time {
 	d, _ := ctx.Deadline()
 	return d

@@ -10,10 +10,14 @@ import (
 )
 
 // Restore puts a snapshot into a fresh session and reads everything back. A site that is down costs its own items, which
-// the report lists as dropped; an error means that the session itself failed and must not be used.
+// the report lists as dropped, as does one that half of ctx's time is not enough to come to; an error means that the
+// session itself failed and must not be used.
 // The browser is left on about:blank with the session's own timeouts.
 func Restore(ctx context.Context, d Driver, s *Snapshot) (Report, error) {
 	r := &restorer{b: &browser{d: d}, now: time.Now()}
+	if end, ok := ctx.Deadline(); ok {
+		r.until = r.now.Add(end.Sub(r.now) / 2)
+	}
 	if err := r.run(ctx, s); err != nil {
 		return Report{}, fmt.Errorf("restore profile: %w", err)
 	}
@@ -23,6 +27,7 @@ func Restore(ctx context.Context, d Driver, s *Snapshot) (Report, error) {
 type restorer struct {
 	b      *browser
 	now    time.Time
+	until  time.Time // no further page is opened after this; zero: any time
 	report Report
 	open   []opened // documents that opened, to come back to
 	late   []Cookie // cookies whose stop did not open
@@ -83,6 +88,10 @@ func (r *restorer) impossible(c Cookie) bool {
 func (r *restorer) stop(ctx context.Context, st *stop) error {
 	why := ReasonUnreachable
 	for _, origin := range st.origins {
+		if r.outOfTime() {
+			why = ReasonTimeout
+			break
+		}
 		p, err := r.b.open(ctx, origin, st.dir, st.job)
 		var unusable *pageError
 		if errors.As(err, &unusable) {
@@ -104,6 +113,10 @@ func (r *restorer) stop(ctx context.Context, st *stop) error {
 	r.postpone(st.cookies, why)
 	return nil
 }
+
+// outOfTime ends the tour between two pages: a command that is cut off would still run in the browser that the customer
+// is about to get.
+func (r *restorer) outOfTime() bool { return !r.until.IsZero() && time.Now().After(r.until) }
 
 func (r *restorer) postpone(cookies []Cookie, why Reason) {
 	for _, c := range cookies {
@@ -127,6 +140,10 @@ func (r *restorer) retry(ctx context.Context) error {
 			return true
 		})
 		if len(here) == 0 {
+			continue
+		}
+		if r.outOfTime() {
+			r.late = append(r.late, here...)
 			continue
 		}
 		p, err := r.b.open(ctx, at.origin, at.dir, storageJob{want: "nothing"})
