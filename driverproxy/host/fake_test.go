@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -389,6 +390,37 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 	}
 	s.ready(t, "phone")
 	s.nothingLeft(t)
+}
+
+// unread is a recorder that waits for the orchestrator to acknowledge what it was sent, as the real one does.
+type unread struct{}
+
+func (unread) Args(host.Display) []string { return []string{"sleep", "1000"} }
+
+func (unread) Pump(ctx context.Context, stdout io.Reader, c host.RecordingConn, _ func() bool) error {
+	_, _ = io.Copy(io.Discard, stdout)
+	_, err := c.Receive(ctx)
+	return err
+}
+
+// TestFailedStartIsNotRecorded: nobody acknowledges the recording of a session that did not start, and nobody waits for it.
+func TestFailedStartIsNotRecorded(t *testing.T) {
+	s, driver := newFleet(t), drivertest.New()
+	cfg := s.config(t)
+	cfg.Fake, cfg.Recorder = fakes(driver), unread{}
+	s.run(t, cfg)
+	driver.Inject(drivertest.Fault{NewSession: true, Effect: drivertest.Refuse, Error: &webdriver.Error{Code: webdriver.SessionNotCreated}})
+	a := first("s1", 1)
+	a.Record = true
+	begin := time.Now()
+	_, err := s.fleet.Assign(t.Context(), a)
+	var f *wire.Failure
+	if !errors.As(err, &f) || f.Code != wire.FailureCapabilities {
+		t.Errorf("Assign: %v, want capabilities_refused", err)
+	}
+	if took := time.Since(begin); took > 8*time.Second { // 10 s are granted to a recording's last bytes
+		t.Errorf("the refusal took %v", took)
+	}
 }
 
 // TestDirectoryThatCannotBeMade fails a session before it has left anything: its device is clean, and stays usable.

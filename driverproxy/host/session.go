@@ -96,6 +96,9 @@ func (s *session) run(ctx context.Context) {
 	if failure != nil {
 		s.log.Warn("session failed", zap.String("code", string(failure.Code)), zap.String("reason", failure.Message))
 	}
+	if !assigned && s.recording != nil {
+		s.recording.cancel() // nobody takes the recording of a session that did not start: its end is not to be waited for
+	}
 	if failure != nil && assigned {
 		s.link.post(wire.Control{Ended: &wire.Ended{Session: s.id, Term: s.term, Failure: *failure}})
 	}
