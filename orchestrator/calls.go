@@ -19,28 +19,42 @@ func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Ses
 	if err != nil {
 		return api.Session{}, err
 	}
-	if err := o.deps.Sessions.Create(ctx, n); err != nil {
+	at, err := o.deps.Sessions.Create(ctx, n)
+	if err != nil {
 		return api.Session{}, err
 	}
-	return o.deps.Sessions.Get(ctx, n.ID)
+	return api.Session{
+		ID: n.ID, Account: n.Account, Profile: n.Profile, Name: n.Name, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
+		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
+	}, nil
 }
 
-// Wait returns the session once reached says so, or as it is when ctx ends. ErrNotFound.
+// lookLimit bounds one look at the database on behalf of somebody who waits.
+const lookLimit = 5 * time.Second
+
+func (o *Orchestrator) look(ctx context.Context, session string) (api.Session, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookLimit)
+	defer cancel()
+	return o.deps.Sessions.Get(ctx, session)
+}
+
+// Wait returns the session once reached says so, or as it is when ctx ends. A database that is away is waited for as
+// well. ErrNotFound.
 func (o *Orchestrator) Wait(ctx context.Context, session string, reached func(api.Session) bool) (api.Session, error) {
 	news, cancel := o.watch.subscribe(session)
 	defer cancel()
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for {
-		s, err := o.deps.Sessions.Get(context.WithoutCancel(ctx), session)
-		if err != nil || reached(s) {
+		s, err := o.look(ctx, session)
+		if err != nil && !errors.Is(err, ErrUnavailable) || err == nil && reached(s) {
 			return s, err
 		}
 		select {
 		case <-news:
 		case <-t.C:
 		case <-ctx.Done():
-			return s, nil
+			return s, err
 		}
 	}
 }
@@ -58,9 +72,9 @@ func IsRunning(s api.Session) bool {
 // HasEnded says that nothing of the session is left to do.
 func HasEnded(s api.Session) bool { return s.State == api.Ended }
 
-// Cancel ends a session wherever it is. ErrNotFound.
+// Cancel ends a session wherever it is, and waits for a database that is away. ErrNotFound.
 func (o *Orchestrator) Cancel(ctx context.Context, session string) error {
-	return o.deps.Sessions.Cancel(ctx, session)
+	return o.patiently(ctx, func() error { return o.deps.Sessions.Cancel(ctx, session) })
 }
 
 // StartWithin is how long a session may be queued and starting.
@@ -97,7 +111,7 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 
 // absent answers a command for a session that this process does not run.
 func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Answer {
-	s, err := o.deps.Sessions.Get(ctx, session)
+	s, err := o.look(ctx, session)
 	var invalid *InvalidError
 	switch {
 	case errors.Is(err, ErrNotFound), errors.As(err, &invalid):
@@ -109,7 +123,7 @@ func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Ans
 	case s.State == api.Queued:
 		return (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "the session is still queued; wait with GET /v1/sessions/{id}?wait=running"}).Answer()
 	}
-	return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session runs on another orchestrator: " + s.Host}).Answer()
+	return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session is not run by this orchestrator; if the one that ran it is gone, it ends as lease_lost within seconds"}).Answer()
 }
 
 // joinTTL is how long a join token can be redeemed.

@@ -31,8 +31,8 @@ type Deps struct {
 
 // SessionStore keeps sessions. Writes that carry a term return ErrLeaseLost when it is not the session's any more.
 type SessionStore interface {
-	// Create queues a session. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError.
-	Create(ctx context.Context, s NewSession) error
+	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError.
+	Create(ctx context.Context, s NewSession) (time.Time, error)
 	// Claim takes the oldest queued session that a free device of one of the hosts fits; ok is false when there is none.
 	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
 	// Renew extends the lease and says whether somebody asked for the session to be cancelled.
@@ -41,6 +41,9 @@ type SessionStore interface {
 	Finishing(ctx context.Context, session string, term int64) error
 	// Finish ends the session with its last event and frees its device.
 	Finish(ctx context.Context, last Event, detail string, generation int64) error
+	// Requeue puts a session that has not started back into the queue, with its last event so far; its device is not free
+	// until its host says so. again is false when the session was cancelled or its time in the queue is up.
+	Requeue(ctx context.Context, last Event) (again bool, err error)
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
 	// Reap ends queued sessions whose time is up and sessions whose lease ran out, and says how many.

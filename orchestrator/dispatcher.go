@@ -8,8 +8,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// tick bounds what a lost notification costs.
-const tick = time.Second
+const (
+	// tick bounds what a lost notification costs.
+	tick = time.Second
+	// drainLimit is how long sessions have to end once the orchestrator is told to stop; below the 90 s that service
+	// managers wait before they kill.
+	drainLimit = 45 * time.Second
+)
 
 // Orchestrator runs sessions.
 type Orchestrator struct {
@@ -18,6 +23,7 @@ type Orchestrator struct {
 	journal *journal
 	watch   *watch
 	wake    chan struct{} // wakes the dispatcher; has room for one
+	tired   chan struct{} // closed drainLimit after the stop: whatever still cleans up gives up
 
 	mu   sync.Mutex
 	live map[string]*live // guarded by mu; by session
@@ -33,22 +39,26 @@ func New(d Deps) *Orchestrator {
 	}
 	return &Orchestrator{
 		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(),
-		wake: make(chan struct{}, 1), live: map[string]*live{},
+		wake: make(chan struct{}, 1), tired: make(chan struct{}), live: map[string]*live{},
 	}
 }
 
 // Run claims and runs sessions until ctx is done; then it ends the running ones with the reason drained and waits for
-// them; every stage of theirs is bounded.
+// them, for drainLimit and a little more. It is called once.
 func (o *Orchestrator) Run(ctx context.Context) {
 	var sessions, loops sync.WaitGroup
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
-	loops.Go(func() { o.journal.run(context.WithoutCancel(ctx)) })
+	storing, giveUp := o.cleanup(ctx, forEver)
+	defer giveUp()
+	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { o.reap(ctx) })
 	o.dispatch(ctx, func(c Claim, claimed time.Time) {
 		sessions.Go(func() { o.run(work, c, claimed) })
 	})
 	abandon(errDrained)
+	limit := time.AfterFunc(drainLimit, func() { close(o.tired) })
 	sessions.Wait()
+	limit.Stop()
 	o.journal.close()
 	loops.Wait()
 }
@@ -60,7 +70,8 @@ func (o *Orchestrator) dispatch(ctx context.Context, start func(Claim, time.Time
 	for ctx.Err() == nil {
 		if hosts := o.deps.Fleet.Hosts(); len(hosts) > 0 {
 			begin := o.deps.Now()
-			call, cancel := context.WithTimeout(ctx, o.deps.LeaseTTL/3)
+			// A claim that is cut short may have been made, and nobody would run it.
+			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
 			c, ok, err := o.deps.Sessions.Claim(call, o.deps.ID, hosts, o.deps.LeaseTTL)
 			cancel()
 			if ok {

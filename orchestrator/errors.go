@@ -65,6 +65,7 @@ type EndError struct {
 	Reason Reason
 	Detail string // may be empty
 	cause  error
+	again  bool // the session may be queued again: nothing of it has happened yet
 }
 
 func (e *EndError) Error() string {

@@ -13,6 +13,7 @@ type EventKind string
 const (
 	EventQueued           EventKind = "queued"
 	EventStarting         EventKind = "starting"          // claimed: Term
+	EventRequeued         EventKind = "requeued"          // the device was taken after all
 	EventRecording        EventKind = "recording"         // the host records, for Took already
 	EventDriverStarted    EventKind = "driver_started"    // Took
 	EventProfileRestored  EventKind = "profile_restored"  // Generation, Took, counts

@@ -38,13 +38,15 @@ type live struct {
 	closed  chan struct{} // closed when the session takes no more commands
 	over    chan struct{} // closed when the session has ended
 
+	logging sync.Mutex // guards seq; apart from mu, because the journal may make its callers wait
+	seq     int64
+
 	mu       sync.Mutex // guards what follows
 	device   device
 	inflight int
 	idleAt   time.Time // when the last command ended
 	end      *EndError // the first reason to end wins
-	seq      int64
-	visited  []string // pages without their query, in order of the first visit
+	visited  []string  // pages without their query, in order of the first visit
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {
@@ -56,23 +58,23 @@ func newLive(c Claim, j *journal, now func() time.Time) *live {
 
 // emit adds a line to the session's log.
 func (l *live) emit(e Event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.logging.Lock()
+	defer l.logging.Unlock()
 	// Numbering and queueing are one step, or the log would be stored out of order.
 	l.journal.add(l.stampLocked(e))
+}
+
+// stamp numbers an event that is stored with something else.
+func (l *live) stamp(e Event) Event {
+	l.logging.Lock()
+	defer l.logging.Unlock()
+	return l.stampLocked(e)
 }
 
 func (l *live) stampLocked(e Event) Event {
 	l.seq++
 	e.Session, e.Term, e.Seq, e.At = l.claim.Session, l.claim.Term, l.seq, l.now()
 	return e
-}
-
-// last is the event that Finish stores itself.
-func (l *live) last(r Reason) Event {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stampLocked(Event{Kind: EventEnded, Reason: r})
 }
 
 // stop ends serving, with the first reason given.
@@ -161,7 +163,10 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 		}
 		return (&webdriver.Error{Code: code, Message: message}).Answer()
 	}
-	if route == webdriver.RouteCloseWindow && l.lastWindow(ctx, d) {
+	// A client that leaves does not undo its command, so its command is waited for all the same.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.claim.Command)
+	defer cancel()
+	if route == webdriver.RouteCloseWindow && lastWindow(call, d) {
 		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
 		l.quit()
 		a, _ := webdriver.ValueAnswer([]string{})
@@ -169,9 +174,6 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	}
 
 	begin := l.now()
-	// A client that leaves does not undo its command, so its command is waited for all the same.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.claim.Command)
-	defer cancel()
 	a, receipt, err := d.Do(call, c)
 	took := l.now().Sub(begin)
 	l.emit(Event{Kind: EventCommand, Route: route, Status: a.Status, Took: took, Driver: receipt.Took,
@@ -191,10 +193,16 @@ func (l *live) quit() {
 	l.stop(endWith(Completed, nil))
 }
 
-func (l *live) lastWindow(ctx context.Context, d device) bool {
-	a, _, err := d.Do(ctx, webdriver.Command{Method: "GET", Path: "/window/handles"})
-	var handles []string
-	return err == nil && a.Value(&handles) == nil && len(handles) <= 1
+// lastWindow says whether the current window is the only one there is.
+func lastWindow(ctx context.Context, d device) bool {
+	var current string
+	var all []string
+	return ask(ctx, d, "/window", &current) && ask(ctx, d, "/window/handles", &all) && len(all) == 1 && all[0] == current
+}
+
+func ask(ctx context.Context, d device, path string, v any) bool {
+	a, _, err := d.Do(ctx, webdriver.Command{Method: http.MethodGet, Path: path})
+	return err == nil && a.Err() == nil && a.Value(v) == nil
 }
 
 // notice remembers the pages a session was at: its profile is captured from them.
@@ -244,8 +252,9 @@ func (l *live) pages() []string {
 func gone(e *EndError) webdriver.Answer {
 	w := &webdriver.Error{Code: webdriver.InvalidSessionID, Message: "there is no such session"}
 	if e != nil {
-		w.Message = e.Error()
-		w.Data = map[string]any{"reason": string(e.Reason)}
+		row := Endings()[e.Reason]
+		w.Code, w.Message = row.W3C, e.Error()
+		w.Data = map[string]any{"reason": string(e.Reason), "retry": row.Retry}
 	}
 	return w.Answer()
 }
@@ -270,7 +279,7 @@ func endOf(err error) *EndError {
 		return &EndError{Reason: r, Detail: f.Message, cause: err}
 	case errors.Is(err, driverproxy.ErrHostLost), errors.Is(err, driverproxy.ErrClosed):
 		return &EndError{Reason: HostLost, cause: err}
-	case errors.Is(err, ErrLeaseLost):
+	case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrUnavailable):
 		return &EndError{Reason: LeaseLost, cause: err}
 	case errors.Is(err, errCancelled):
 		return &EndError{Reason: Cancelled, cause: err}

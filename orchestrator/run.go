@@ -12,6 +12,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 )
@@ -24,6 +25,7 @@ const (
 	captureLimit   = 60 * time.Second
 	stopLimit      = 20 * time.Second // recording's last bytes here
 	releaseLimit   = 20 * time.Second // device clean
+	forEver        = 100 * 365 * 24 * time.Hour
 	finishLimit    = 60 * time.Second // the ending stored
 )
 
@@ -42,7 +44,9 @@ func (o *Orchestrator) run(ctx context.Context, c Claim, claimed time.Time) {
 	}()
 	end, saved := o.line(ctx, l)
 	l.stop(end)
-	o.finish(ctx, l, end, saved)
+	if !end.again || !o.requeue(ctx, l) {
+		o.finish(ctx, l, end, saved)
+	}
 	release()
 	cancel(nil)
 	<-held
@@ -67,7 +71,10 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 	defer rec.seal(ctx)
 	dev, err := o.startDriver(ctx, l)
 	if err != nil {
-		return o.ended(ctx, l, "driver did not start", "", err), 0
+		end := o.ended(ctx, l, "driver did not start", "", err)
+		var f *wire.Failure
+		end.again = errors.As(err, &f) && f.Code == wire.FailureDevice
+		return end, 0
 	}
 	defer o.release(ctx, l, dev)
 	rec.ingest(ctx, dev)
@@ -75,7 +82,10 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 	if err := profile.restore(ctx, dev); err != nil {
 		return o.ended(ctx, l, "profile cannot be restored", "", err), 0
 	}
-	if err := o.deps.Sessions.Running(ctx, l.claim.Session, l.claim.Term, dev.Capabilities()); err != nil {
+	err = o.patiently(ctx, func() error {
+		return o.deps.Sessions.Running(ctx, l.claim.Session, l.claim.Term, dev.Capabilities())
+	})
+	if err != nil {
 		return o.ended(ctx, l, "session cannot be marked running", "", err), 0
 	}
 	l.emit(Event{Kind: EventRunning})
@@ -98,7 +108,7 @@ func (o *Orchestrator) ended(ctx context.Context, l *live, what string, as Reaso
 		err = context.Cause(ctx) // the stage only saw a cancelled context
 	}
 	end := endOf(err)
-	if end.Reason == Internal && as != "" {
+	if end.Reason == Internal && as != "" && !errors.Is(err, ErrUnavailable) {
 		end = &EndError{Reason: as, cause: err}
 	}
 	o.log.Warn(what, zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(err))
@@ -114,9 +124,18 @@ func cause(err error) zap.Field {
 	return zap.Error(err)
 }
 
-// cleanup is a context for undoing something: the session's cancellation does not reach it, a deadline does.
+// cleanup is a context for undoing something: the session's cancellation does not reach it, a deadline does, and the end
+// of the orchestrator's patience when it is stopped.
 func (o *Orchestrator) cleanup(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), limit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	go func() {
+		select {
+		case <-o.tired:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 func (o *Orchestrator) startDriver(ctx context.Context, l *live) (*driverproxy.Session, error) {
@@ -146,19 +165,44 @@ func (o *Orchestrator) release(ctx context.Context, l *live, dev *driverproxy.Se
 	}
 }
 
-// finish stores the ending. A database that is away is waited for, as long as the lease may still be ours.
+// patiently repeats a step that failed because the database was away, until ctx ends: an outage of seconds must not cost
+// a session its profile or its life.
+func (o *Orchestrator) patiently(ctx context.Context, step func() error) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = 2 * time.Second
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := step()
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+// requeue gives a session back whose device turned out to be taken: the next free one may have it.
+func (o *Orchestrator) requeue(ctx context.Context, l *live) bool {
+	ctx, cancel := o.cleanup(ctx, finishLimit)
+	defer cancel()
+	o.journal.flush(ctx)
+	again := false
+	err := o.patiently(ctx, func() (err error) {
+		again, err = o.deps.Sessions.Requeue(ctx, l.stamp(Event{Kind: EventRequeued}))
+		return err
+	})
+	if err != nil {
+		o.log.Warn("session could not be queued again", zap.String("session", l.claim.Session), zap.Error(err))
+	}
+	return again
+}
+
+// finish stores the ending. A database that is away is waited for.
 func (o *Orchestrator) finish(ctx context.Context, l *live, end *EndError, saved int64) {
 	ctx, cancel := o.cleanup(ctx, finishLimit)
 	defer cancel()
 	o.journal.flush(ctx)
-	last := l.last(end.Reason)
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := o.deps.Sessions.Finish(ctx, last, end.Detail, saved)
-		if errors.Is(err, ErrLeaseLost) {
-			return struct{}{}, backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	})
+	last := l.stamp(Event{Kind: EventEnded, Reason: end.Reason})
+	err := o.patiently(ctx, func() error { return o.deps.Sessions.Finish(ctx, last, end.Detail, saved) })
 	if err != nil {
 		o.log.Error("the ending could not be stored", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(err))
 		return
@@ -268,8 +312,10 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 	if l.claim.Profile == "" {
 		return p, nil
 	}
-	var err error
-	p.snapshot, p.current, err = o.deps.Profiles.Load(ctx, p.ref)
+	err := o.patiently(ctx, func() (err error) {
+		p.snapshot, p.current, err = o.deps.Profiles.Load(ctx, p.ref)
+		return err
+	})
 	return p, err
 }
 
@@ -325,6 +371,11 @@ func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.G
 	if err != nil {
 		return profilestate.Generation{}, profilestate.Counts{}, err
 	}
-	next, err := p.o.deps.Profiles.Commit(ctx, p.ref, p.current, snapshot, p.l.claim.Session, p.l.claim.Term)
+	// Committing again is safe: the compare-and-swap lets one of the attempts win.
+	var next profilestate.Generation
+	err = p.o.patiently(ctx, func() (err error) {
+		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.current, snapshot, p.l.claim.Session, p.l.claim.Term)
+		return err
+	})
 	return next, report.Counts(), err
 }

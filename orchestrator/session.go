@@ -3,7 +3,9 @@ package orchestrator
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -62,18 +64,22 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		QueueLimit: queueLimit,
 	}
 	// The same request can come as driftstack:options, past the control plane's own validation.
-	for field, bad := range map[string]bool{
-		"account":       len(r.Account) == 0 || len(r.Account) > 128,
-		"profile":       len(r.Profile) > 128,
-		"name":          len(r.Name) > 256,
-		"device.kind":   len(r.Device.Kind) > 64,
-		"device.model":  len(r.Device.Model) > 64,
-		"device.host":   len(r.Device.Host) > 63,
-		"device.labels": len(r.Device.Labels) > 32,
+	for _, f := range []struct {
+		name, text string
+		most       int
+	}{
+		{"account", r.Account, 128}, {"profile", r.Profile, 128}, {"name", r.Name, 256},
+		{"device.kind", r.Device.Kind, 64}, {"device.model", r.Device.Model, 64}, {"device.host", r.Device.Host, 63},
 	} {
-		if bad {
-			return s, &InvalidError{field, "empty or too long; the limits are in /openapi.json"}
+		if utf8.RuneCountInString(f.text) > f.most {
+			return s, &InvalidError{f.name, fmt.Sprintf("at most %d characters", f.most)}
 		}
+	}
+	if r.Account == "" {
+		return s, &InvalidError{"account", "name the account the session belongs to"}
+	}
+	if len(r.Device.Labels) > 32 {
+		return s, &InvalidError{"device.labels", "at most 32 labels"}
 	}
 	t := r.Timeouts
 	for _, n := range []int{t.IdleSeconds, t.MaxSeconds, t.CommandSeconds, t.QueueSeconds} {
@@ -81,10 +87,10 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 			return s, &InvalidError{"timeouts", "each is between 0 (the default) and 86400 seconds"}
 		}
 	}
-	if r.Capabilities == nil {
+	if len(r.Capabilities) == 0 {
 		return s, nil
 	}
-	body, err := json.Marshal(map[string]any{"capabilities": map[string]any{"alwaysMatch": r.Capabilities}})
+	body, err := json.Marshal(map[string]any{"capabilities": map[string]json.RawMessage{"alwaysMatch": r.Capabilities}})
 	if err != nil {
 		return s, &InvalidError{"capabilities", err.Error()}
 	}

@@ -108,7 +108,7 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		if c.JSON {
 			return p.object(t)
 		}
-		_, err = fmt.Fprintf(out, "On %s, before %s, run once:\n\n  driverhost --state-dir /var/lib/driftstack --join %s\n\nThe token works for one machine; keep it to yourself. Later starts need no token.\n",
+		_, err = fmt.Fprintf(out, "On %s, before %s, run this once, with the phone's own udid:\n\n  DRIFTSTACK_JOIN=%s \\\n    driverhost --state-dir /var/lib/driftstack --device \"name=phone-1,kind=safaridriver,model=iPhone 15,udid=…\"\n\nThe token works for one machine; keep it to yourself. Later starts need none.\n",
 			t.Name, t.ExpiresAt.Local().Format("15:04 MST"), t.Token)
 		return err
 	case "hosts ls":

@@ -96,6 +96,7 @@ func main() {
 			"Every flag can also be set as the environment variable shown beside it; the join token is better set there."))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := run(ctx, cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "driverhost:", err)
 		os.Exit(1)

@@ -39,6 +39,7 @@ func main() {
 			"Every flag can also be set as the environment variable shown beside it; secrets are better set there."))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	log, err := cfg.logger()
 	if err == nil {
 		err = run(ctx, cfg, log)
@@ -54,7 +55,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
-	store, err := pgstore.Open(ctx, cfg.DatabaseURL, log.Named("store"))
+	store, err := pgstore.Open(ctx, cfg.DatabaseURL, cfg.Name, log.Named("store"))
 	if err != nil {
 		return fmt.Errorf("--database-url: %w", err)
 	}

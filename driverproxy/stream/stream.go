@@ -145,9 +145,10 @@ func decode(b []byte) (request, error) {
 // Client is the client's end. Its methods may be called from many goroutines.
 type Client struct {
 	conn *socket.Conn
+	turn chan struct{} // holds a token while someone sends: a message and its number are one step
+	next uint64        // guarded by turn
 
-	mu      sync.Mutex // guards what follows, and keeps sending in order
-	next    uint64
+	mu      sync.Mutex // guards what follows; never held while something is sent, or answers would not be read
 	waiting map[string]chan response
 	err     error // set once, when the reader has stopped
 	done    chan struct{}
@@ -159,7 +160,7 @@ func Dial(ctx context.Context, url string, header http.Header) (*Client, error) 
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn, waiting: map[string]chan response{}, done: make(chan struct{})}
+	c := &Client{conn: conn, turn: make(chan struct{}, 1), waiting: map[string]chan response{}, done: make(chan struct{})}
 	go c.read()
 	return c, nil
 }
@@ -188,10 +189,13 @@ func (c *Client) Do(ctx context.Context, cmd webdriver.Command) (webdriver.Answe
 }
 
 func (c *Client) send(ctx context.Context, cmd webdriver.Command) (<-chan response, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-c.done:
 		return nil, c.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	c.next++
 	id := json.Number(fmt.Sprint(c.next))
@@ -199,11 +203,13 @@ func (c *Client) send(ctx context.Context, cmd webdriver.Command) (<-chan respon
 	if err != nil {
 		return nil, fmt.Errorf("stream: command: %w", err)
 	}
+	wait := make(chan response, 1)
+	c.mu.Lock()
+	c.waiting[id.String()] = wait
+	c.mu.Unlock()
 	if err := c.conn.WriteText(ctx, b); err != nil {
 		return nil, fmt.Errorf("stream: %w", err)
 	}
-	wait := make(chan response, 1)
-	c.waiting[id.String()] = wait
 	return wait, nil
 }
 

@@ -6,7 +6,10 @@
 // Out of scope: routes and status codes (package httpapi), W3C WebDriver messages (package webdriver).
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // SessionState is where a session is in its life; see the diagram in package orchestrator.
 type SessionState string
@@ -48,7 +51,7 @@ type DeviceWant struct {
 	Kind   string            `json:"kind,omitempty" maxLength:"64" doc:"Driver kind, for example safaridriver."`
 	Model  string            `json:"model,omitempty" maxLength:"64" doc:"Device model, for example iPhone 15."`
 	Host   string            `json:"host,omitempty" maxLength:"63"`
-	Labels map[string]string `json:"labels,omitempty" doc:"Labels that the device must carry with these values."`
+	Labels map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"Labels that the device must carry with these values."`
 }
 
 // Timeouts of one session. Zero or absent means the default.
@@ -61,13 +64,13 @@ type Timeouts struct {
 
 // CreateSession asks for a session.
 type CreateSession struct {
-	Account      string         `json:"account" minLength:"1" maxLength:"128" doc:"Account the session belongs to."`
-	Profile      string         `json:"profile,omitempty" maxLength:"128" doc:"Profile whose cookies and localStorage the session starts with and saves at its end."`
-	Name         string         `json:"name,omitempty" maxLength:"256"`
-	Device       DeviceWant     `json:"device,omitempty"`
-	Recording    *bool          `json:"recording,omitempty" doc:"Record the screen; default true."`
-	Timeouts     Timeouts       `json:"timeouts,omitempty"`
-	Capabilities map[string]any `json:"capabilities,omitempty" doc:"One W3C capability object for the driver."`
+	Account      string          `json:"account" minLength:"1" maxLength:"128" doc:"Account the session belongs to."`
+	Profile      string          `json:"profile,omitempty" maxLength:"128" doc:"Profile whose cookies and localStorage the session starts with and saves at its end."`
+	Name         string          `json:"name,omitempty" maxLength:"256"`
+	Device       DeviceWant      `json:"device,omitempty"`
+	Recording    *bool           `json:"recording,omitempty" doc:"Record the screen; default true."`
+	Timeouts     Timeouts        `json:"timeouts,omitempty"`
+	Capabilities json.RawMessage `json:"capabilities,omitempty" doc:"One W3C capability object for the driver; it is not kept once the session runs."`
 }
 
 // SessionList is one page of sessions, newest first.

@@ -126,12 +126,22 @@ func (c *Client) Events(ctx context.Context, id string, after int64) ([]api.Even
 }
 
 // Follow calls each with every event after a seq, old and new, until the session has ended, each fails or ctx ends. A
-// broken connection is dialled again and goes on where it was.
+// connection that breaks is dialled again and goes on where it was, for up to a minute; one that cannot be made at first is an
+// error.
 func (c *Client) Follow(ctx context.Context, id string, after int64, each func(api.Event) error) error {
-	for {
-		ended, err := c.follow(ctx, id, &after, each)
+	var broken error // why there is no connection now
+	for began, retry := time.Now(), false; ; retry = true {
+		ended, err := c.follow(ctx, id, &after, func(e api.Event) error {
+			broken = nil
+			return each(e)
+		}, &broken)
 		if ended || err != nil {
 			return err
+		}
+		if broken == nil {
+			began = time.Now()
+		} else if !retry || time.Since(began) > time.Minute {
+			return broken
 		}
 		select {
 		case <-ctx.Done():
@@ -141,7 +151,7 @@ func (c *Client) Follow(ctx context.Context, id string, after int64, each func(a
 	}
 }
 
-func (c *Client) follow(ctx context.Context, id string, after *int64, each func(api.Event) error) (ended bool, err error) {
+func (c *Client) follow(ctx context.Context, id string, after *int64, each func(api.Event) error, broken *error) (ended bool, err error) {
 	req, err := c.request(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(id)+"/events?follow=true", nil)
 	if err != nil {
 		return false, err
@@ -150,16 +160,22 @@ func (c *Client) follow(ctx context.Context, id string, after *int64, each func(
 	req.Header.Set("Last-Event-ID", strconv.FormatInt(*after, 10))
 	resp, err := c.http.Do(req)
 	if err != nil {
+		*broken = err
 		return false, ctx.Err() // dialled again, unless the caller is done
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusNoContent:
+		return true, nil // it has ended, and there is nothing after
+	case resp.StatusCode != http.StatusOK:
 		p := problem(resp)
 		if p.Status >= 500 || p.Status == http.StatusTooManyRequests {
+			*broken = p
 			return false, nil
 		}
 		return false, p
 	}
+	*broken = nil
 	for m, err := range sse.Read(resp.Body, nil) {
 		if err != nil {
 			return false, ctx.Err()

@@ -17,6 +17,7 @@ import (
 )
 
 const (
+	bodyLimit      = 5 * time.Minute // for the whole body: 100 MiB over a slow line
 	newSessionBody = 1 << 20
 	commandBody    = wire.MaxMessage - 1<<17 // room for the frame around it
 )
@@ -52,18 +53,12 @@ func isDriverPath(path string) bool {
 func (s *server) status(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
-	devices, err := s.Store.Devices(ctx)
-	free := 0
-	for _, d := range devices {
-		if d.State == string(wire.DeviceReady) && d.Session == "" {
-			free++
-		}
-	}
-	v := map[string]any{"ready": free > 0, "message": "devices are free"}
+	free, err := s.Store.DeviceFree(ctx)
+	v := map[string]any{"ready": free, "message": "devices are free"}
 	switch {
 	case err != nil:
 		v["message"] = "the database cannot be reached"
-	case free == 0:
+	case !free:
 		v["message"] = "no device is free; a new session would be queued"
 	}
 	a, err := webdriver.ValueAnswer(v)
@@ -131,17 +126,14 @@ func parseNewSession(b []byte) (api.CreateSession, error) {
 			return req, &orchestrator.InvalidError{Field: webdriver.OptionsName, Problem: strings.TrimPrefix(err.Error(), "json: ")}
 		}
 	}
-	if req.Capabilities != nil {
+	if len(req.Capabilities) > 0 {
 		return req, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".capabilities", Problem: "capabilities go beside the options, not into them"}
 	}
 	if req.Account == "" {
 		return req, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".account", Problem: `name the account: {"driftstack:options": {"account": "…"}}`}
 	}
-	picked, err := n.Match()
-	if err != nil {
-		return req, err
-	}
-	return req, json.Unmarshal(picked, &req.Capabilities)
+	req.Capabilities, err = n.Match()
+	return req, err
 }
 
 // sessionNotCreated answers New Session with the status of the problem and a body that every client understands.
@@ -154,7 +146,7 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 	var end *orchestrator.EndError
 	if errors.As(err, &end) {
 		row := orchestrator.Endings()[end.Reason]
-		writeW3C(w, row.HTTP, webdriver.SessionNotCreated, end.Error())
+		writeNotCreated(w, row.HTTP, end.Error(), map[string]any{"reason": string(end.Reason), "retry": row.Retry})
 		return
 	}
 	var invalid *orchestrator.InvalidError
@@ -166,7 +158,15 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 		w.Header().Set("Retry-After", seconds(after))
 	}
 	p := problemOf(err, s.Log)
-	writeW3C(w, p.Status, webdriver.SessionNotCreated, p.Detail)
+	writeNotCreated(w, p.Status, p.Detail, map[string]any{"reason": p.Type})
+}
+
+// writeNotCreated answers with a status of at most 500, which is W3C's for "session not created": released Selenium clients
+// for Python take every status above for success.
+func writeNotCreated(w http.ResponseWriter, status int, message string, data map[string]any) {
+	a := (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: message, Data: data}).Answer()
+	a.Status = min(status, http.StatusInternalServerError)
+	writeAnswer(w, a)
 }
 
 func (s *server) deleteSession(w http.ResponseWriter, r *http.Request) {
@@ -182,7 +182,11 @@ func (s *server) command(w http.ResponseWriter, r *http.Request, path string) {
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
+	// A body that trickles in holds nobody up for ever; the answer's writer sets no deadline of its own.
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(bodyLimit)) // not every server has one
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	_ = c.SetReadDeadline(time.Time{})
 	if err != nil {
 		writeW3C(w, http.StatusBadRequest, webdriver.InvalidArgument, "the request body cannot be read: "+err.Error())
 		return nil, false

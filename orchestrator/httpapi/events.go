@@ -3,7 +3,9 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -29,10 +31,17 @@ func (s *server) events(ctx context.Context, in *struct {
 	Limit       int   `query:"limit" minimum:"1" maximum:"1000" default:"500" doc:"Events at most; not for follow."`
 	LastEventID int64 `header:"Last-Event-ID" minimum:"0" doc:"As after; sent by clients that come back."`
 }) (*huma.StreamResponse, error) {
-	if _, err := s.Store.Get(ctx, in.ID); err != nil {
+	v, err := s.Store.Get(ctx, in.ID)
+	if err != nil {
 		return nil, s.problem(err)
 	}
 	after := max(in.After, in.LastEventID)
+	if in.Follow && v.State == api.Ended {
+		// An EventSource comes back after every end of a stream; 204 tells it to stop.
+		if list, err := s.Store.Events(ctx, in.ID, after, 1); err == nil && len(list) == 0 {
+			return &huma.StreamResponse{Body: func(hc huma.Context) { hc.SetStatus(http.StatusNoContent) }}, nil
+		}
+	}
 	if in.Follow {
 		return &huma.StreamResponse{Body: func(hc huma.Context) { s.follow(hc, in.ID, after) }}, nil
 	}
@@ -73,8 +82,8 @@ func (s *server) follow(hc huma.Context, session string, after int64) {
 		return
 	}
 	for {
-		list, err := s.Store.Events(ctx, session, after, eventsPage)
-		if err != nil && ctx.Err() != nil {
+		list, over := s.page(ctx, session, after)
+		if over {
 			return
 		}
 		for _, e := range list {
@@ -105,6 +114,34 @@ func (s *server) follow(hc huma.Context, session string, after int64) {
 		case <-tick.C:
 		}
 	}
+}
+
+// page is the next stretch of a log; over says that there will be none. The session is looked at before its log, so that
+// what it logged last is not missed.
+func (s *server) page(ctx context.Context, session string, after int64) (list []api.Event, over bool) {
+	call, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	v, err := s.Store.Get(call, session)
+	if err == nil {
+		list, err = s.Store.Events(call, session, after, eventsPage)
+	}
+	if err != nil { // a database that is away is waited for
+		return nil, ctx.Err() != nil || errors.Is(err, orchestrator.ErrNotFound)
+	}
+	return list, v.State == api.Ended && len(list) == 0
+}
+
+// describeEvents documents what huma cannot see of a streamed answer.
+func describeEvents(doc *huma.OpenAPI) {
+	log := doc.Components.Schemas.Schema(reflect.TypeFor[api.EventList](), true, "EventList")
+	doc.Paths["/v1/sessions/{id}/events"].Get.Responses["200"] = &huma.Response{
+		Description: "The log, or with follow a stream whose events have the seq as id, the kind as event and an Event as data.",
+		Content: map[string]*huma.MediaType{
+			"application/json":  {Schema: log},
+			"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}},
+		},
+	}
+	doc.Paths["/v1/sessions/{id}/events"].Get.Responses["204"] = &huma.Response{Description: "There is nothing after it, and there never will be."}
 }
 
 func message(e api.Event) (*sse.Message, error) {

@@ -60,7 +60,7 @@ func newRig(t *testing.T, devices, queueLimit int) *rig {
 	log := zap.NewNop()
 	r := &rig{drivers: make(chan *drivertest.Driver, 64)}
 	var err error
-	if r.store, err = pgstore.Open(ctx, postgres.Database(t), log); err != nil {
+	if r.store, err = pgstore.Open(ctx, postgres.Database(t), "test", log); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.store.Close)

@@ -43,8 +43,8 @@ type Presigner interface {
 
 type server struct{ Config }
 
-// callLimit bounds a request that waits for nothing but the database.
-const callLimit = 30 * time.Second
+// callLimit bounds a request of the control plane; the longest are those that wait for a state, for up to 30 s.
+const callLimit = 45 * time.Second
 
 // New returns the handler of the public listener.
 func New(cfg Config) http.Handler {
@@ -80,6 +80,7 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/sessions/{id}", "get-session", "Get a session, or wait for a state of it", 0, s.getSession)
 	reg(a, http.MethodDelete, "/v1/sessions/{id}", "cancel-session", "End a session", http.StatusAccepted, s.cancelSession)
 	reg(a, http.MethodGet, "/v1/sessions/{id}/events", "session-events", "Read or follow a session's log", 0, s.events)
+	describeEvents(a.OpenAPI())
 	reg(a, http.MethodGet, "/v1/sessions/{id}/recording", "session-recording", "Where a session's recording is", 0, s.recording)
 	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
@@ -97,7 +98,11 @@ func reg[I, O any](a huma.API, method, path, id, summary string, status int, h f
 	huma.Register(a, huma.Operation{
 		OperationID: id, Method: method, Path: path, Summary: summary, DefaultStatus: status,
 		MaxBodyBytes: 1 << 20, BodyReadTimeout: callLimit,
-	}, h)
+	}, func(ctx context.Context, in *I) (*O, error) {
+		ctx, cancel := context.WithTimeout(ctx, callLimit)
+		defer cancel()
+		return h(ctx, in)
+	})
 }
 
 // authenticate lets the service token through, as bearer or as the password of basic authentication, which is how grid
@@ -119,6 +124,7 @@ func (s *server) authenticate(next http.Handler) http.Handler {
 			return
 		}
 		const detail = "send the service token: Authorization: Bearer TOKEN, or basic authentication with the token as password"
+		w.Header().Set("Connection", "close") // nobody reads the body of a stranger
 		w.Header().Add("WWW-Authenticate", `Bearer realm="driftstack"`)
 		w.Header().Add("WWW-Authenticate", `Basic realm="driftstack"`)
 		if isDriverPath(r.URL.Path) {
@@ -214,7 +220,8 @@ func (s *server) recording(ctx context.Context, in *struct {
 		}
 		expires := s.Now().Add(ttl)
 		if c.URL, err = s.Recordings.URL(ctx, place.Region(c.Region), key, ttl); err != nil {
-			return nil, s.problem(err)
+			s.Log.Warn("no URL of a copy", zap.String("region", c.Region), zap.Error(err)) // the other one may have one
+			continue
 		}
 		c.ExpiresAt = &expires
 	}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/driftstack/fleet/driverproxy/stream"
@@ -12,7 +13,9 @@ import (
 // stream is the websocket of a client's driver commands.
 func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	v, err := s.Store.Get(r.Context(), id)
+	ctx, cancel := context.WithTimeout(r.Context(), callLimit)
+	v, err := s.Store.Get(ctx, id)
+	cancel()
 	if err != nil {
 		writeProblem(w, problemOf(err, s.Log))
 		return

@@ -33,19 +33,20 @@ ses AS (
     RETURNING sessions.*),
 evt AS (
     INSERT INTO session_events (session, seq, at, kind, term)
-    SELECT id, 2, now(), 'starting', term FROM ses)
+    SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'starting', term FROM ses
+    RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, pg_notify('` + chanSession + `', id) IS NULL
+       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL
 FROM ses`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
-	c := orchestrator.Claim{LastEvent: 2}
+	var c orchestrator.Claim
 	var caps string
 	var idle, maximum, command int
 	var ignore bool
 	err := s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()).Scan(&c.Session, &c.Term, &c.Account, &c.Profile,
-		&c.Host, &c.Device, &c.Recording, &c.Placement, &caps, &idle, &maximum, &command, &ignore)
+		&c.Host, &c.Device, &c.Recording, &c.Placement, &caps, &idle, &maximum, &command, &c.LastEvent, &ignore)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return c, false, nil
 	}
@@ -75,7 +76,7 @@ func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.
 // Running implements orchestrator.SessionStore.
 func (s *Store) Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error {
 	return s.fenced(ctx, `
-		WITH s AS (UPDATE sessions SET state = 'running', running_at = now(), caps = $3
+		WITH s AS (UPDATE sessions SET state = 'running', running_at = now(), caps = $3, want_caps = NULL
 		           WHERE id = $1 AND term = $2 AND state = 'starting' RETURNING id)
 		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term, jsonOrNull(capabilities))
 }
@@ -91,7 +92,8 @@ func (s *Store) Finishing(ctx context.Context, session string, term int64) error
 // Finish implements orchestrator.SessionStore.
 func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail string, generation int64) error {
 	return s.fenced(ctx, `
-		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL
+		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL,
+		                              want_caps = NULL, caps = NULL
 		           WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING id),
 		     d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
 		     e AS (INSERT INTO session_events (session, seq, at, kind, term, reason)
@@ -100,14 +102,28 @@ func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail stri
 		last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
 }
 
+// Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host
+// says otherwise.
+func (s *Store) Requeue(ctx context.Context, last orchestrator.Event) (again bool, err error) {
+	err = s.pool.QueryRow(ctx, `
+		WITH s AS (UPDATE sessions SET state = 'queued', holder = '', lease_until = NULL, host = '', device = '', started_at = NULL
+		           WHERE id = $1 AND term = $2 AND state = 'starting' AND NOT cancelled AND queue_until > now() RETURNING id),
+		     d AS (UPDATE devices SET session = NULL, state = CASE state WHEN 'ready' THEN 'busy' ELSE state END
+		           WHERE session IN (SELECT id FROM s)),
+		     e AS (INSERT INTO session_events (session, seq, at, kind, term) SELECT id, $3, $4, $5, $2 FROM s),
+		     n AS (SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s)
+		SELECT EXISTS (SELECT FROM n)`, last.Session, last.Term, last.Seq, last.At, string(last.Kind)).Scan(&again)
+	return again, unavailable(err)
+}
+
 // Cancel implements orchestrator.SessionStore.
 func (s *Store) Cancel(ctx context.Context, session string) error {
 	var found bool
 	err := s.pool.QueryRow(ctx, `
 		WITH s AS (SELECT id, state FROM sessions WHERE id = $1 FOR UPDATE),
-		     q AS (UPDATE sessions SET state = 'ended', reason = 'cancelled', ended_at = now() FROM s
+		     q AS (UPDATE sessions SET state = 'ended', reason = 'cancelled', ended_at = now(), want_caps = NULL FROM s
 		           WHERE sessions.id = s.id AND s.state = 'queued' RETURNING sessions.id),
-		     e AS (INSERT INTO session_events (session, seq, at, kind, reason) SELECT id, 2, now(), 'ended', 'cancelled' FROM q),
+		     e AS (INSERT INTO session_events (session, seq, at, kind, reason) SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = q.id), now(), 'ended', 'cancelled' FROM q),
 		     r AS (UPDATE sessions SET cancelled = true FROM s
 		           WHERE sessions.id = s.id AND s.state NOT IN ('queued', 'ended') RETURNING sessions.id),
 		     n AS (SELECT pg_notify('`+chanCancel+`', id) FROM r UNION ALL SELECT pg_notify('`+chanSession+`', id) FROM q)
@@ -130,7 +146,7 @@ func (s *Store) Reap(ctx context.Context) (int, error) {
 		       OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now())
 		    FOR UPDATE SKIP LOCKED),
 		s AS (
-		    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL,
+		    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,
 		           reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END
 		    FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
 		d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),

@@ -13,7 +13,9 @@ import (
 // fits is the one place that says which devices (d) a session's wants fit. Arguments: kind, model, host, labels.
 const fits = `($3 = '' OR d.kind = $3) AND ($4 = '' OR d.model = $4) AND ($5 = '' OR d.host = $5) AND d.labels @> $6`
 
-// createSQL admits and queues in one statement: what it checks is what it inserts upon.
+// createSQL admits and queues in one statement. Account, profile and device are checked as they are inserted upon; the
+// room in the queue is counted as it was when the statement began, so that creates at the same moment may go over it by as
+// many as they are.
 const createSQL = `
 WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
      pro AS (SELECT id FROM profiles WHERE id = $7 AND account = $2),
@@ -25,12 +27,13 @@ WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
                                    recording, placement, idle_seconds, max_seconds, command_seconds, queue_until)
              SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14)
              FROM acc, chk WHERE profile AND device AND room
-             RETURNING id),
+             RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins)
-SELECT account, profile, device, room, (SELECT pg_notify('` + chanQueue + `', '') FROM ins) IS NULL FROM chk`
+SELECT account, profile, device, room, (SELECT created_at FROM ins), (SELECT pg_notify('` + chanQueue + `', '') FROM ins) IS NULL FROM chk`
 
 // Create implements orchestrator.SessionStore.
-func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) error {
+func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Time, error) {
+	var at *time.Time
 	var account, profile, device, room, ignore bool
 	labels := n.Want.Labels
 	if labels == nil {
@@ -39,22 +42,22 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) error {
 	err := s.pool.QueryRow(ctx, createSQL, n.ID, n.Account, n.Want.Kind, n.Want.Model, n.Want.Host, labels,
 		n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit,
-	).Scan(&account, &profile, &device, &room, &ignore)
+	).Scan(&account, &profile, &device, &room, &at, &ignore)
 	switch {
 	case violates(err, "sessions_profile"):
-		return &orchestrator.ProfileHeldError{Profile: n.Profile, Holder: s.holder(ctx, n.Profile)}
+		return time.Time{}, &orchestrator.ProfileHeldError{Profile: n.Profile, Holder: s.holder(ctx, n.Profile)}
 	case err != nil:
-		return unavailable(err)
+		return time.Time{}, unavailable(err)
 	case !account:
-		return &orchestrator.InvalidError{Field: "account", Problem: "no such account; create it with PUT /v1/accounts/{id}"}
+		return time.Time{}, &orchestrator.InvalidError{Field: "account", Problem: "no such account; create it with PUT /v1/accounts/{id}"}
 	case !profile:
-		return &orchestrator.InvalidError{Field: "profile", Problem: "the account has no such profile; create one with POST /v1/profiles"}
+		return time.Time{}, &orchestrator.InvalidError{Field: "profile", Problem: "the account has no such profile; create one with POST /v1/profiles"}
 	case !device:
-		return orchestrator.ErrNoSuchDevice
+		return time.Time{}, orchestrator.ErrNoSuchDevice
 	case !room:
-		return &orchestrator.QueueFullError{Limit: n.QueueLimit, RetryAfter: 5 * time.Second}
+		return time.Time{}, &orchestrator.QueueFullError{Limit: n.QueueLimit, RetryAfter: 5 * time.Second}
 	}
-	return nil
+	return *at, nil // it was inserted: nothing above says why not
 }
 
 // holder is the session that uses a profile; it may have ended a moment ago.

@@ -166,8 +166,9 @@ func (s *Store) HostByAddr(ctx context.Context, addr netip.Addr) (string, error)
 func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `
-			UPDATE hosts SET connected = true, reason = '', seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
-			WHERE name = $1`, hello.Host); err != nil {
+			WITH h AS (UPDATE hosts SET reason = '', seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
+			           WHERE name = $1 RETURNING name)
+			INSERT INTO host_links (host, orchestrator) SELECT name, $2 FROM h ON CONFLICT DO NOTHING`, hello.Host, s.name); err != nil {
 			return err
 		}
 		names := make([]string, 0, len(hello.Devices))
@@ -215,29 +216,40 @@ func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) e
 // stored now only shows.
 func (s *Store) HostDown(ctx context.Context, host string, cause error) {
 	err := unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `UPDATE hosts SET connected = false, reason = $2, seen_at = now() WHERE name = $1`, host, cause.Error()); err != nil {
+		if _, err := tx.Exec(ctx, `
+			WITH h AS (UPDATE hosts SET reason = $2, seen_at = now() WHERE name = $1)
+			DELETE FROM host_links WHERE host = $1 AND orchestrator = $3`, host, cause.Error(), s.name); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE devices SET state = 'offline', reason = 'host is down' WHERE host = $1 AND state <> 'quarantined'`, host)
-		return err
+		return offline(ctx, tx)
 	}))
 	if err != nil {
 		s.log.Warn("a host that went down is not stored as such", zap.String("host", host), zap.Error(err))
 	}
 }
 
-// AllHostsDown says that no host is connected: what an orchestrator knows at its start.
+// AllHostsDown says that no host is connected to this orchestrator: what it knows at its start.
 func (s *Store) AllHostsDown(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, `
-		WITH d AS (UPDATE devices SET state = 'offline', reason = 'host is down' WHERE state <> 'quarantined')
-		UPDATE hosts SET connected = false, reason = 'orchestrator started' WHERE connected`)
-	return unavailable(err)
+	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `DELETE FROM host_links WHERE orchestrator = $1`, s.name); err != nil {
+			return err
+		}
+		return offline(ctx, tx)
+	}))
+}
+
+// offline marks the devices of hosts that no orchestrator is connected to.
+func offline(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `
+		UPDATE devices d SET state = 'offline', reason = 'host is down'
+		WHERE state NOT IN ('quarantined', 'offline') AND NOT EXISTS (SELECT FROM host_links l WHERE l.host = d.host)`)
+	return err
 }
 
 // Hosts lists every host.
 func (s *Store) Hosts(ctx context.Context) ([]api.Host, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT name, number, public_key IS NOT NULL, connected, reason, seen_at, created_at,
+		SELECT name, number, public_key IS NOT NULL, EXISTS (SELECT FROM host_links l WHERE l.host = hosts.name), reason, seen_at, created_at,
 		       (SELECT count(*) FROM devices d WHERE d.host = hosts.name), join_expires_at
 		FROM hosts ORDER BY name`)
 	if err != nil {
@@ -267,6 +279,13 @@ func (s *Store) Hosts(ctx context.Context) ([]api.Host, error) {
 		return h, err
 	})
 	return list, unavailable(err)
+}
+
+// DeviceFree says whether any device could take a session now.
+func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
+	var free bool
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM devices WHERE state = 'ready' AND session IS NULL)`).Scan(&free)
+	return free, unavailable(err)
 }
 
 // Devices lists every device.

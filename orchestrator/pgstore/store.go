@@ -1,7 +1,8 @@
 // Package pgstore holds all SQL of the project: sessions and their leases, events, accounts, profiles' metadata, hosts
 // and devices, recordings' states. Every write that belongs to a running session is fenced by its term.
 //
-// Out of scope: payload. No table has a column for a URL, a cookie or a script.
+// Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
+// kept until the session runs, and what the driver matched while it runs.
 package pgstore
 
 import (
@@ -36,11 +37,13 @@ const (
 // Store is the database. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
+	name string // of this orchestrator
 	log  *zap.Logger
 }
 
-// Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it.
-func Open(ctx context.Context, dsn string, log *zap.Logger) (*Store, error) {
+// Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
+// this orchestrator's, unique among its replicas.
+func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
@@ -56,7 +59,7 @@ func Open(ctx context.Context, dsn string, log *zap.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	s := &Store{pool: pool, log: log}
+	s := &Store{pool: pool, name: name, log: log}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
 		return nil, err

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { os.Exit(postgres.Run(m)) }
 func open(t *testing.T, devices int) *pgstore.Store {
 	t.Helper()
 	ctx := t.Context()
-	s, err := pgstore.Open(ctx, postgres.Database(t), zap.NewNop())
+	s, err := pgstore.Open(ctx, postgres.Database(t), "eu-1", zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func wish(account string) orchestrator.NewSession {
 
 func mustCreate(t *testing.T, s *pgstore.Store, n orchestrator.NewSession) {
 	t.Helper()
-	if err := s.Create(t.Context(), n); err != nil {
+	if _, err := s.Create(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -121,7 +121,7 @@ func TestCreateRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := wish("a")
 			c.change(&n)
-			if err := s.Create(t.Context(), n); !c.is(err) {
+			if _, err := s.Create(t.Context(), n); !c.is(err) {
 				t.Fatalf("got %v", err)
 			}
 			if _, err := s.Get(t.Context(), n.ID); !errors.Is(err, orchestrator.ErrNotFound) {
@@ -143,7 +143,7 @@ func TestProfileHasOneWriter(t *testing.T) {
 		group.Go(func() {
 			n := wish("a")
 			n.Profile = p.ID
-			err := s.Create(context.Background(), n)
+			_, err := s.Create(context.Background(), n)
 			var held *orchestrator.ProfileHeldError
 			switch {
 			case err == nil:

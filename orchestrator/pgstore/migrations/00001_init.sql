@@ -32,10 +32,16 @@ CREATE TABLE hosts (
     join_expires_at timestamptz,
     public_key      text UNIQUE,
     psk             bytea,
-    connected       boolean NOT NULL DEFAULT false,
     reason          text NOT NULL DEFAULT '',
     seen_at         timestamptz,
     created_at      timestamptz NOT NULL DEFAULT now()
+);
+
+-- Which orchestrators a host has a control socket to. Each touches its own rows only.
+CREATE TABLE host_links (
+    host         text NOT NULL REFERENCES hosts ON DELETE CASCADE,
+    orchestrator text NOT NULL,
+    PRIMARY KEY (host, orchestrator)
 );
 
 -- state is what the host says; session is our claim. A device is free when it is ready and unclaimed.
@@ -65,7 +71,7 @@ CREATE TABLE sessions (
     want_model      text NOT NULL DEFAULT '',
     want_host       text NOT NULL DEFAULT '',
     want_labels     jsonb NOT NULL DEFAULT '{}',
-    want_caps       jsonb,
+    want_caps       jsonb, -- until it runs
     recording       boolean NOT NULL,
     placement       text NOT NULL CHECK (placement IN ('eu', 'replicated')),
     idle_seconds    integer NOT NULL,
@@ -82,7 +88,7 @@ CREATE TABLE sessions (
     host            text NOT NULL DEFAULT '',
     device          text NOT NULL DEFAULT '',
     generation      bigint NOT NULL DEFAULT 0,
-    caps            jsonb,
+    caps            jsonb, -- while it runs
     created_at      timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
     running_at      timestamptz,
@@ -91,6 +97,8 @@ CREATE TABLE sessions (
     CHECK ((state = 'ended') = (ended_at IS NOT NULL))
 );
 CREATE INDEX sessions_queue ON sessions (created_at, id) WHERE state = 'queued';
+CREATE INDEX sessions_queue_until ON sessions (queue_until) WHERE state = 'queued';
+CREATE INDEX sessions_by_profile ON sessions (profile, created_at DESC, id DESC) WHERE profile IS NOT NULL;
 CREATE INDEX sessions_lease ON sessions (lease_until) WHERE state IN ('starting', 'running', 'finishing');
 CREATE INDEX sessions_list ON sessions (created_at DESC, id DESC);
 CREATE INDEX sessions_account ON sessions (account, created_at DESC, id DESC);
@@ -151,5 +159,5 @@ CREATE TABLE recording_copies (
 );
 
 -- +goose Down
-DROP TABLE recording_copies, recordings, session_events, sessions, devices, hosts, profiles, accounts;
+DROP TABLE recording_copies, recordings, session_events, sessions, devices, host_links, hosts, profiles, accounts;
 DROP SEQUENCE host_numbers;
