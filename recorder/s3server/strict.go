@@ -2,6 +2,7 @@ package s3server
 
 import (
 	"bytes"
+	"context"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -209,6 +210,8 @@ type Front struct {
 	done   chan struct{}
 }
 
+const closeWithin = 2 * time.Second
+
 // StartFront listens until Close.
 func StartFront(endpoint string) (*Front, error) {
 	strict, err := NewStrict(endpoint)
@@ -232,6 +235,11 @@ func (f *Front) Endpoint() string { return "http://" + f.addr }
 
 // Close ends it and every connection.
 func (f *Front) Close() {
+	// A connection whose request was refused before its end lingers for half a second: wait for it, so that nothing is
+	// left running, but not for one that hangs.
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	_ = f.server.Shutdown(ctx)
 	_ = f.server.Close()
 	<-f.done
 	f.proxy.Transport.(*http.Transport).CloseIdleConnections()
