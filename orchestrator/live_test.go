@@ -198,25 +198,79 @@ func TestUnknownCommandsDoNotReachTheDriver(t *testing.T) {
 }
 
 func TestClosingTheLastWindowCompletesTheSession(t *testing.T) {
-	windows := []string{"w1", "w2"}
+	windows, current := []string{"w1", "w2"}, "w1"
+	closed := 0
 	d := &scripted{answer: func(_ context.Context, c webdriver.Command) (webdriver.Answer, error) {
-		if c.Method == "DELETE" {
-			windows = windows[1:]
+		gone := (&webdriver.Error{Code: webdriver.NoSuchWindow}).Answer()
+		switch i := slices.Index(windows, current); {
+		case c.Path == "/window/handles":
+			return webdriver.ValueAnswer(windows)
+		case c.Method == "POST":
+			current = "w2"
+			return null(), nil
+		case i < 0:
+			return gone, nil
+		case c.Method == "GET":
+			return webdriver.ValueAnswer(current)
+		default:
+			closed++
+			windows = slices.Delete(windows, i, i+1)
+			return webdriver.ValueAnswer(windows)
 		}
-		return webdriver.ValueAnswer(windows)
 	}}
 	end, _ := served(t, d, func(ctx context.Context, l *live) {
 		l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"})
 		if len(windows) != 1 {
 			t.Error("the first window was not closed")
 		}
+		// Closing what is closed already is an error of the client's, and ends nothing.
+		if a := l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"}); a.Status != 404 {
+			t.Errorf("answer %d %s", a.Status, a.Body)
+		}
+		l.do(ctx, post("/window", `{"handle":"w2"}`))
 		if a := l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"}); string(a.Body) != `{"value":[]}` {
 			t.Errorf("answer %s", a.Body)
 		}
 	})
-	if end.Reason != Completed || len(windows) != 1 {
+	if end.Reason != Completed || len(windows) != 1 || closed != 1 {
 		t.Fatalf("ended with %s, %d windows: the last one is needed to capture the profile", end.Reason, len(windows))
 	}
+}
+
+// A window that does not answer is asked within the command's time, not for ever.
+func TestClosingAWindowIsBounded(t *testing.T) {
+	end, _ := served(t, takes(time.Hour), func(ctx context.Context, l *live) {
+		l.do(ctx, webdriver.Command{Method: "DELETE", Path: "/window"})
+	})
+	if end.Reason != CommandDeadline {
+		t.Fatalf("ended with %s", end.Reason)
+	}
+}
+
+// A database that does not take events must not keep a session from ending.
+func TestFullJournalDoesNotHoldTheEnd(t *testing.T) {
+	j := newJournal(&memory{}, zap.NewNop()) // nobody runs it
+	l := newLive(Claim{Session: "s"}, j, time.Now)
+	writing := make(chan struct{})
+	go func() {
+		close(writing)
+		for range cap(j.in) + 1 {
+			l.emit(Event{Kind: EventCommand})
+		}
+	}()
+	<-writing
+	stopped := make(chan struct{})
+	go func() {
+		l.stop(endWith(Cancelled, nil))
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(10 * time.Second):
+		t.Fatal("stop waits for the journal")
+	}
+	<-l.closed
+	close(j.done) // lets the writer go
 }
 
 func TestVisitedPages(t *testing.T) {

@@ -77,6 +77,27 @@ func TestAnswersComeInOrderAndToTheirCommands(t *testing.T) {
 	}
 }
 
+// Commands and answers that are larger than what the sockets hold must not wait for one another.
+func TestManyLargeCommandsAtOnce(t *testing.T) {
+	large := strings.Repeat("x", 1<<20)
+	c := dial(t, serve(t, func(webdriver.Command) webdriver.Answer {
+		a, _ := webdriver.ValueAnswer(large)
+		return a
+	}))
+	body := []byte(`"` + large[:128<<10] + `"`)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var group sync.WaitGroup
+	for range pipeline + 16 {
+		group.Go(func() {
+			if a, err := c.Do(ctx, webdriver.Command{Method: "POST", Path: "/execute/sync", Body: body}); err != nil || a.Status != 200 {
+				t.Errorf("%d, %v", a.Status, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
 func TestQuitClosesTheSocket(t *testing.T) {
 	c := dial(t, serve(t, echo))
 	if _, err := c.Do(t.Context(), webdriver.Command{Method: "DELETE"}); err != nil {

@@ -337,6 +337,12 @@ func TestFollowResumes(t *testing.T) {
 	if last.Kind != "ended" || last.Reason != "completed" {
 		t.Errorf("the log ends with %+v", last)
 	}
+	// Who comes back to a log that is over is told so, and does not wait for more.
+	resp, _ := r.call(t, "GET", "/v1/sessions/"+s.ID+"/events?follow=true", "", func(q *http.Request) { q.Header.Set("Last-Event-ID", fmt.Sprint(last.Seq)) })
+	if resp.StatusCode != http.StatusNoContent {
+		t.Errorf("after the end: %d", resp.StatusCode)
+	}
+	must(t, r.client.Follow(t.Context(), s.ID, last.Seq, func(api.Event) error { return errors.New("an event after the end") }))
 	for i, seq := range seen {
 		if seq != int64(i+1) {
 			t.Fatalf("sequence %v: not one after the other", seen)
@@ -348,6 +354,32 @@ func TestFollowResumes(t *testing.T) {
 	must(t, err)
 	if len(all) != len(seen) || strings.Contains(string(b), "secret") {
 		t.Errorf("%d events, %d followed: %s", len(all), len(seen), b)
+	}
+}
+
+func TestFollowSaysThatNobodyIsThere(t *testing.T) {
+	c, err := client.New("http://127.0.0.1:1", token)
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := c.Follow(ctx, "s", 0, func(api.Event) error { return nil }); err == nil || ctx.Err() != nil {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// The driver gets a customer's capabilities as they were written, and they are not kept once it has them.
+func TestCapabilitiesAreForTheDriver(t *testing.T) {
+	r := newRig(t, 1, 10)
+	const number = `9007199254740993`
+	s := r.running(t, api.CreateSession{Capabilities: json.RawMessage(`{"vendor:number":` + number + `}`)})
+	d := <-r.drivers
+	if asked := string(d.Asked()); strings.Contains(asked, "vendor") && !strings.Contains(asked, number) {
+		t.Errorf("the driver was asked for %s", asked)
+	}
+	must(t, second(r.client.Do(t.Context(), s.ID, webdriver.Command{Method: "DELETE"})))
+	v, err := r.client.Session(t.Context(), s.ID)
+	if err != nil || v.Capabilities != nil {
+		t.Errorf("kept after the end: %v, %v", v.Capabilities, err)
 	}
 }
 

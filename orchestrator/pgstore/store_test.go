@@ -309,6 +309,69 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+func TestRequeuedSessionRunsElsewhere(t *testing.T) {
+	s := open(t, 2)
+	n := wish("a")
+	mustCreate(t, s, n)
+	first := mustClaim(t, s)
+	back := orchestrator.Event{Session: first.Session, Term: first.Term, Seq: first.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRequeued}
+	if again, err := s.Requeue(t.Context(), back); !again || err != nil {
+		t.Fatal(again, err)
+	}
+	second := mustClaim(t, s)
+	if second.Session != first.Session || second.Term <= first.Term || second.Device == first.Device || second.LastEvent != back.Seq+1 {
+		t.Fatalf("claimed %+v after %+v", second, first)
+	}
+	if again, err := s.Requeue(t.Context(), back); again || err != nil {
+		t.Fatalf("under an old term: %v, %v", again, err)
+	}
+	if err := s.Cancel(t.Context(), n.ID); err != nil {
+		t.Fatal(err)
+	}
+	back.Term = second.Term
+	if again, err := s.Requeue(t.Context(), back); again || err != nil {
+		t.Fatalf("after a cancel: %v, %v", again, err)
+	}
+}
+
+// What one orchestrator says of a host does not take it from another.
+func TestReplicasKeepTheirHostsApart(t *testing.T) {
+	ctx := t.Context()
+	dsn := postgres.Database(t)
+	var replicas []*pgstore.Store
+	for _, name := range []string{"eu-1", "eu-2"} {
+		s, err := pgstore.Open(ctx, dsn, name, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		replicas = append(replicas, s)
+	}
+	one, two := replicas[0], replicas[1]
+	up(t, one, "mac-1", 1)
+	ready := func() bool {
+		free, err := one.DeviceFree(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return free
+	}
+	if err := two.AllHostsDown(ctx); err != nil || !ready() {
+		t.Fatalf("the start of another took the host away: %v", err)
+	}
+	if err := two.HostUp(ctx, wire.Hello{Host: "mac-1", Devices: []wire.Device{{Name: "phone-0", State: wire.DeviceReady}}}); err != nil {
+		t.Fatal(err)
+	}
+	two.HostDown(ctx, "mac-1", errors.New("cut"))
+	if !ready() {
+		t.Fatal("another's lost socket took the host away")
+	}
+	one.HostDown(ctx, "mac-1", errors.New("cut"))
+	if ready() {
+		t.Fatal("nobody is connected to the host, and its device is free")
+	}
+}
+
 func TestListPages(t *testing.T) {
 	s := open(t, 1)
 	want := map[string]bool{}
