@@ -14,6 +14,9 @@ const (
 	// drainLimit is how long sessions have to end once the orchestrator is told to stop; below the 90 s that service
 	// managers wait before they kill.
 	drainLimit = 45 * time.Second
+	// sweepAge is how old a sealed file must be before it can be taken for a leftover.
+	sweepEvery = time.Hour
+	sweepAge   = 24 * time.Hour
 )
 
 // Orchestrator runs sessions.
@@ -52,6 +55,7 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { o.reap(ctx) })
+	loops.Go(func() { o.sweep(ctx) })
 	o.dispatch(ctx, func(c Claim, claimed time.Time) {
 		sessions.Go(func() { o.run(work, c, claimed) })
 	})
@@ -108,6 +112,26 @@ func (o *Orchestrator) reap(ctx context.Context) {
 			o.log.Warn("sessions cannot be reaped", zap.Error(err))
 		case n > 0:
 			o.log.Info("sessions reaped", zap.Int("sessions", n))
+		}
+	}
+}
+
+// sweep removes sealed files that no profile refers to any more.
+func (o *Orchestrator) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		swept, err := o.deps.Profiles.Sweep(ctx, sweepAge)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			o.log.Warn("sealed profiles cannot all be swept", zap.Error(err))
+		case swept.Removed > 0:
+			o.log.Info("sealed profiles swept", zap.Int("removed", swept.Removed))
 		}
 	}
 }

@@ -35,6 +35,10 @@ Linux)
 	has ffmpeg && has ffprobe || need ffmpeg 'records the screen, and checks recordings'
 	has git || need git 'go install and the tests read the repository'
 	if [ "${1:-}" = test ]; then
+		if ! has cc && ! has gcc; then
+			need gcc 'the race detector, which the tests run under, links with it'
+			need libc6-dev 'likewise'
+		fi
 		has ip || need iproute2 'network namespaces, where the tests of the TUN tunnel run as root'
 		if ! has node; then
 			need nodejs 'runs the unmodified selenium-webdriver script of test/selenium'
