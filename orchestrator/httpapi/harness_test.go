@@ -54,13 +54,17 @@ type directory struct{ *pgstore.Store }
 
 func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
 
-func newRig(t *testing.T, devices, queueLimit int) *rig {
+func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
 	ctx := t.Context()
 	log := zap.NewNop()
 	r := &rig{drivers: make(chan *drivertest.Driver, 64)}
 	var err error
-	if r.store, err = pgstore.Open(ctx, postgres.Database(t), "test", log); err != nil {
+	dsn := postgres.Database(t)
+	for _, f := range reroute {
+		dsn = f(t, dsn)
+	}
+	if r.store, err = pgstore.Open(ctx, dsn, "test", log); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.store.Close)
