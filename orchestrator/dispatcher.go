@@ -17,6 +17,7 @@ const (
 	// sweepAge is how old a sealed file must be before it can be taken for a leftover.
 	sweepEvery = time.Hour
 	sweepAge   = 24 * time.Hour
+	sweepLimit = 30 * time.Minute
 )
 
 // Orchestrator runs sessions.
@@ -54,8 +55,8 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	storing, giveUp := o.cleanup(ctx, forEver)
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
-	loops.Go(func() { o.reap(ctx) })
-	loops.Go(func() { o.sweep(ctx) })
+	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
+	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
 	o.dispatch(ctx, func(c Claim, claimed time.Time) {
 		sessions.Go(func() { o.run(work, c, claimed) })
 	})
@@ -94,9 +95,9 @@ func (o *Orchestrator) dispatch(ctx context.Context, start func(Claim, time.Time
 	}
 }
 
-// reap ends what nobody holds any more.
-func (o *Orchestrator) reap(ctx context.Context) {
-	t := time.NewTicker(tick)
+// every calls f again and again until ctx is done, each call with a limit.
+func every(ctx context.Context, pause, limit time.Duration, f func(context.Context)) {
+	t := time.NewTicker(pause)
 	defer t.Stop()
 	for {
 		select {
@@ -104,35 +105,31 @@ func (o *Orchestrator) reap(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		call, cancel := context.WithTimeout(ctx, 10*time.Second)
-		n, err := o.deps.Sessions.Reap(call)
+		call, cancel := context.WithTimeout(ctx, limit)
+		f(call)
 		cancel()
-		switch {
-		case err != nil && ctx.Err() == nil:
-			o.log.Warn("sessions cannot be reaped", zap.Error(err))
-		case n > 0:
-			o.log.Info("sessions reaped", zap.Int("sessions", n))
-		}
+	}
+}
+
+// reap ends what nobody holds any more.
+func (o *Orchestrator) reap(ctx context.Context) {
+	n, err := o.deps.Sessions.Reap(ctx)
+	if err != nil {
+		o.log.Warn("sessions cannot be reaped", zap.Error(err))
+	}
+	if n > 0 {
+		o.log.Info("sessions reaped", zap.Int("sessions", n))
 	}
 }
 
 // sweep removes sealed files that no profile refers to any more.
 func (o *Orchestrator) sweep(ctx context.Context) {
-	t := time.NewTicker(sweepEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		swept, err := o.deps.Profiles.Sweep(ctx, sweepAge)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			o.log.Warn("sealed profiles cannot all be swept", zap.Error(err))
-		case swept.Removed > 0:
-			o.log.Info("sealed profiles swept", zap.Int("removed", swept.Removed))
-		}
+	swept, err := o.deps.Profiles.Sweep(ctx, sweepAge)
+	if err != nil {
+		o.log.Warn("sealed profiles cannot all be swept", zap.Error(err))
+	}
+	if swept.Removed > 0 {
+		o.log.Info("sealed profiles swept", zap.Int("removed", swept.Removed))
 	}
 }
 

@@ -5,8 +5,9 @@
 //
 //	           claim              first command can be sent        quit, idle, deadline …
 //	queued ─────────────▶ starting ─────────────▶ running ─────────────▶ finishing ──▶ ended(reason)
-//	   │  cancelled, no device in time  │ failed to start   │ host or driver lost           ▲
-//	   └────────────────────────────────┴───────────────────┴───────────────────────────────┘
+//	   ▲ │  cancelled, no device in time  │ failed to start   │ host or driver lost           ▲
+//	   │ └────────────────────────────────┴───────────────────┴───────────────────────────────┘
+//	   └── the device was taken after all: the next free one may have the session
 //
 // A recording has states of its own, because it outlives its session:
 //
@@ -34,6 +35,9 @@
 // the lease only until (start of the last successful attempt) + ttl − margin, by its own monotonic clock, so that it
 // stops before anyone else can start. Driver hosts refuse an older term. A session whose lease has run out is ended by
 // whichever orchestrator sees it first, with the reason lease_lost.
+//
+// A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
+// trusted, or while a stage's own limit lasts.
 //
 // A profile has one writer: a unique index lets one session that has not ended name it. Publishing a generation is one
 // compare-and-swap on the profile's row under the session's term.

@@ -136,7 +136,7 @@ func TestCommandDeadline(t *testing.T) {
 func TestClientThatLeavesDoesNotEndItsCommand(t *testing.T) {
 	ran := false
 	d := &scripted{answer: func(ctx context.Context, _ webdriver.Command) (webdriver.Answer, error) {
-		time.Sleep(5 * time.Second)
+		<-time.After(5 * time.Second)
 		ran = ctx.Err() == nil
 		return null(), nil
 	}}
