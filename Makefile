@@ -2,6 +2,7 @@
 # make demo   the same, but stops after the sample: exit code 0 when all of it held
 # make test   all tests, with the real parts
 # make check  format, vet, staticcheck, import ranks, the macOS build
+# make bench  measures the figures the project holds itself to; ONLY=part measures one part
 # make clean  removes what the above left in this folder
 
 SHELL := /bin/sh
@@ -52,6 +53,10 @@ check:
 	@echo 'ranks' && go test -count=1 ./cmd
 	@echo 'macOS build' && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driverhost && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driftctl
 
+.PHONY: bench
+bench: setup
+	@go run ./cmd/bench $(if $(ONLY),--only $(ONLY))
+
 .PHONY: clean
 clean:
-	@rm -rf .devstack bin test/selenium/node_modules
+	@rm -rf .devstack .bench bin test/selenium/node_modules

@@ -62,8 +62,8 @@ var homes = map[string][]string{
 	"go.uber.org/goleak":                      {},
 	"github.com/google/go-cmp":                {},
 	"github.com/stretchr/testify":             {},
-	module + "driverproxy/drivertest":         {"driverproxy/host", "cmd/driverhost"},
-	module + "orchestrator/pgstore/pgcluster": {"cmd/devstack"},
+	module + "driverproxy/drivertest":         {"driverproxy/host", "cmd/driverhost", "cmd/bench"},
+	module + "orchestrator/pgstore/pgcluster": {"cmd/devstack", "cmd/bench"},
 	module + "recorder/s3server":              {"cmd/devstack"},
 }
 

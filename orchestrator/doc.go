@@ -53,6 +53,7 @@
 //	cmd/driverhost      the agent on each Mac
 //	cmd/driftctl        the operators' and engineers' command line
 //	cmd/devstack        the whole system on one machine, then a sample session
+//	cmd/bench           the figures we hold ourselves to
 //
 //	orchestrator/       this package
 //	  api/              control-plane messages

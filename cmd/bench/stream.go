@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/client"
+	"github.com/driftstack/fleet/orchestrator/httpapi"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
+	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+const (
+	benchToken  = "the-token-of-a-benchmark"
+	hopCommands = 4000 // of each side, taking turns
+	hopSessions = 16
+	hopPerRound = 500 // commands a session and round
+	hopRounds   = 5
+)
+
+// benchStream measures what a command costs between a client and the driver: orchestrator and host agent on loopback, the
+// fake driver, events stored. The reference is the same request to the same driver, without us.
+func benchStream(ctx context.Context) (_ []figure, err error) {
+	f, err := openFleet(ctx, hopSessions)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.close()) }()
+	direct, err := f.direct(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours []string
+	for range hopSessions {
+		id, err := f.session(ctx)
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, f.url+"/session/"+id+"/title")
+	}
+	for range 500 { // warm up
+		if err := errors.Join(second(f.get(ctx, direct)), second(f.get(ctx, ours[0]))); err != nil {
+			return nil, err
+		}
+	}
+	var a, b []time.Duration
+	for range hopCommands {
+		one, err1 := f.get(ctx, direct)
+		two, err2 := f.get(ctx, ours[0])
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		a, b = append(a, one), append(b, two)
+	}
+	reference, mine := micros(median(a)), micros(median(b))
+	var rates []float64
+	for range hopRounds {
+		rate, err := f.rate(ctx, ours)
+		if err != nil {
+			return nil, err
+		}
+		rates = append(rates, rate)
+	}
+	slices.Sort(rates)
+	through := rates[len(rates)/2]
+	return []figure{
+		atMost("stream/hop-added-p50", mine, reference, mine-reference, "us", 100),
+		atLeast("stream/hop-throughput-16", through, 0, through, "1/s", 10000),
+	}, nil
+}
+
+func second[A any](_ A, err error) error { return err }
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
+// loopback stands in for the tunnel, which says which host an address is.
+type loopback struct{ *pgstore.Store }
+
+func (loopback) HostByAddr(context.Context, netip.Addr) (string, error) { return "bench", nil }
+
+// fleet is an orchestrator on a private database, and a host with fake drivers, joined over loopback.
+type fleet struct {
+	url    string
+	client *client.Client
+	http   *http.Client
+	undo   []func() error
+}
+
+func (f *fleet) close() error {
+	var errs []error
+	for _, u := range slices.Backward(f.undo) {
+		errs = append(errs, u())
+	}
+	return errors.Join(errs...)
+}
+
+func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
+	f := &fleet{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * devices}}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.close())
+		}
+	}()
+	log := zap.NewNop()
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	f.undo = append(f.undo, func() error { return os.RemoveAll(dir) })
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: log})
+	if err != nil {
+		return nil, err
+	}
+	f.undo = append(f.undo, within(cluster.Stop))
+	if err := cluster.CreateDatabase(ctx, "fleet"); err != nil {
+		return nil, err
+	}
+	store, err := pgstore.Open(ctx, cluster.DSN("fleet"), "bench", log)
+	if err != nil {
+		return nil, err
+	}
+	f.undo = append(f.undo, func() error { store.Close(); return nil })
+	if err := store.Invite(ctx, orchestrator.Invitation{Name: "bench", Number: tunnel.FirstHost, JoinPublicKey: tunnel.Key{1}, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+		return nil, err
+	}
+	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
+		return nil, err
+	}
+	deps, err := f.parts(ctx, dir, store, log)
+	if err != nil {
+		return nil, err
+	}
+	o := orchestrator.New(deps)
+	fleetAddr, err := f.serve(deps.Fleet.Handler())
+	if err != nil {
+		return nil, err
+	}
+	f.undo = append(f.undo, within(deps.Fleet.Close))
+	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now,
+		Gateways: func() []tunnel.GatewayInfo { return nil }}))
+	if err != nil {
+		return nil, err
+	}
+	f.url = "http://" + public
+	if f.client, err = client.New(f.url, benchToken); err != nil {
+		return nil, err
+	}
+	f.start(func(ctx context.Context) error { o.Run(ctx); return nil })
+	f.start(func(ctx context.Context) error {
+		store.Listen(ctx, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func() {}, Session: o.WakeSession, Cancel: o.WakeCancel})
+		return nil
+	})
+	var list []host.Device
+	for i := range devices {
+		list = append(list, host.Device{Name: fmt.Sprintf("d%d", i), Kind: host.KindFake, Model: "fake", PlatformName: "none"})
+	}
+	f.start(func(ctx context.Context) error {
+		return host.Run(ctx, host.Config{Name: "bench", Agent: "bench", StateDir: filepath.Join(dir, "host"), Orchestrators: []string{fleetAddr},
+			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
+	})
+	return f, f.ready(ctx, store)
+}
+
+func (f *fleet) parts(ctx context.Context, dir string, store *pgstore.Store, log *zap.Logger) (orchestrator.Deps, error) {
+	d := orchestrator.Deps{ID: uuid.NewString(), Sessions: store, Hosts: store, Log: log, Now: time.Now, QueueLimit: 1000, LeaseTTL: 15 * time.Second}
+	key := filepath.Join(dir, "root.key")
+	if err := profilestate.CreateRootKey(key); err != nil {
+		return d, err
+	}
+	root, err := profilestate.ReadRootKey(key)
+	if err != nil {
+		return d, err
+	}
+	if d.Profiles, err = profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Root: root, Keys: store, Index: store}); err != nil {
+		return d, err
+	}
+	// Nothing is recorded, so nothing has to be there.
+	d.Recorder, err = recorder.Open(ctx, recorder.Config{Dir: filepath.Join(dir, "spool"), Journal: store, Log: log,
+		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "bench", AccessKey: "none", SecretKey: "none"}}})
+	if err != nil {
+		return d, err
+	}
+	f.undo = append(f.undo, within(d.Recorder.Close))
+	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: loopback{store}, Log: log})
+	return d, nil
+}
+
+func within(stop func(context.Context) error) func() error {
+	return func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		return stop(ctx)
+	}
+}
+
+// start runs a part until close.
+func (f *fleet) start(run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	f.undo = append(f.undo, func() error {
+		cancel()
+		return <-done
+	})
+}
+
+// serve serves on a free loopback port until close.
+func (f *fleet) serve(h http.Handler) (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l) // ends with Close
+	}()
+	f.undo = append(f.undo, func() error {
+		err := s.Close()
+		<-done
+		return err
+	})
+	return l.Addr().String(), nil
+}
+
+func (f *fleet) ready(ctx context.Context, store *pgstore.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if free, err := store.DeviceFree(ctx); err != nil || free {
+			return err
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return errors.New("the host did not come up")
+		}
+	}
+}
+
+func (f *fleet) session(ctx context.Context) (string, error) {
+	record := false
+	s, err := f.client.CreateSession(ctx, api.CreateSession{Account: "bench", Recording: &record})
+	if err != nil {
+		return "", err
+	}
+	if s, err = f.client.Wait(ctx, s.ID, api.Running); err == nil && s.State != api.Running {
+		err = fmt.Errorf("a session did not start: %s %s", s.Reason, s.Detail)
+	}
+	return s.ID, err
+}
+
+// direct serves a fake driver with a session and returns the same command's URL at it.
+func (f *fleet) direct(ctx context.Context) (string, error) {
+	addr, err := f.serve(drivertest.NewQuiet())
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/session", strings.NewReader(`{"capabilities":{"alwaysMatch":{}}}`))
+	if err != nil {
+		return "", err
+	}
+	resp, err := f.http.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(b), `"sessionId":"`)
+	id, _, ok := strings.Cut(rest, `"`)
+	if !ok {
+		return "", fmt.Errorf("New Session at the fake driver: %s", b)
+	}
+	return "http://" + addr + "/session/" + id + "/title", nil
+}
+
+// get runs one command and says how long it took.
+func (f *fleet) get(ctx context.Context, url string) (time.Duration, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Authorization", "Bearer "+benchToken)
+	begin := time.Now()
+	resp, err := f.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("%s: %d, %v", url, resp.StatusCode, err)
+	}
+	return time.Since(begin), nil
+}
+
+// rate is the commands a second of all sessions together.
+func (f *fleet) rate(ctx context.Context, urls []string) (float64, error) {
+	errs := make([]error, len(urls))
+	begin := time.Now()
+	var all sync.WaitGroup
+	for i, url := range urls {
+		all.Go(func() {
+			for range hopPerRound {
+				if _, err := f.get(ctx, url); err != nil {
+					errs[i] = err
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	return float64(hopPerRound*len(urls)) / time.Since(begin).Seconds(), errors.Join(errs...)
+}
