@@ -303,7 +303,7 @@ func (f *fleet) direct(ctx context.Context) (string, error) {
 	_, rest, _ := strings.Cut(string(b), `"sessionId":"`)
 	id, _, ok := strings.Cut(rest, `"`)
 	if !ok {
-		return "", fmt.Errorf("New Session at the fake driver: %s", b)
+		return "", fmt.Errorf("the fake driver gave no session: %s", b)
 	}
 	return "http://" + addr + "/session/" + id + "/title", nil
 }
