@@ -43,6 +43,7 @@ type rig struct {
 	url       string
 	client    *client.Client
 	store     *pgstore.Store
+	profiles  *profilestate.Store
 	stop      func()                     // stops the orchestrator as SIGTERM does, and waits
 	stopHost  func()                     // stops the host, and waits
 	drivers   chan *drivertest.Driver    // the driver of each session, as it starts
@@ -76,6 +77,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 	must(t, err)
 	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Root: root, Keys: r.store, Index: r.store})
 	must(t, err)
+	r.profiles = profiles
 	// Nothing listens there: sessions of these tests are not recorded.
 	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})

@@ -14,6 +14,7 @@ import (
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
+	"github.com/driftstack/fleet/profilestate"
 )
 
 type problem struct {
@@ -380,6 +381,36 @@ func TestCapabilitiesAreForTheDriver(t *testing.T) {
 	v, err := r.client.Session(t.Context(), s.ID)
 	if err != nil || v.Capabilities != nil {
 		t.Errorf("kept after the end: %v, %v", v.Capabilities, err)
+	}
+}
+
+// A session that saw nothing of a profile's sites keeps them, and one whose profile changed under it changes nothing.
+func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
+	r := newRig(t, 1, 10)
+	p, err := r.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
+	must(t, err)
+	ref := profilestate.Ref{Account: "a", Profile: p.ID}
+	s := r.running(t, api.CreateSession{Profile: p.ID})
+	login := profilestate.Cookie{Name: "login", Value: "ada", Domain: "elsewhere.example", Path: "/", Expires: profilestate.SessionCookie, SameSite: "Lax"}
+	_, err = r.profiles.Commit(t.Context(), ref, profilestate.Generation{}, &profilestate.Snapshot{Cookies: []profilestate.Cookie{login}}, s.ID, s.Term)
+	must(t, err)
+	must(t, second(r.client.Do(t.Context(), s.ID, webdriver.Command{Method: "DELETE"})))
+	kinds := map[string]api.Event{}
+	events, err := r.client.Events(t.Context(), s.ID, 0)
+	must(t, err)
+	for _, e := range events {
+		kinds[e.Kind] = e
+	}
+	if e := kinds["profile_not_saved"]; e.Reason != "profile_conflict" {
+		t.Errorf("a profile that changed under its session: %+v", events)
+	}
+
+	s = r.running(t, api.CreateSession{Profile: p.ID})
+	must(t, second(r.client.Do(t.Context(), s.ID, webdriver.Command{Method: "DELETE"})))
+	snapshot, generation, err := r.profiles.Load(t.Context(), ref)
+	must(t, err)
+	if generation.Number != 2 || len(snapshot.Cookies) != 1 || snapshot.Cookies[0] != login {
+		t.Fatalf("generation %d has %+v", generation.Number, snapshot.Cookies)
 	}
 }
 

@@ -25,11 +25,13 @@ WITH pick AS (
     WHERE s.state = 'queued' AND s.queue_until > now()
     ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
 dev AS (
-    UPDATE devices SET session = pick.id, used_at = now() FROM pick WHERE devices.host = pick.host AND devices.name = pick.name),
+    UPDATE devices SET session = pick.id, used_at = now() FROM pick
+    WHERE devices.host = pick.host AND devices.name = pick.name AND devices.session IS NULL AND devices.state = 'ready'
+    RETURNING devices.session),
 ses AS (
     UPDATE sessions SET state = 'starting', term = term + 1, holder = $1, lease_until = now() + make_interval(secs => $3),
            host = pick.host, device = pick.name, started_at = now()
-    FROM pick WHERE sessions.id = pick.id
+    FROM pick JOIN dev ON dev.session = pick.id WHERE sessions.id = pick.id
     RETURNING sessions.*),
 evt AS (
     INSERT INTO session_events (session, seq, at, kind, term)

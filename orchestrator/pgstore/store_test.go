@@ -203,7 +203,13 @@ func TestClaimsNeverShareADevice(t *testing.T) {
 				}
 				busy[c.Device], seen[c.Session] = c.Session, true
 				mu.Unlock()
+				if err := s.Running(deadline, c.Session, c.Term, nil); err != nil {
+					t.Error(err)
+				}
 				mu.Lock()
+				if busy[c.Device] != c.Session {
+					t.Errorf("device %s was given to %s under %s", c.Device, busy[c.Device], c.Session)
+				}
 				delete(busy, c.Device)
 				mu.Unlock()
 				if err := finish(s, c, orchestrator.Completed); err != nil {
