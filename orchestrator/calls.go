@@ -119,7 +119,7 @@ func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Ans
 	case err != nil:
 		return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session cannot be looked up right now; try again"}).Answer()
 	case s.State == api.Ended:
-		return gone(&EndError{Reason: Reason(s.Reason), Detail: s.Detail})
+		return gone(Ended(s))
 	case s.State == api.Queued:
 		return (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "the session is still queued; wait with GET /v1/sessions/{id}?wait=running"}).Answer()
 	}

@@ -52,7 +52,7 @@ func New(d Deps) *Orchestrator {
 func (o *Orchestrator) Run(ctx context.Context) {
 	var sessions, loops sync.WaitGroup
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
-	storing, giveUp := o.cleanup(ctx, forEver)
+	storing, giveUp := o.patience(ctx)
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
@@ -158,7 +158,10 @@ func (o *Orchestrator) enter(l *live) {
 
 func (o *Orchestrator) leave(l *live) {
 	o.mu.Lock()
-	delete(o.live, l.claim.Session)
+	// A session that was queued again may have been claimed again already: then the place is its next life's.
+	if o.live[l.claim.Session] == l {
+		delete(o.live, l.claim.Session)
+	}
 	o.mu.Unlock()
 	close(l.over)
 	o.watch.wake(l.claim.Session)

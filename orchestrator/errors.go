@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator/api"
 )
 
 // Reason is why a session ended. It is stored and sent, so rows are only ever added.
@@ -77,6 +78,9 @@ func (e *EndError) Error() string {
 }
 
 func (e *EndError) Unwrap() error { return e.cause }
+
+// Ended is why a session that has ended takes no more commands.
+func Ended(s api.Session) *EndError { return &EndError{Reason: Reason(s.Reason), Detail: s.Detail} }
 
 func endWith(r Reason, cause error) *EndError {
 	e := &EndError{Reason: r, cause: cause}

@@ -286,6 +286,23 @@ func TestVisitedPages(t *testing.T) {
 	}
 }
 
+// A session that was queued again may run again in this process before its first life has left.
+func TestLeavingDoesNotHideTheNextLife(t *testing.T) {
+	o := New(Deps{Log: zap.NewNop()})
+	first := newLive(Claim{Session: "s", Term: 1}, o.journal, time.Now)
+	next := newLive(Claim{Session: "s", Term: 2}, o.journal, time.Now)
+	o.enter(first)
+	o.enter(next)
+	o.leave(first)
+	if o.find("s") != next {
+		t.Fatal("commands do not reach the session any more")
+	}
+	o.leave(next)
+	if o.find("s") != nil {
+		t.Fatal("a session that has left is still found")
+	}
+}
+
 // Every reason has its row, and a row never claims success.
 func TestEndings(t *testing.T) {
 	reasons := []Reason{Completed, Cancelled, Idle, Deadline, CommandDeadline, DeviceUnavailable, HostLost, DriverFailed, LeaseLost,

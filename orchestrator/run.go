@@ -25,7 +25,6 @@ const (
 	captureLimit   = 60 * time.Second
 	stopLimit      = 20 * time.Second // recording's last bytes here
 	releaseLimit   = 20 * time.Second // device clean
-	forEver        = 100 * 365 * 24 * time.Hour
 	finishLimit    = 60 * time.Second // the ending stored
 )
 
@@ -127,7 +126,17 @@ func cause(err error) zap.Field {
 // cleanup is a context for undoing something: the session's cancellation does not reach it, a deadline does, and the end
 // of the orchestrator's patience when it is stopped.
 func (o *Orchestrator) cleanup(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	ctx, done := o.patience(ctx)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	return ctx, func() {
+		cancel()
+		done()
+	}
+}
+
+// patience is a context that outlives ctx and ends when the orchestrator has been stopping for drainLimit.
+func (o *Orchestrator) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		select {
 		case <-o.tired:
@@ -185,9 +194,9 @@ func (o *Orchestrator) requeue(ctx context.Context, l *live) bool {
 	ctx, cancel := o.cleanup(ctx, finishLimit)
 	defer cancel()
 	o.journal.flush(ctx)
-	again := false
+	again, last := false, l.stamp(Event{Kind: EventRequeued})
 	err := o.patiently(ctx, func() (err error) {
-		again, err = o.deps.Sessions.Requeue(ctx, l.stamp(Event{Kind: EventRequeued}))
+		again, err = o.deps.Sessions.Requeue(ctx, last)
 		return err
 	})
 	if err != nil {

@@ -34,16 +34,15 @@ func (s *server) driver(mux *http.ServeMux) {
 			_, path, _ = strings.Cut(path, "/")
 			s.command(w, r, "/"+path)
 		})
-		unknown := func(w http.ResponseWriter, r *http.Request) {
-			writeW3C(w, http.StatusNotFound, webdriver.UnknownCommand, "no such command: "+r.Method+" "+r.URL.Path)
-		}
-		mux.HandleFunc(prefix+"/session", unknown)
-		mux.HandleFunc(prefix+"/session/", unknown)
-		mux.HandleFunc(prefix+"/session/{id}", unknown)
+		mux.HandleFunc(prefix+"/session", unknownCommand)
+		mux.HandleFunc(prefix+"/session/", unknownCommand)
+		mux.HandleFunc(prefix+"/session/{id}", unknownCommand)
 	}
-	mux.HandleFunc("/wd/hub/", func(w http.ResponseWriter, r *http.Request) {
-		writeW3C(w, http.StatusNotFound, webdriver.UnknownCommand, "no such command: "+r.Method+" "+r.URL.Path)
-	})
+	mux.HandleFunc("/wd/hub/", unknownCommand)
+}
+
+func unknownCommand(w http.ResponseWriter, r *http.Request) {
+	writeW3C(w, http.StatusNotFound, webdriver.UnknownCommand, "no such command: "+r.Method+" "+r.URL.Path)
 }
 
 func isDriverPath(path string) bool {
@@ -106,7 +105,7 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = &orchestrator.EndError{Reason: orchestrator.DeviceUnavailable}
 		if v.State == api.Ended {
-			err = ended(v)
+			err = orchestrator.Ended(v)
 		}
 	}
 	s.sessionNotCreated(w, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"reflect"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -149,7 +150,7 @@ func message(e api.Event) (*sse.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &sse.Message{ID: sse.ID(itoa(e.Seq)), Type: sse.Type(e.Kind)}
+	m := &sse.Message{ID: sse.ID(strconv.FormatInt(e.Seq, 10)), Type: sse.Type(e.Kind)}
 	m.AppendData(string(b))
 	return m, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
@@ -242,7 +243,7 @@ func (s *server) getAccount(ctx context.Context, in *ByID) (*body[api.Account], 
 }
 
 func (s *server) createProfile(ctx context.Context, in *struct{ Body api.CreateProfile }) (*body[api.Profile], error) {
-	v, err := s.Store.CreateProfile(ctx, newID(), in.Body)
+	v, err := s.Store.CreateProfile(ctx, uuid.NewString(), in.Body)
 	return &body[api.Profile]{v}, s.problem(err)
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
@@ -31,8 +30,6 @@ const (
 
 // statusClientClosed is what the log of a request says whose client left; nobody receives it.
 const statusClientClosed = 499
-
-func newID() string { return uuid.NewString() }
 
 // problem turns an error of a call into what huma writes.
 func (s *server) problem(err error) error {
@@ -98,5 +95,3 @@ func writeProblem(w http.ResponseWriter, p *huma.ErrorModel) {
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p)
 }
-
-func itoa(n int64) string { return strconv.FormatInt(n, 10) }

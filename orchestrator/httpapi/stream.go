@@ -21,7 +21,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if v.State == api.Ended {
-		writeProblem(w, problemOf(ended(v), s.Log))
+		writeProblem(w, problemOf(orchestrator.Ended(v), s.Log))
 		return
 	}
 	stream.Serve(w, r, func(c webdriver.Command) webdriver.Answer {
@@ -30,9 +30,4 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		}
 		return s.Orchestrator.Command(r.Context(), id, c)
 	})
-}
-
-// ended is why a session that has ended takes no more commands.
-func ended(v api.Session) error {
-	return &orchestrator.EndError{Reason: orchestrator.Reason(v.Reason), Detail: v.Detail}
 }

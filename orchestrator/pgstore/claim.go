@@ -105,7 +105,7 @@ func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail stri
 }
 
 // Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host
-// says otherwise.
+// says otherwise. Asked again after a lost answer, it gives the same one.
 func (s *Store) Requeue(ctx context.Context, last orchestrator.Event) (again bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		WITH s AS (UPDATE sessions SET state = 'queued', holder = '', lease_until = NULL, host = '', device = '', started_at = NULL
@@ -114,7 +114,7 @@ func (s *Store) Requeue(ctx context.Context, last orchestrator.Event) (again boo
 		           WHERE session IN (SELECT id FROM s)),
 		     e AS (INSERT INTO session_events (session, seq, at, kind, term) SELECT id, $3, $4, $5, $2 FROM s),
 		     n AS (SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s)
-		SELECT EXISTS (SELECT FROM n)`, last.Session, last.Term, last.Seq, last.At, string(last.Kind)).Scan(&again)
+		SELECT EXISTS (SELECT FROM n) OR EXISTS (SELECT FROM sessions WHERE id = $1 AND term = $2 AND state = 'queued')`, last.Session, last.Term, last.Seq, last.At, string(last.Kind)).Scan(&again)
 	return again, unavailable(err)
 }
 
