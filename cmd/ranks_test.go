@@ -54,6 +54,7 @@ var homes = map[string][]string{
 	"github.com/danielgtaylor/huma/":          {"orchestrator/httpapi"},
 	"github.com/alecthomas/kong":              {"cmd"},
 	"github.com/vishvananda/":                 {"tunnel", "cmd/devstack"},
+	"github.com/google/nftables":              {"tunnel"},
 	"github.com/prometheus/client_golang":     {"orchestrator", "cmd"},
 	"github.com/jedib0t/go-pretty/":           {"cmd"},
 	"github.com/tmaxmax/go-sse":               {"orchestrator", "cmd"},

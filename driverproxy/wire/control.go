@@ -43,8 +43,9 @@ type Welcome struct {
 
 // Heartbeat is answered with the same Seq.
 type Heartbeat struct {
-	Seq   uint64 `json:"seq"`
-	Epoch string `json:"epoch,omitempty"`
+	Seq       uint64        `json:"seq"`
+	Epoch     string        `json:"epoch,omitempty"`         // in the answer
+	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the heartbeat before, as the host measured it; 0: not known
 }
 
 // DeviceState says whether a device can take a session.
@@ -133,17 +134,6 @@ type Failure struct {
 
 // Error implements error.
 func (f *Failure) Error() string { return string(f.Code) + ": " + f.Message }
-
-// Join redeems a join token: it arrives over the tunnel that the token opened.
-type Join struct {
-	PublicKey string `json:"public_key"` // the host's own, base64
-}
-
-// Joined is the answer: from now on the host's own key is accepted.
-type Joined struct {
-	Host    string `json:"host"`
-	Address string `json:"address"` // the host's own address in the tunnel
-}
 
 // MaxControl is the largest control message, in bytes.
 const MaxControl = 1 << 20

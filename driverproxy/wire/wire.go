@@ -5,7 +5,10 @@
 //	GET /fleet/v1/control                          one a host: JSON text messages, [Control]
 //	GET /fleet/v1/command?session=S&term=T         one a session: binary messages, [Command] down, [Answer] up
 //	GET /fleet/v1/recording?session=S&term=T       one a recorded session: binary, [Chunk] and [End] up, [Ack] down
-//	POST /fleet/v1/join                            the one plain request, over a join tunnel: [Join] up, [Joined] down
+//	POST /fleet/v1/join                            plain, over a join tunnel: [Join] up, [Joined] down
+//	POST /fleet/v1/pulse                           plain, from the tunnel itself: [Pulse] up, [Beat] down
+//	POST /fleet/v1/probe                           plain: the body comes back, so that full-size packets go both ways
+//	POST /fleet/v1/rekey                           plain: [Rekey] up, [Rekeyed] down
 //
 // A host is known by its address in the tunnel, which WireGuard binds to its key; no message carries a credential.
 // A frame of an older term than the newest one seen for its session is refused by the host.
@@ -14,11 +17,14 @@
 //
 // Version 1 (2026-11-23): first version.
 //
+// Version 2 (2026-11-23): joining and rekeying exchange a preshared key with ML-KEM-768; pulse, probe and rekey;
+// heartbeats carry the round trip of the one before.
+//
 // Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
 package wire
 
 // Version is the protocol version both ends state in [Hello] and [Welcome]; ends of different versions do not talk.
-const Version = 1
+const Version = 2
 
 // Paths on the fleet listener.
 const (
@@ -26,4 +32,7 @@ const (
 	PathCommand   = "/fleet/v1/command"
 	PathRecording = "/fleet/v1/recording"
 	PathJoin      = "/fleet/v1/join"
+	PathPulse     = "/fleet/v1/pulse"
+	PathProbe     = "/fleet/v1/probe"
+	PathRekey     = "/fleet/v1/rekey"
 )
