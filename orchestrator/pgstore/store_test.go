@@ -444,7 +444,7 @@ func TestEnrolment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := redeem(n, 10); err != nil || again != first {
+	if again, err := redeem(n, 10); err != nil || !reflect.DeepEqual(again, first) {
 		t.Errorf("the same key again: %v, %v", again, err)
 	}
 	if _, err := redeem(n, 11); !errors.Is(err, tunnel.ErrTokenUsed) {
