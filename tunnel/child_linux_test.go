@@ -94,7 +94,7 @@ func gatewayChild(spec childSpec, out *json.Encoder) error {
 		if line.Token, err = r.invite(256, "mac", w.info); err != nil {
 			return errors.Join(err, w.stop())
 		}
-		w.Nudge()
+		w.Nudge("")
 	}
 	if err := out.Encode(line); err != nil {
 		return errors.Join(err, w.stop())

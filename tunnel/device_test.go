@@ -117,6 +117,12 @@ type peerList []Peer
 
 func (p *peerList) Peers(context.Context) ([]Peer, error) { return slices.Clone(*p), nil }
 
+func (p *peerList) PeersOf(_ context.Context, host string) ([]Peer, error) {
+	return slices.DeleteFunc(slices.Clone(*p), func(q Peer) bool { return q.Host != host }), nil
+}
+
+func (p *peerList) Promote(context.Context, Key) error { return nil }
+
 // tripGateway is a gateway on a tripDevice.
 func tripGateway(t *testing.T, peers *peerList) (*Gateway, *tripDevice) {
 	t.Helper()
@@ -140,7 +146,7 @@ func testPeers(n int) peerList {
 	var out peerList
 	for i := range n {
 		out = append(out, Peer{
-			Name: fmt.Sprint("host", i), PublicKey: clamp([32]byte{1: byte(i), 2: byte(i >> 8), 3: 1}).Public(),
+			Host: fmt.Sprint("host", i), Name: fmt.Sprint("host", i), PublicKey: clamp([32]byte{1: byte(i), 2: byte(i >> 8), 3: 1}).Public(),
 			PresharedKey: PresharedKey{1}, Addr: addr(ownRange, FirstHost+i),
 		})
 	}
@@ -295,7 +301,7 @@ func TestPeerSourceThatHangs(t *testing.T) {
 	})
 }
 
-type deafSource struct{}
+type deafSource struct{ PeerSource }
 
 func (deafSource) Peers(ctx context.Context) ([]Peer, error) {
 	select {

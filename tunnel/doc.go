@@ -9,7 +9,7 @@
 //	10.76.(n>>8).(n&255)   its join address, of the tunnel that its join token opens
 //
 // A gateway accepts from a peer nothing but that peer's one address; a host routes nothing but the gateways' addresses
-// into the tunnel. What a host may reach behind that is decided by [Guard] and by the fleet listener, which binds to
+// into the tunnel. What a host may reach behind that is decided by [Gateway.Handler] and by the fleet listener, which binds to
 // the tunnel address only.
 //
 // # Joining

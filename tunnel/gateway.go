@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/driftstack/fleet/driverproxy/wire"
 	"go.uber.org/zap"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -22,8 +21,10 @@ type GatewayConfig struct {
 	Backend    string // auto (the default), kernel, tun or netstack
 	Interface  string // name of the network interface, default driftgw0
 	MTU        int    // default 1280
+	FleetPort  int    // TCP port of the fleet listener: all that hosts can reach of this machine
 	Peers      PeerSource
-	Every      time.Duration // how often peers are reconciled without a Nudge, default 10 s
+	Every      time.Duration    // how often peers are reconciled without a Nudge, default 10 s
+	Now        func() time.Time // default time.Now
 	Log        *zap.Logger
 }
 
@@ -35,9 +36,12 @@ type Gateway struct {
 	dev     wgDevice
 	backend string
 	port    int
+	pulses  pulses
 	nudge   chan struct{} // holds one token: written by Nudge, read by Run
 
 	mu      sync.Mutex // one reconciliation at a time
+	knownMu sync.Mutex
+	peers   map[Key]Peer // accepted by the last reconciliation; guarded by knownMu
 	closing sync.Once
 	closed  error
 }
@@ -50,12 +54,21 @@ func OpenGateway(ctx context.Context, cfg GatewayConfig) (*Gateway, error) {
 	cfg.Interface = orDefault(cfg.Interface, "driftgw0")
 	cfg.MTU = orDefault(cfg.MTU, defaultMTU)
 	cfg.Every = orDefault(cfg.Every, 10*time.Second)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	addr, err := GatewayAddr(cfg.Number)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Peers == nil {
 		return nil, errors.New("tunnel: a gateway needs a source of peers")
+	}
+	if cfg.Every < 0 {
+		return nil, fmt.Errorf("tunnel: peers cannot be reconciled every %s: use a positive duration", cfg.Every)
+	}
+	if cfg.FleetPort < 0 || cfg.FleetPort > 65535 {
+		return nil, fmt.Errorf("tunnel: fleet port %d is not between 0 and 65535", cfg.FleetPort)
 	}
 	if err := errors.Join(checkBackend(cfg.Backend), checkInterface(cfg.Interface, cfg.MTU, cfg.ListenPort)); err != nil {
 		return nil, err
@@ -71,7 +84,8 @@ func OpenGateway(ctx context.Context, cfg GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{cfg: cfg, addr: addr, public: key.Public(), dev: dev, backend: backend, nudge: make(chan struct{}, 1)}
+	g := &Gateway{cfg: cfg, addr: addr, public: key.Public(), dev: dev, backend: backend, nudge: make(chan struct{}, 1),
+		pulses: pulses{now: cfg.Now}}
 	st, err := dev.read(ctx)
 	if err == nil && (st.ListenPort == 0 || Key(st.PublicKey) != g.public) {
 		err = fmt.Errorf("tunnel: %s: %w", dev.name(), ErrNotVerified)
@@ -132,8 +146,8 @@ func (g *Gateway) Listen(ctx context.Context, port int) (net.Listener, error) {
 	return l, nil
 }
 
-// Nudge makes Run reconcile soon. It never blocks.
-func (g *Gateway) Nudge() {
+// Nudge makes Run reconcile one host soon, or all when host is empty. It never blocks.
+func (g *Gateway) Nudge(host string) {
 	select {
 	case g.nudge <- struct{}{}:
 	default: // one is pending already
@@ -170,26 +184,6 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 }
 
-// Enroller wraps e so that this gateway knows a host's key before it tells the host that it has joined: what a host
-// sends to a gateway that does not know it yet is lost, and WireGuard sends it again only after seconds.
-func (g *Gateway) Enroller(e Enroller) Enroller { return settledEnroller{e, g} }
-
-type settledEnroller struct {
-	Enroller
-	g *Gateway
-}
-
-func (s settledEnroller) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey Key) (wire.Joined, error) {
-	joined, err := s.Enroller.Redeem(ctx, joinAddr, hostKey)
-	if err != nil {
-		return joined, err
-	}
-	if err := s.g.Reconcile(ctx); err != nil && !errors.Is(err, ErrPeer) { // it has joined; Run tries again
-		s.g.cfg.Log.Warn("the key of a host that joined is not configured yet", zap.String("host", joined.Host), zap.Error(err))
-	}
-	return joined, nil
-}
-
 // reconcileTries: the second try repairs what a first one left half applied, or what someone changed meanwhile.
 const reconcileTries = 2
 
@@ -207,6 +201,7 @@ func (g *Gateway) Reconcile(ctx context.Context) error {
 		return err
 	}
 	accepted, refused := accept(want, have, g.public)
+	g.know(accepted)
 	c := diff(accepted, have)
 	for try := 0; c.size() > 0; try++ {
 		if try == reconcileTries {

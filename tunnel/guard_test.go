@@ -19,7 +19,7 @@ func TestGuard(t *testing.T) {
 	said := func(text string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
 	}
-	g := Guard(said("join"), said("fleet"))
+	g := guard(routes{join: said("join"), pulse: said("pulse"), probe: said("probe"), rekey: said("rekey"), fleet: said("fleet")})
 	for _, c := range []struct {
 		from, path, reached string
 		status              int
@@ -32,6 +32,15 @@ func TestGuard(t *testing.T) {
 		{"10.77.1.0:5", wire.PathControl, "fleet", 200},
 		{"10.77.1.0:5", wire.PathRecording, "fleet", 200},
 		{"10.77.1.0:5", wire.PathJoin, "", 404},
+		{"10.77.1.0:5", wire.PathPulse, "pulse", 200},
+		{"10.77.1.0:5", wire.PathProbe, "probe", 200},
+		{"10.77.1.0:5", wire.PathRekey, "rekey", 200},
+		{"10.77.1.0:5", wire.PathRekey + "/", "fleet", 200},
+		{"10.76.1.0:5", wire.PathPulse, "", 403},
+		{"10.76.1.0:5", wire.PathProbe, "", 403},
+		{"10.76.1.0:5", wire.PathRekey, "", 403},
+		{"10.77.0.2:5", wire.PathRekey, "", 403},
+		{"127.0.0.1:5", wire.PathPulse, "", 403},
 		{"10.77.0.2:5", wire.PathControl, "", 403}, // another gateway
 		{"10.76.0.2:5", wire.PathJoin, "", 403},
 		{"127.0.0.1:5", wire.PathControl, "", 403},
@@ -63,10 +72,14 @@ func checkProblem(t *testing.T, w *httptest.ResponseRecorder) joinProblem {
 	return p
 }
 
-type enrollFunc func(context.Context, netip.Addr, Key) (wire.Joined, error)
+type enrollFunc func(context.Context, netip.Addr, Offer) (wire.Joined, error)
 
-func (f enrollFunc) Redeem(ctx context.Context, a netip.Addr, k Key) (wire.Joined, error) {
-	return f(ctx, a, k)
+func (f enrollFunc) Redeem(ctx context.Context, a netip.Addr, o Offer) (wire.Joined, error) {
+	return f(ctx, a, o)
+}
+
+func (f enrollFunc) Rekey(context.Context, netip.Addr, Offer) (wire.Rekeyed, error) {
+	return wire.Rekeyed{}, errors.New("not this one")
 }
 
 func TestJoinHandler(t *testing.T) {
@@ -93,10 +106,10 @@ func TestJoinHandler(t *testing.T) {
 		{"long", "POST", "10.76.1.0:1", strings.Repeat(" ", maxJoin+1) + good, nil, 400, "malformed"},
 	} {
 		called := false
-		h := JoinHandler(enrollFunc(func(_ context.Context, a netip.Addr, k Key) (wire.Joined, error) {
+		h := JoinHandler(enrollFunc(func(_ context.Context, a netip.Addr, o Offer) (wire.Joined, error) {
 			called = true
-			if a != netip.MustParseAddr("10.76.1.0") || k != key {
-				t.Errorf("%s: redeemed for %s with %s", c.name, a, k)
+			if a != netip.MustParseAddr("10.76.1.0") || o.PublicKey != key {
+				t.Errorf("%s: redeemed for %s with %s", c.name, a, o.PublicKey)
 			}
 			return wire.Joined{Host: "mac", Address: "10.77.1.0"}, c.err
 		}), nil)
@@ -149,7 +162,7 @@ func TestAnswerRefused(t *testing.T) {
 
 // TestJoinIsBounded: neither a host that sends slowly nor a store that hangs may keep a request for ever.
 func TestJoinIsBounded(t *testing.T) {
-	e := enrollFunc(func(ctx context.Context, _ netip.Addr, _ Key) (wire.Joined, error) {
+	e := enrollFunc(func(ctx context.Context, _ netip.Addr, _ Offer) (wire.Joined, error) {
 		if _, ok := ctx.Deadline(); !ok {
 			t.Error("the Enroller has no deadline")
 		}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/wire"
@@ -25,14 +24,6 @@ var (
 	// ErrKeyTaken: the key belongs to another host, or is a join key.
 	ErrKeyTaken = errors.New("tunnel: this public key is in use already; remove the host's tunnel.json so that it makes a new one")
 )
-
-// Enroller redeems join tokens. WireGuard has proved that the request comes from who has the token of joinAddr.
-//
-// The first key redeems; the same key again gets the same answer, until the token expires or later; another key gets
-// ErrTokenUsed. It must refuse a key that any other peer has (ErrKeyTaken), and tell the gateways of the new peer.
-type Enroller interface {
-	Redeem(ctx context.Context, joinAddr netip.Addr, hostKey Key) (wire.Joined, error)
-}
 
 // joinProblem is what a host is told, as an RFC 9457 problem.
 type joinProblem struct {
@@ -87,16 +78,16 @@ func JoinHandler(e Enroller, log *zap.Logger) http.Handler {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(joinOne))
 		ctx, cancel := context.WithTimeout(r.Context(), joinOne)
 		defer cancel()
-		key, err := readJoin(http.MaxBytesReader(w, r.Body, maxJoin))
+		offer, err := readJoin(http.MaxBytesReader(w, r.Body, maxJoin))
 		if err != nil {
 			refuse(w, http.StatusBadRequest, "malformed", err.Error())
 			return
 		}
-		joined, err := e.Redeem(ctx, from, key)
+		joined, err := e.Redeem(ctx, from, offer)
 		if err != nil {
 			for _, known := range refusals() {
 				if errors.Is(err, known.err) {
-					log.Warn("join refused", zap.Stringer("join_address", from), zap.Stringer("key", key), zap.String("why", known.name))
+					log.Warn("join refused", zap.Stringer("join_address", from), zap.Stringer("key", offer.PublicKey), zap.String("why", known.name))
 					refuse(w, known.status, known.name, known.err.Error())
 					return
 				}
@@ -105,49 +96,25 @@ func JoinHandler(e Enroller, log *zap.Logger) http.Handler {
 			refuse(w, http.StatusInternalServerError, "internal", "The orchestrator could not redeem the token now; it is not used up. Try again.")
 			return
 		}
-		log.Info("host joined", zap.String("host", joined.Host), zap.String("address", joined.Address), zap.Stringer("key", key))
+		log.Info("host joined", zap.String("host", joined.Host), zap.String("address", joined.Address), zap.Stringer("key", offer.PublicKey))
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(joined) // a host that is gone asks again
 	})
 }
 
-func readJoin(r io.Reader) (Key, error) {
+func readJoin(r io.Reader) (Offer, error) {
 	var j wire.Join
 	d := json.NewDecoder(r)
 	d.DisallowUnknownFields()
 	if err := d.Decode(&j); err != nil {
-		return Key{}, fmt.Errorf("not a join request: %w", err)
+		return Offer{}, fmt.Errorf("not a join request: %w", err)
 	}
-	return ParseKey(j.PublicKey)
+	key, err := ParseKey(j.PublicKey)
+	return Offer{PublicKey: key, EncapsulationKey: j.EncapsulationKey}, err
 }
 
 func refuse(w http.ResponseWriter, status int, name, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(joinProblem{Type: problemPrefix + name, Title: http.StatusText(status), Status: status, Detail: detail})
-}
-
-// Guard is the handler of a fleet listener: a join address reaches join at wire.PathJoin, a host's own address reaches
-// fleet at every other path. Everything else is refused with 403 or 404.
-func Guard(join, fleet http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		from, ok := remote(r)
-		switch atJoin := r.URL.Path == wire.PathJoin; {
-		case ok && IsJoin(from) && atJoin:
-			join.ServeHTTP(w, r)
-		case ok && IsJoin(from):
-			refuse(w, http.StatusForbidden, "only-join", "A join tunnel can only redeem its token, at "+wire.PathJoin+".")
-		case ok && IsHost(from) && !atJoin:
-			fleet.ServeHTTP(w, r)
-		case ok && IsHost(from):
-			refuse(w, http.StatusNotFound, "joined-already", "This host has joined.")
-		default:
-			refuse(w, http.StatusForbidden, "not-a-host", "Only driver hosts are served here, through their tunnel.")
-		}
-	})
-}
-
-func remote(r *http.Request) (netip.Addr, bool) {
-	a, err := netip.ParseAddrPort(r.RemoteAddr)
-	return a.Addr().Unmap(), err == nil
 }

@@ -55,7 +55,7 @@ func TestJoinTwoGateways(t *testing.T) {
 	r := &registry{}
 	a := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
 	b := startWorld(t, r, worldConfig{number: 2, dir: t.TempDir()})
-	r.onChange(func() { a.Nudge(); b.Nudge() })
+	r.onChange(func() { a.Nudge(""); b.Nudge("") })
 	dead := GatewayInfo{Endpoint: "127.0.0.1:9", PublicKey: Key{1}, Addr: addr(ownRange, 9), FleetPort: 1}
 	token := r.mustInvite(t, 256, "mac", dead, a.info, b.info)
 	a.settle(t)

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,20 +11,6 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
-
-// Peer is one key that a gateway accepts, with the one address it may send from: a host's own key, or the join key of
-// a host that may still redeem its token. A host has both at once while a lost answer may be asked for again.
-type Peer struct {
-	Name         string // for people: the host
-	PublicKey    Key
-	PresharedKey PresharedKey
-	Addr         netip.Addr // a host's own or join address
-}
-
-// PeerSource knows all peers a gateway should have.
-type PeerSource interface {
-	Peers(ctx context.Context) ([]Peer, error)
-}
 
 // ErrPeer is wrapped by every error about a peer that a gateway refuses to configure.
 var ErrPeer = errors.New("peer refused")

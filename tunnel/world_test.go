@@ -86,15 +86,31 @@ func (r *registry) Peers(context.Context) ([]Peer, error) {
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		out = append(out, Peer{Name: h.Name + " (join)", PublicKey: h.JoinKey, PresharedKey: PresharedKey(h.PSK), Addr: join})
+		out = append(out, Peer{Host: h.Name, Name: h.Name + " (join)", PublicKey: h.JoinKey, PresharedKey: PresharedKey(h.PSK), Addr: join})
 		if h.HostKey != (Key{}) {
-			out = append(out, Peer{Name: h.Name, PublicKey: h.HostKey, PresharedKey: PresharedKey(h.PSK), Addr: own})
+			out = append(out, Peer{Host: h.Name, Name: h.Name, PublicKey: h.HostKey, PresharedKey: PresharedKey(h.PSK), Addr: own})
 		}
 	}
 	return out, nil
 }
 
-func (r *registry) Redeem(_ context.Context, joinAddr netip.Addr, key Key) (wire.Joined, error) {
+func (r *registry) PeersOf(ctx context.Context, host string) ([]Peer, error) {
+	all, err := r.Peers(ctx)
+	return slices.DeleteFunc(all, func(p Peer) bool { return p.Host != host }), err
+}
+
+func (r *registry) Promote(context.Context, Key) error { return nil }
+
+func (r *registry) Rekey(context.Context, netip.Addr, Offer) (wire.Rekeyed, error) {
+	return wire.Rekeyed{}, errors.New("not yet")
+}
+
+func (r *registry) Beat(context.Context, netip.Addr) (wire.Beat, error) {
+	return wire.Beat{Orchestrator: "test", Epoch: "1"}, nil
+}
+
+func (r *registry) Redeem(_ context.Context, joinAddr netip.Addr, o Offer) (wire.Joined, error) {
+	key := o.PublicKey
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n, _ := Number(joinAddr)
@@ -156,7 +172,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 	if err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
-	r.onChange(g.Nudge)
+	r.onChange(func() { g.Nudge("") })
 	fleet := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
 			_, _ = io.Copy(w, r.Body)
@@ -164,7 +180,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 		}
 		_, _ = io.WriteString(w, r.RemoteAddr)
 	})
-	srv := &http.Server{Handler: Guard(JoinHandler(g.Enroller(r), c.log), fleet)}
+	srv := &http.Server{Handler: g.Handler(Served{Enroller: r, Beats: r, Fleet: fleet})}
 	run, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })

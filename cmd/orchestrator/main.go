@@ -79,7 +79,8 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 
 	gateway, err := tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
 		KeyFile: filepath.Join(cfg.StateDir, "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
-		Backend: cfg.TunnelBackend, Interface: cfg.TunnelInterface, MTU: cfg.TunnelMTU, Peers: store, Log: log.Named("tunnel"),
+		Backend: cfg.TunnelBackend, Interface: cfg.TunnelInterface, MTU: cfg.TunnelMTU,
+		FleetPort: int(cfg.TunnelFleetPort), Peers: store, Log: log.Named("tunnel"),
 	})
 	if err != nil {
 		return err
@@ -87,8 +88,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, gateway.Close()) }()
 	log.Info("tunnel is up", zap.String("backend", gateway.Backend()), zap.Int("udp_port", gateway.Port()), zap.Stringer("address", gateway.Addr()))
 
+	epoch := uuid.NewString()
 	fleet := driverproxy.NewFleet(driverproxy.Config{
-		Orchestrator: cfg.Name, Epoch: uuid.NewString(), Directory: store, Log: log.Named("fleet"),
+		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
 	})
 	o := orchestrator.New(orchestrator.Deps{
 		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles,
@@ -103,7 +105,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--http-addr: %w", err), fleetListener.Close())
 	}
-	fleetServer := server(tunnel.Guard(tunnel.JoinHandler(gateway.Enroller(store), log), fleet.Handler()), log)
+	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{cfg, epoch, gateway}, Fleet: fleet.Handler()}), log)
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Gateways: func() []tunnel.GatewayInfo { return []tunnel.GatewayInfo{cfg.gateway(gateway)} },

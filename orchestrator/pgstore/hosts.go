@@ -60,11 +60,28 @@ func (s *Store) RemoveHost(ctx context.Context, name string) error {
 var _ tunnel.PeerSource = (*Store)(nil)
 
 // Peers implements tunnel.PeerSource: the key of every joined host, and of every token that can still be redeemed.
-func (s *Store) Peers(ctx context.Context) ([]tunnel.Peer, error) {
+func (s *Store) Peers(ctx context.Context) ([]tunnel.Peer, error) { return s.peers(ctx, "") }
+
+// PeersOf implements tunnel.PeerSource.
+func (s *Store) PeersOf(ctx context.Context, host string) ([]tunnel.Peer, error) {
+	return s.peers(ctx, host)
+}
+
+// Promote implements tunnel.PeerSource.
+func (s *Store) Promote(context.Context, tunnel.Key) error { return nil }
+
+// Rekey implements tunnel.Enroller.
+func (s *Store) Rekey(context.Context, netip.Addr, tunnel.Offer) (wire.Rekeyed, error) {
+	return wire.Rekeyed{}, errors.New("pgstore: keys are not rotated yet")
+}
+
+// peers are those of one host, or of all when of is empty.
+func (s *Store) peers(ctx context.Context, of string) ([]tunnel.Peer, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT name, number, public_key, psk, false FROM hosts WHERE public_key IS NOT NULL
+		SELECT name, number, public_key, psk, false FROM hosts WHERE public_key IS NOT NULL AND ($1 = '' OR name = $1)
 		UNION ALL
-		SELECT name, number, join_public_key, join_psk, true FROM hosts WHERE join_public_key IS NOT NULL AND join_expires_at > now()`)
+		SELECT name, number, join_public_key, join_psk, true FROM hosts
+		WHERE join_public_key IS NOT NULL AND join_expires_at > now() AND ($1 = '' OR name = $1)`, of)
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -94,7 +111,7 @@ func (s *Store) Peers(ctx context.Context) ([]tunnel.Peer, error) {
 }
 
 func peer(name string, number int, key string, psk []byte, join bool) (p tunnel.Peer, err error) {
-	p.Name = name
+	p.Host, p.Name = name, name
 	if p.PublicKey, err = tunnel.ParseKey(key); err != nil {
 		return p, fmt.Errorf("public key: %w", err)
 	}
@@ -114,7 +131,8 @@ func peer(name string, number int, key string, psk []byte, join bool) (p tunnel.
 var _ tunnel.Enroller = (*Store)(nil)
 
 // Redeem implements tunnel.Enroller: the first key is the host's, the same key again gets the same answer.
-func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, hostKey tunnel.Key) (wire.Joined, error) {
+func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, o tunnel.Offer) (wire.Joined, error) {
+	hostKey := o.PublicKey
 	number, ok := tunnel.Number(joinAddr)
 	if !ok || !tunnel.IsJoin(joinAddr) {
 		return wire.Joined{}, tunnel.ErrTokenUnknown

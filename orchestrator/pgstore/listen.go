@@ -12,7 +12,7 @@ import (
 // which means "anything may have changed".
 type Wakes struct {
 	Queue   func()
-	Hosts   func()
+	Hosts   func(name string)
 	Session func(id string)
 	Cancel  func(id string)
 }
@@ -50,7 +50,7 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 	}
 	connected()
 	w.Queue()
-	w.Hosts()
+	w.Hosts("")
 	w.Session("")
 	w.Cancel("")
 	for {
@@ -62,7 +62,7 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 		case chanQueue:
 			w.Queue()
 		case chanHosts:
-			w.Hosts()
+			w.Hosts(n.Payload)
 		case chanSession:
 			w.Session(n.Payload)
 		case chanCancel:

@@ -60,7 +60,7 @@ func up(t *testing.T, s *pgstore.Store, name string, devices int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Redeem(ctx, join, tunnel.Key{2, byte(n)}); err != nil {
+	if _, err := s.Redeem(ctx, join, tunnel.Offer{PublicKey: tunnel.Key{2, byte(n)}}); err != nil {
 		t.Fatal(err)
 	}
 	hello := wire.Hello{Protocol: wire.Version, Host: name}
@@ -434,7 +434,7 @@ func TestEnrolment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.Redeem(ctx, a, tunnel.Key{key})
+		return s.Redeem(ctx, a, tunnel.Offer{PublicKey: tunnel.Key{key}})
 	}
 	n, stale := invite("mac-1", 1, time.Hour), invite("mac-2", 2, -time.Second)
 
