@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -30,6 +31,7 @@ type hostConn struct {
 	boot string
 	addr netip.Addr
 	conn *socket.Conn
+	came time.Time       // its hello, by Config.Now
 	has  map[string]bool // devices, by name
 	up   bool            // guarded by Fleet.mu
 	lost chan struct{}   // closed when the socket is given up; cause is set before
@@ -38,6 +40,7 @@ type hostConn struct {
 	mu    sync.Mutex // guards what follows
 	cause error
 	seen  time.Time              // last heartbeat, by Config.Now
+	round time.Duration          // what the host last measured of one; 0: not known
 	dirty map[string]wire.Device // devices to report to the Directory
 	wake  chan struct{}          // buffered: something is dirty
 }
@@ -48,7 +51,7 @@ func newHostConn(c *socket.Conn, addr netip.Addr, hello wire.Hello, now time.Tim
 		has[d.Name] = true
 	}
 	return &hostConn{
-		has: has, name: hello.Host, boot: hello.Boot, addr: addr, conn: c, seen: now,
+		has: has, name: hello.Host, boot: hello.Boot, addr: addr, conn: c, came: now, seen: now,
 		lost: make(chan struct{}), gone: make(chan struct{}), dirty: map[string]wire.Device{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -208,9 +211,15 @@ func (f *Fleet) register(ctx context.Context, h *hostConn) error {
 
 // overdue says whether the host has been given up, or has missed more than one heartbeat.
 func (f *Fleet) overdue(h *hostConn) bool {
+	now := f.cfg.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.cause != nil || f.cfg.Now().Sub(h.seen) > 5*f.cfg.HeartbeatEvery/2
+	return h.cause != nil || f.lateLocked(h, now)
+}
+
+// lateLocked: the caller holds h.mu.
+func (f *Fleet) lateLocked(h *hostConn, now time.Time) bool {
+	return now.Sub(h.seen) > 5*f.cfg.HeartbeatEvery/2
 }
 
 // converse runs the control socket until it breaks.
@@ -230,14 +239,24 @@ func (f *Fleet) converse(h *hostConn) error {
 	f.mu.Unlock()
 	for {
 		b, err := h.conn.ReadText()
-		if err == nil {
+		switch reason, bye := socket.Goodbye(err); {
+		case err == nil:
 			err = f.hear(h, b)
+		case bye:
+			err = fmt.Errorf("%w: %s", ErrGoodbye, reason)
+		case timedOut(err):
+			err = fmt.Errorf("%w for %s", ErrSilent, f.cfg.HeartbeatLimit)
 		}
 		if err != nil {
 			h.give(err)
 			return err
 		}
 	}
+}
+
+func timedOut(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 // hear acts on one message of a host.
@@ -249,7 +268,7 @@ func (f *Fleet) hear(h *hostConn, b []byte) error {
 	switch {
 	case m.Heartbeat != nil:
 		h.mu.Lock()
-		h.seen = f.cfg.Now()
+		h.seen, h.round = f.cfg.Now(), max(m.Heartbeat.RoundTrip, 0)
 		h.mu.Unlock()
 		return h.send(context.Background(), wire.Control{Heartbeat: &wire.Heartbeat{Seq: m.Heartbeat.Seq, Epoch: f.cfg.Epoch}})
 	case m.Device != nil:

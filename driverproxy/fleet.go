@@ -21,6 +21,11 @@ import (
 var (
 	// ErrHostLost means that the host is not connected, or no longer.
 	ErrHostLost = errors.New("driverproxy: the driver host is not connected")
+	// ErrGoodbye is the cause of a HostDown, and of the loss of sessions, when the host closed its control socket with a
+	// goodbye: its agent was stopped.
+	ErrGoodbye = errors.New("it said goodbye")
+	// ErrSilent is the cause when nothing was heard of the host for HeartbeatLimit.
+	ErrSilent = errors.New("nothing is heard of it")
 	// ErrReleased is Session.Err after a Release.
 	ErrReleased = errors.New("driverproxy: the session was released")
 	// ErrClosed means that the Fleet is closed.
@@ -36,7 +41,8 @@ type Directory interface {
 	HostUp(ctx context.Context, hello wire.Hello) error
 	// DeviceChanged reports a device's newest state; states in between may be left out.
 	DeviceChanged(ctx context.Context, host string, d wire.Device) error
-	// HostDown says that the control socket is gone or silent.
+	// HostDown says that the control socket is gone or silent. The cause wraps ErrGoodbye or ErrSilent where that is why, and
+	// what Drop was given.
 	HostDown(ctx context.Context, host string, cause error)
 }
 

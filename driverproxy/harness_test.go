@@ -54,6 +54,7 @@ type directory struct {
 
 	mu    sync.Mutex
 	calls []string
+	downs error
 	away  int // calls of DeviceChanged that fail
 }
 
@@ -96,7 +97,30 @@ func (d *directory) DeviceChanged(_ context.Context, host string, v wire.Device)
 	return nil
 }
 
-func (d *directory) HostDown(_ context.Context, host string, cause error) { d.note("down") }
+func (d *directory) HostDown(_ context.Context, host string, cause error) {
+	d.note("down")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.downs = cause
+}
+
+// cause is what the last HostDown came with.
+func (d *directory) cause() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.downs
+}
+
+func (d *directory) last() string {
+	calls := d.noted()
+	return calls[len(calls)-1]
+}
+
+func (d *directory) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.downs = nil
+}
 
 type server struct {
 	*driverproxy.Fleet

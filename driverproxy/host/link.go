@@ -29,8 +29,12 @@ type link struct {
 	once  sync.Once
 	wake  chan struct{} // buffered: something is in out
 
-	mu  sync.Mutex // guards out
-	out []wire.Control
+	mu    sync.Mutex // guards what follows
+	out   []wire.Control
+	seq   uint64        // of the last heartbeat
+	timed uint64        // the heartbeat whose round trip is being measured; 0: none
+	sent  time.Time     // when it was sent
+	round time.Duration // how long the one measured last took; 0: not known
 }
 
 func (l *link) end() {
@@ -59,6 +63,29 @@ func (l *link) post(m wire.Control) {
 	select {
 	case l.wake <- struct{}{}:
 	default:
+	}
+}
+
+// beat is the next heartbeat. It tells how long the last one took that was measured, or has been waiting for its answer.
+func (l *link) beat(now time.Time) wire.Control {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seq++
+	m := wire.Heartbeat{Seq: l.seq, RoundTrip: l.round}
+	if l.timed == 0 {
+		l.timed, l.sent = l.seq, now
+	} else {
+		m.RoundTrip = max(l.round, now.Sub(l.sent))
+	}
+	return wire.Control{Heartbeat: &m}
+}
+
+// beaten notes the answer to a heartbeat.
+func (l *link) beaten(seq uint64, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if seq == l.timed {
+		l.timed, l.round = 0, now.Sub(l.sent)
 	}
 }
 
@@ -166,15 +193,14 @@ func (l *link) write(ctx context.Context, every time.Duration) {
 	defer l.end()
 	beat := time.NewTicker(every)
 	defer beat.Stop()
-	for seq := uint64(1); ; {
+	for {
 		if err := l.flush(); err != nil {
 			return
 		}
 		select {
 		case <-l.wake:
 		case <-beat.C:
-			l.post(wire.Control{Heartbeat: &wire.Heartbeat{Seq: seq}})
-			seq++
+			l.post(l.beat(time.Now()))
 		case <-l.ended:
 			return
 		case <-ctx.Done():
@@ -203,6 +229,7 @@ func (a *agent) listen(l *link) error {
 		}
 		switch {
 		case m.Heartbeat != nil:
+			l.beaten(m.Heartbeat.Seq, time.Now())
 		case m.Assign != nil:
 			a.assign(l, *m.Assign)
 		case m.StopRecording != nil:

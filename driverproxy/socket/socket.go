@@ -247,6 +247,15 @@ func (c *Conn) write(ctx context.Context, kind int, parts [][]byte) error {
 	return w.Close()
 }
 
+// Goodbye says whether a read failed because the peer said goodbye, and what reason it gave.
+func Goodbye(err error) (reason string, bye bool) {
+	var c *websocket.CloseError
+	if errors.As(err, &c) && c.Code == websocket.CloseNormalClosure {
+		return c.Text, true
+	}
+	return "", false
+}
+
 // Bye tells the peer why this end is about to close; it is up to the peer to close, or to this end to Close after a while.
 // Closing at once instead may make the peer lose what it has not read yet.
 func (c *Conn) Bye(reason string) {

@@ -45,7 +45,7 @@ type Welcome struct {
 type Heartbeat struct {
 	Seq       uint64        `json:"seq"`
 	Epoch     string        `json:"epoch,omitempty"`         // in the answer
-	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the heartbeat before, as the host measured it; 0: not known
+	RoundTrip time.Duration `json:"round_trip_ns,omitempty"` // of the last one answered, or the time one waits for its answer; 0: not known
 }
 
 // DeviceState says whether a device can take a session.

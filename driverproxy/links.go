@@ -1,0 +1,69 @@
+package driverproxy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// LinkHealth is what is known of the control socket to a connected host. The socket takes the path that commands take, so
+// that a heartbeat on it says more than any handshake.
+type LinkHealth struct {
+	Host      string
+	Since     time.Time     // when the host said hello, by Config.Now
+	Heard     time.Time     // its last heartbeat, or its hello
+	RoundTrip time.Duration // of a heartbeat, as the host measured it; 0: not known yet
+	Late      bool          // more than one heartbeat is missing
+}
+
+// Links is the health of every connected host, sorted by name.
+func (f *Fleet) Links() []LinkHealth {
+	now := f.cfg.Now()
+	f.mu.Lock()
+	hosts := make([]*hostConn, 0, len(f.hosts))
+	for _, h := range f.hosts {
+		if h.up {
+			hosts = append(hosts, h)
+		}
+	}
+	f.mu.Unlock()
+	links := make([]LinkHealth, 0, len(hosts))
+	for _, h := range hosts {
+		h.mu.Lock()
+		links = append(links, LinkHealth{Host: h.name, Since: h.came, Heard: h.seen, RoundTrip: h.round, Late: f.lateLocked(h, now)})
+		h.mu.Unlock()
+	}
+	slices.SortFunc(links, func(a, b LinkHealth) int { return cmp.Compare(a.Host, b.Host) })
+	return links
+}
+
+// Drop cuts a host off at once: its control, command and recording sockets are closed, and its sessions have ended with
+// [ErrHostLost], which wraps the cause, when Drop returns. It says whether the host was connected, and does not keep it
+// from coming back: that is the Directory's.
+func (f *Fleet) Drop(host string, cause error) bool {
+	f.mu.Lock()
+	h := f.hosts[host]
+	if h != nil {
+		h.up = false // from here on no session is added
+	}
+	f.mu.Unlock()
+	if h == nil {
+		return false
+	}
+	h.give(cause)
+	for _, s := range f.sessionsOf(h) {
+		s.end(h.err())
+		s.cutRecording()
+	}
+	return true
+}
+
+// cutRecording closes the recording socket: of a host that is not trusted any more nothing is taken.
+func (s *Session) cutRecording() {
+	s.mu.Lock()
+	c := s.recording
+	s.mu.Unlock()
+	if c != nil {
+		_ = c.Close() // it is never an error
+	}
+}
