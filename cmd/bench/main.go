@@ -43,11 +43,11 @@ func atLeast(name string, ours, reference, value float64, unit string, bar float
 
 // parts are what ONLY chooses from.
 func parts() map[string]func(context.Context) ([]figure, error) {
-	return map[string]func(context.Context) ([]figure, error){"stream": benchStream}
+	return map[string]func(context.Context) ([]figure, error){"stream": benchStream, "tunnel": benchTunnel}
 }
 
 type options struct {
-	Only string `help:"One part: stream." placeholder:"PART"`
+	Only string `help:"One part: stream, tunnel." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 

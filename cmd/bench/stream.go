@@ -108,18 +108,10 @@ func (loopback) HostByAddr(context.Context, netip.Addr) (string, error) { return
 
 // fleet is an orchestrator on a private database, and a host with fake drivers, joined over loopback.
 type fleet struct {
+	undo
 	url    string
 	client *client.Client
 	http   *http.Client
-	undo   []func() error
-}
-
-func (f *fleet) close() error {
-	var errs []error
-	for _, u := range slices.Backward(f.undo) {
-		errs = append(errs, u())
-	}
-	return errors.Join(errs...)
 }
 
 func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
@@ -134,12 +126,12 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.undo = append(f.undo, func() error { return os.RemoveAll(dir) })
+	f.add(func() error { return os.RemoveAll(dir) })
 	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: log})
 	if err != nil {
 		return nil, err
 	}
-	f.undo = append(f.undo, within(cluster.Stop))
+	f.add(within(cluster.Stop))
 	if err := cluster.CreateDatabase(ctx, "fleet"); err != nil {
 		return nil, err
 	}
@@ -147,7 +139,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.undo = append(f.undo, func() error { store.Close(); return nil })
+	f.add(func() error { store.Close(); return nil })
 	if err := store.Invite(ctx, orchestrator.Invitation{Name: "bench", Number: tunnel.FirstHost, JoinPublicKey: tunnel.Key{1}, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
 		return nil, err
 	}
@@ -163,7 +155,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.undo = append(f.undo, within(deps.Fleet.Close))
+	f.add(within(deps.Fleet.Close))
 	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now,
 		Gateways: func() []tunnel.GatewayInfo { return nil }}))
 	if err != nil {
@@ -208,7 +200,7 @@ func (f *fleet) parts(ctx context.Context, dir string, store *pgstore.Store, log
 	if err != nil {
 		return d, err
 	}
-	f.undo = append(f.undo, within(d.Recorder.Close))
+	f.add(within(d.Recorder.Close))
 	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: loopback{store}, Log: log})
 	return d, nil
 }
@@ -219,17 +211,6 @@ func within(stop func(context.Context) error) func() error {
 		defer cancel()
 		return stop(ctx)
 	}
-}
-
-// start runs a part until close.
-func (f *fleet) start(run func(context.Context) error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- run(ctx) }()
-	f.undo = append(f.undo, func() error {
-		cancel()
-		return <-done
-	})
 }
 
 // serve serves on a free loopback port until close.
@@ -244,7 +225,7 @@ func (f *fleet) serve(h http.Handler) (string, error) {
 		defer close(done)
 		_ = s.Serve(l) // ends with Close
 	}()
-	f.undo = append(f.undo, func() error {
+	f.add(func() error {
 		err := s.Close()
 		<-done
 		return err

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
+	"github.com/driftstack/fleet/tunnel"
+)
+
+const (
+	tunnelMTU   = 1280
+	tunnelFleet = 7700 // port of a fleet listener
+	tunnelPeers = 10000
+	echoPath    = "/echo"
+)
+
+// benchTunnel measures what our tunnels cost beside wireguard-go alone, how fast a gateway learns of its hosts, what idle
+// hosts cost an orchestrator, and how fast a recording crosses an ocean. Both ends are netstack devices: the one kind
+// that every machine has.
+func benchTunnel(ctx context.Context) (_ []figure, err error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: zap.NewNop()})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, within(cluster.Stop)()) }()
+	t := &tunnelBench{dir: dir, cluster: cluster}
+	var all []figure
+	for _, measure := range []struct {
+		name string
+		run  func(context.Context) ([]figure, error)
+	}{
+		{"path", t.path}, {"reconcile", t.reconcile}, {"change", t.change}, {"idle", t.idle}, {"ocean", t.ocean},
+	} {
+		if only := os.Getenv("BENCH_TUNNEL"); only != "" && only != measure.name {
+			continue
+		}
+		begin := time.Now()
+		figures, err := measure.run(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", measure.name, err)
+		}
+		fmt.Printf("tunnel %s: %.0fs\n", measure.name, time.Since(begin).Seconds())
+		all = append(all, figures...)
+	}
+	return all, nil
+}
+
+type tunnelBench struct {
+	dir     string
+	cluster *pgcluster.Cluster
+}
+
+// site is a gateway of a database of its own, and the hosts that were opened at it.
+type site struct {
+	undo
+	dir     string
+	store   *pgstore.Store
+	gateway *tunnel.Gateway
+	hosts   *orchestrator.Orchestrator
+	info    tunnel.GatewayInfo
+}
+
+// undo is what closes a thing, in the order in which it was opened.
+type undo []func() error
+
+func (u *undo) add(f func() error) { *u = append(*u, f) }
+
+func (u *undo) close() error {
+	var errs []error
+	for i := len(*u) - 1; i >= 0; i-- {
+		errs = append(errs, (*u)[i]())
+	}
+	*u = nil
+	return errors.Join(errs...)
+}
+
+// start runs a part until close.
+func (u *undo) start(run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	u.add(func() error {
+		cancel()
+		return <-done
+	})
+}
+
+// openSite opens a gateway with a fleet listener on a new database.
+func (t *tunnelBench) openSite(ctx context.Context, name string, fleet http.Handler, log *zap.Logger) (_ *site, err error) {
+	s := &site{dir: filepath.Join(t.dir, name)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if err := errors.Join(os.Mkdir(s.dir, 0o700), t.cluster.CreateDatabase(ctx, name)); err != nil {
+		return nil, err
+	}
+	s.add(func() error { return t.cluster.DropDatabase(context.Background(), name) })
+	if s.store, err = pgstore.Open(ctx, t.cluster.DSN(name), name, log); err != nil {
+		return nil, err
+	}
+	s.add(func() error { s.store.Close(); return nil })
+	s.hosts = orchestrator.New(orchestrator.Deps{Hosts: s.store, Log: log, Now: time.Now})
+	s.gateway, err = tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
+		KeyFile: filepath.Join(s.dir, "gateway.key"), Number: 1, Backend: tunnel.BackendNetstack, MTU: tunnelMTU, Peers: s.store, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.add(s.gateway.Close)
+	s.info = tunnel.GatewayInfo{
+		Endpoint: "127.0.0.1:" + strconv.Itoa(s.gateway.Port()), PublicKey: s.gateway.PublicKey(), Addr: s.gateway.Addr(), FleetPort: tunnelFleet,
+	}
+	l, err := s.gateway.Listen(ctx, tunnelFleet)
+	if err != nil {
+		return nil, err
+	}
+	server := &http.Server{Handler: tunnel.Guard(tunnel.JoinHandler(s.gateway.Enroller(s.store), log), fleet), ReadHeaderTimeout: 10 * time.Second}
+	s.start(func(context.Context) error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	s.add(server.Close)
+	s.start(s.gateway.Run)
+	s.start(func(ctx context.Context) error {
+		s.store.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: s.gateway.Nudge, Session: func(string) {}, Cancel: func(string) {}})
+		return nil
+	})
+	return s, nil
+}
+
+// link enrols a host and opens its end. A host reaches the gateway at endpoint, "" is where it is.
+func (s *site) link(ctx context.Context, name, endpoint string) (*tunnel.Link, error) {
+	info := s.info
+	if endpoint != "" {
+		info.Endpoint = endpoint
+	}
+	token, err := s.hosts.Invite(ctx, name, []tunnel.GatewayInfo{info})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.gateway.Reconcile(ctx); err != nil { // as it is long before a person has copied a token
+		return nil, err
+	}
+	l, err := tunnel.OpenLink(ctx, tunnel.LinkConfig{
+		StateDir: filepath.Join(s.dir, name), Token: token.Token, Backend: tunnel.BackendNetstack, MTU: tunnelMTU,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.add(l.Close)
+	return l, nil
+}
+
+func (t *tunnelBench) reconcile(context.Context) ([]figure, error) { return nil, nil }
+func (t *tunnelBench) change(context.Context) ([]figure, error)    { return nil, nil }
+func (t *tunnelBench) idle(context.Context) ([]figure, error)      { return nil, nil }
+func (t *tunnelBench) ocean(context.Context) ([]figure, error)     { return nil, nil }
+
+// middle is the median.
+func middle(v []float64) float64 {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return v[len(v)/2]
+}
