@@ -172,7 +172,6 @@ func (s *site) link(ctx context.Context, name, endpoint string) (*tunnel.Link, e
 	return l, nil
 }
 
-func (t *tunnelBench) reconcile(context.Context) ([]figure, error) { return nil, nil }
 func (t *tunnelBench) change(context.Context) ([]figure, error)    { return nil, nil }
 func (t *tunnelBench) idle(context.Context) ([]figure, error)      { return nil, nil }
 func (t *tunnelBench) ocean(context.Context) ([]figure, error)     { return nil, nil }
