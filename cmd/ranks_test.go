@@ -66,6 +66,7 @@ var homes = map[string][]string{
 	module + "driverproxy/drivertest":         {"driverproxy/host", "cmd/driverhost", "cmd/bench"},
 	module + "orchestrator/pgstore/pgcluster": {"cmd/devstack", "cmd/bench"},
 	module + "recorder/s3server":              {"cmd/devstack"},
+	module + "tunnel/tunneltest":              {"cmd/bench"},
 }
 
 // listed is what `go list -json` says of a package.
@@ -239,6 +240,7 @@ func TestRulesCatchBreaches(t *testing.T) {
 		{"websocket in a test", listed{ImportPath: "orchestrator/httpapi", XTestImports: []string{"github.com/gorilla/websocket"}}, homeProblems, true},
 		{"wgctrl abroad", listed{ImportPath: "cmd/driverhost", Imports: []string{"golang.zx2c4.com/wireguard/wgctrl"}}, homeProblems, false},
 		{"test library in a program", listed{ImportPath: "tunnel", Imports: []string{"pgregory.net/rapid"}}, homeProblems, false},
+		{"test network in production", listed{ImportPath: "tunnel", Imports: []string{module + "tunnel/tunneltest"}}, homeProblems, false},
 		{"development cluster in production", listed{ImportPath: "cmd/orchestrator", Imports: []string{module + "orchestrator/pgstore/pgcluster"}}, homeProblems, false},
 	} {
 		if got := tc.rules(tc.p); (len(got) == 0) != tc.holds {

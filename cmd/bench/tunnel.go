@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
@@ -102,8 +104,20 @@ func (u *undo) start(run func(context.Context) error) {
 	})
 }
 
+// siteConfig says what a site is for. Hosts reach its gateway at what Via makes of its UDP address; nil: directly.
+type siteConfig struct {
+	Name  string // of its database and folder
+	Fleet http.Handler
+	Via   func(udp string) (string, error)
+	Log   *zap.Logger
+}
+
 // openSite opens a gateway with a fleet listener on a new database.
-func (t *tunnelBench) openSite(ctx context.Context, name string, fleet http.Handler, log *zap.Logger) (_ *site, err error) {
+func (t *tunnelBench) openSite(ctx context.Context, cfg siteConfig) (_ *site, err error) {
+	name, log := cfg.Name, cfg.Log
+	if log == nil {
+		log = zap.NewNop()
+	}
 	s := &site{dir: filepath.Join(t.dir, name)}
 	defer func() {
 		if err != nil {
@@ -120,7 +134,8 @@ func (t *tunnelBench) openSite(ctx context.Context, name string, fleet http.Hand
 	s.add(func() error { s.store.Close(); return nil })
 	s.hosts = orchestrator.New(orchestrator.Deps{Hosts: s.store, Log: log, Now: time.Now})
 	s.gateway, err = tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
-		KeyFile: filepath.Join(s.dir, "gateway.key"), Number: 1, Backend: tunnel.BackendNetstack, MTU: tunnelMTU, Peers: s.store, Log: log,
+		KeyFile: filepath.Join(s.dir, "gateway.key"), Number: 1, Backend: tunnel.BackendNetstack, MTU: tunnelMTU,
+		FleetPort: tunnelFleet, Peers: s.store, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -129,11 +144,17 @@ func (t *tunnelBench) openSite(ctx context.Context, name string, fleet http.Hand
 	s.info = tunnel.GatewayInfo{
 		Endpoint: "127.0.0.1:" + strconv.Itoa(s.gateway.Port()), PublicKey: s.gateway.PublicKey(), Addr: s.gateway.Addr(), FleetPort: tunnelFleet,
 	}
+	if cfg.Via != nil {
+		if s.info.Endpoint, err = cfg.Via(s.info.Endpoint); err != nil {
+			return nil, err
+		}
+	}
 	l, err := s.gateway.Listen(ctx, tunnelFleet)
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{Handler: tunnel.Guard(tunnel.JoinHandler(s.gateway.Enroller(s.store), log), fleet), ReadHeaderTimeout: 10 * time.Second}
+	served := s.gateway.Handler(tunnel.Served{Enroller: s.store, Beats: beats{s.info}, Fleet: cfg.Fleet})
+	server := &http.Server{Handler: served, ReadHeaderTimeout: 10 * time.Second}
 	s.start(func(context.Context) error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -149,13 +170,18 @@ func (t *tunnelBench) openSite(ctx context.Context, name string, fleet http.Hand
 	return s, nil
 }
 
-// link enrols a host and opens its end. A host reaches the gateway at endpoint, "" is where it is.
-func (s *site) link(ctx context.Context, name, endpoint string) (*tunnel.Link, error) {
-	info := s.info
-	if endpoint != "" {
-		info.Endpoint = endpoint
-	}
-	token, err := s.hosts.Invite(ctx, name, []tunnel.GatewayInfo{info})
+// beats answers pulses with the one gateway there is.
+type beats struct{ info tunnel.GatewayInfo }
+
+func (b beats) Beat(context.Context, netip.Addr) (wire.Beat, error) {
+	return wire.Beat{Orchestrator: "bench", Epoch: "1", Gateways: []wire.Gateway{{
+		Endpoint: b.info.Endpoint, PublicKey: b.info.PublicKey.String(), Address: b.info.Addr.String(), FleetPort: b.info.FleetPort,
+	}}}, nil
+}
+
+// link enrols a host and opens its end.
+func (s *site) link(ctx context.Context, name string) (*tunnel.Link, error) {
+	token, err := s.hosts.Invite(ctx, name, []tunnel.GatewayInfo{s.info})
 	if err != nil {
 		return nil, err
 	}
@@ -172,9 +198,8 @@ func (s *site) link(ctx context.Context, name, endpoint string) (*tunnel.Link, e
 	return l, nil
 }
 
-func (t *tunnelBench) change(context.Context) ([]figure, error)    { return nil, nil }
-func (t *tunnelBench) idle(context.Context) ([]figure, error)      { return nil, nil }
-func (t *tunnelBench) ocean(context.Context) ([]figure, error)     { return nil, nil }
+func (t *tunnelBench) change(context.Context) ([]figure, error) { return nil, nil }
+func (t *tunnelBench) ocean(context.Context) ([]figure, error)  { return nil, nil }
 
 // middle is the median.
 func middle(v []float64) float64 {

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/tunnel/tunneltest"
 )
@@ -47,12 +45,12 @@ func (e *end) close() error {
 // path measures a websocket's echo and a connection's throughput through Gateway and Link, beside the same over wireguard-go
 // and its tun/netstack alone. Sides take turns at every echo and every flow, so that what else the machine does meets both.
 func (t *tunnelBench) path(ctx context.Context) (_ []figure, err error) {
-	s, err := t.openSite(ctx, "path", echoHandler(), zap.NewNop())
+	s, err := t.openSite(ctx, siteConfig{Name: "path", Fleet: echoHandler()})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	link, err := s.link(ctx, "host", "")
+	link, err := s.link(ctx, "host")
 	if err != nil {
 		return nil, err
 	}
