@@ -14,7 +14,7 @@ import (
 	"github.com/driftstack/fleet/tunnel"
 )
 
-// Deps is everything an [Orchestrator] works with. All fields are required.
+// Deps is everything an [Orchestrator] works with. All fields but Tunnel are required.
 type Deps struct {
 	ID       string // names this process in leases
 	Sessions SessionStore
@@ -22,6 +22,7 @@ type Deps struct {
 	Fleet    *driverproxy.Fleet
 	Recorder *recorder.Recorder
 	Profiles *profilestate.Store
+	Tunnel   Tunnel // nil: hosts come over something else, as in tests
 	Log      *zap.Logger
 	Now      func() time.Time
 
@@ -59,7 +60,20 @@ type HostStore interface {
 	NextHostNumber(ctx context.Context) (int, error)
 	// Invite adds a host, or gives one that has not joined yet a new token. *ConflictError when it has joined.
 	Invite(ctx context.Context, h Invitation) error
+	// StoreLinks stores what this orchestrator knows of its links, and that it is there to know it. backend is its own
+	// end's. A host that is not connected is left as it is.
+	StoreLinks(ctx context.Context, backend string, links []LinkReport) error
+	// Unwelcome names those of the hosts that must not be connected: they were removed, or invited anew.
+	Unwelcome(ctx context.Context, hosts []string) ([]string, error)
 }
+
+// Tunnel is what health needs to know of the gateway; see [tunnel.Gateway].
+type Tunnel interface {
+	Backend() string
+	Status(ctx context.Context) ([]tunnel.PeerStatus, error)
+}
+
+var _ Tunnel = (*tunnel.Gateway)(nil)
 
 // Invitation is a host that may join.
 type Invitation struct {

@@ -26,6 +26,7 @@ type Orchestrator struct {
 	log     *zap.Logger
 	journal *journal
 	watch   *watch
+	health  *health
 	wake    chan struct{} // wakes the dispatcher; has room for one
 	tired   chan struct{} // closed drainLimit after the stop: whatever still cleans up gives up
 
@@ -42,7 +43,7 @@ func New(d Deps) *Orchestrator {
 		d.Now = time.Now
 	}
 	return &Orchestrator{
-		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(),
+		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(),
 		wake: make(chan struct{}, 1), tired: make(chan struct{}), live: map[string]*live{},
 	}
 }
@@ -57,6 +58,9 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
+	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
+	loops.Go(func() { o.reportHealth(linked) })
+	loops.Go(func() { o.evict(linked) })
 	o.dispatch(ctx, func(c Claim, claimed time.Time) {
 		sessions.Go(func() { o.run(work, c, claimed) })
 	})
@@ -64,6 +68,7 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	limit := time.AfterFunc(drainLimit, func() { close(o.tired) })
 	sessions.Wait()
 	limit.Stop()
+	unlink()
 	o.journal.close()
 	loops.Wait()
 }

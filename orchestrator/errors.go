@@ -96,6 +96,7 @@ var (
 	ErrNoSuchDevice = errors.New("no enrolled device could ever match")
 	ErrLeaseLost    = errors.New("the session's lease is lost")
 	ErrUnavailable  = errors.New("the database cannot be reached")
+	ErrRemoved      = errors.New("the host was removed")
 )
 
 // InvalidError is a request that can never work as it is. Field says where, as a JSON path.

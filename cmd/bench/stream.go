@@ -167,7 +167,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 	}
 	f.start(func(ctx context.Context) error { o.Run(ctx); return nil })
 	f.start(func(ctx context.Context) error {
-		store.Listen(ctx, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func(string) {}, Session: o.WakeSession, Cancel: o.WakeCancel})
+		store.Listen(ctx, pgstore.Wakes{Queue: o.WakeQueue, Hosts: o.WakeHost, Session: o.WakeSession, Cancel: o.WakeCancel})
 		return nil
 	})
 	var list []host.Device

@@ -93,7 +93,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
 	})
 	o := orchestrator.New(orchestrator.Deps{
-		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles,
+		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
 		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit, LeaseTTL: cfg.LeaseTTL,
 	})
 
@@ -129,7 +129,11 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		}
 	})
 	loops.Go(func() {
-		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: gateway.Nudge, Session: o.WakeSession, Cancel: o.WakeCancel})
+		hosts := func(name string) {
+			gateway.Nudge(name)
+			o.WakeHost(name)
+		}
+		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: hosts, Session: o.WakeSession, Cancel: o.WakeCancel})
 	})
 	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 

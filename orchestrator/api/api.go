@@ -129,26 +129,76 @@ type JoinToken struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// HostState is where a host is in its enrolment.
+// HostState is how a host is: its enrolment first, then its links. Every state but up comes with a reason.
 type HostState string
 
 // Host states.
 const (
-	HostInvited HostState = "invited" // has a token, has not joined
-	HostDown    HostState = "down"    // joined, no control socket
-	HostUp      HostState = "up"
+	HostInvited    HostState = "invited"    // has a token, has not joined
+	HostRegistered HostState = "registered" // has joined; its agent was never connected, or was stopped
+	HostUp         HostState = "up"         // a live heartbeat to every orchestrator
+	HostDegraded   HostState = "degraded"   // works, and something is not as it should be
+	HostStale      HostState = "stale"      // was connected, and is silent
+	HostRevoked    HostState = "revoked"    // removed; its key is refused
 )
+
+// HostStates are all of them, in order.
+func HostStates() []HostState {
+	return []HostState{HostInvited, HostRegistered, HostUp, HostDegraded, HostStale, HostRevoked}
+}
 
 // Host is a driver host.
 type Host struct {
-	Name      string     `json:"name"`
-	State     HostState  `json:"state" enum:"invited,down,up"`
-	Reason    string     `json:"reason,omitempty"`
-	Address   string     `json:"address" doc:"Its address in the tunnel."`
-	Devices   int        `json:"devices"`
-	SeenAt    *time.Time `json:"seen_at,omitempty"`
-	CreatedAt time.Time  `json:"created_at"`
+	Name        string     `json:"name"`
+	State       HostState  `json:"state" enum:"invited,registered,up,degraded,stale,revoked"`
+	Reason      string     `json:"reason,omitempty" doc:"Why it is not up, and what to do."`
+	Address     string     `json:"address,omitempty" doc:"Its address in the tunnel; a revoked host has none."`
+	Devices     int        `json:"devices"`
+	RoundTripUS int64      `json:"round_trip_us,omitempty" doc:"Microseconds that a heartbeat takes there and back, on the slowest of its links."`
+	SeenAt      *time.Time `json:"seen_at,omitempty" doc:"When any orchestrator last heard of it."`
+	CreatedAt   time.Time  `json:"created_at"`
 }
+
+// HostDetail is all that is known of a driver host.
+type HostDetail struct {
+	Host
+	PublicKey      string     `json:"public_key,omitempty" doc:"WireGuard key, base64."`
+	KeySince       *time.Time `json:"key_since,omitempty" doc:"When it took this key."`
+	NextPublicKey  string     `json:"next_public_key,omitempty" doc:"Key that takes its place with its first handshake."`
+	TokenExpiresAt *time.Time `json:"token_expires_at,omitempty" doc:"Until when it may redeem its join token."`
+	RevokedAt      *time.Time `json:"revoked_at,omitempty"`
+	Links          []HostLink `json:"links" doc:"One for each orchestrator that has, or had, a link to it."`
+	DeviceList     []Device   `json:"device_list"`
+}
+
+// HostLink is what one orchestrator knows of its link to a host.
+type HostLink struct {
+	Orchestrator   string     `json:"orchestrator"`
+	Up             bool       `json:"up"`
+	Reason         string     `json:"reason,omitempty" doc:"Why it is down; or what its host finds wrong with it."`
+	HeardAt        time.Time  `json:"heard_at" doc:"Last heartbeat."`
+	LostAt         *time.Time `json:"lost_at,omitempty" doc:"When it went down."`
+	RoundTripUS    int64      `json:"round_trip_us,omitempty" doc:"Microseconds that a heartbeat takes there and back."`
+	HandshakeAt    *time.Time `json:"handshake_at,omitempty" doc:"Last WireGuard handshake; it says nothing about health."`
+	RxBytes        int64      `json:"rx_bytes" doc:"Received from the host, since its key was configured."`
+	TxBytes        int64      `json:"tx_bytes" doc:"Sent to the host, likewise."`
+	MTU            int        `json:"mtu,omitempty"`
+	GatewayBackend string     `json:"gateway_backend,omitempty" doc:"WireGuard backend of the orchestrator: kernel, tun or netstack."`
+	HostBackend    string     `json:"host_backend,omitempty" doc:"WireGuard backend of the host."`
+	Repairs        Repairs    `json:"repairs"`
+	RepairedAt     *time.Time `json:"repaired_at,omitempty" doc:"When the host last had to repair it."`
+}
+
+// Repairs counts how a host got a link back, by rung of its ladder, since its agent started.
+type Repairs struct {
+	Handshake int `json:"handshake" doc:"New handshakes."`
+	Socket    int `json:"socket" doc:"New UDP sockets."`
+	Resolve   int `json:"resolve" doc:"Times the endpoint was looked up again."`
+	Device    int `json:"device" doc:"New devices."`
+}
+
+// Total is the repairs of all rungs.
+func (r Repairs) Total() int { return r.Handshake + r.Socket + r.Resolve + r.Device }
 
 // HostList lists hosts.
 type HostList struct {

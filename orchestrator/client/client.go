@@ -239,6 +239,11 @@ func (c *Client) Hosts(ctx context.Context) ([]api.Host, error) {
 	return l.Hosts, err
 }
 
+// Host returns all that is known of a host.
+func (c *Client) Host(ctx context.Context, name string) (h api.HostDetail, err error) {
+	return h, c.call(ctx, http.MethodGet, "/v1/hosts/"+url.PathEscape(name), nil, &h)
+}
+
 // Devices lists the devices.
 func (c *Client) Devices(ctx context.Context) ([]api.Device, error) {
 	var l api.DeviceList

@@ -100,7 +100,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 	go func() { defer close(ran); o.Run(work) }()
 	go func() {
 		defer close(listened)
-		r.store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: func(string) {}, Session: o.WakeSession, Cancel: o.WakeCancel})
+		r.store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: o.WakeHost, Session: o.WakeSession, Cancel: o.WakeCancel})
 	}()
 	r.stop = func() { stop(); <-ran }
 

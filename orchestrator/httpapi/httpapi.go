@@ -90,7 +90,8 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/profiles/{id}", "get-profile", "Get a profile's metadata", 0, s.getProfile)
 	reg(a, http.MethodPost, "/v1/hosts", "invite-host", "Invite a driver host and get its join token", http.StatusCreated, s.inviteHost)
 	reg(a, http.MethodGet, "/v1/hosts", "list-hosts", "List driver hosts", 0, s.listHosts)
-	reg(a, http.MethodDelete, "/v1/hosts/{name}", "remove-host", "Remove a driver host", http.StatusNoContent, s.removeHost)
+	reg(a, http.MethodGet, "/v1/hosts/{name}", "get-host", "Get all that is known of a driver host", 0, s.getHost)
+	reg(a, http.MethodDelete, "/v1/hosts/{name}", "remove-host", "Remove a driver host: it is cut off at once", http.StatusNoContent, s.removeHost)
 	reg(a, http.MethodGet, "/v1/devices", "list-devices", "List devices", 0, s.listDevices)
 }
 
@@ -273,6 +274,13 @@ func (s *server) inviteHost(ctx context.Context, in *struct{ Body api.CreateHost
 func (s *server) listHosts(ctx context.Context, _ *struct{}) (*body[api.HostList], error) {
 	v, err := s.Store.Hosts(ctx)
 	return &body[api.HostList]{api.HostList{Hosts: v}}, s.problem(err)
+}
+
+func (s *server) getHost(ctx context.Context, in *struct {
+	Name string `path:"name" maxLength:"63"`
+}) (*body[api.HostDetail], error) {
+	v, err := s.Store.Host(ctx, in.Name)
+	return &body[api.HostDetail]{v}, s.problem(err)
 }
 
 func (s *server) removeHost(ctx context.Context, in *struct {

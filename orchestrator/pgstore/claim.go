@@ -18,7 +18,7 @@ WITH pick AS (
     SELECT s.id, d.host, d.name
     FROM sessions s CROSS JOIN LATERAL (
         SELECT host, name FROM devices d
-        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2)
+        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + `
           AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
           AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
         ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d

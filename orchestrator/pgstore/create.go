@@ -21,7 +21,7 @@ WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
      pro AS (SELECT id FROM profiles WHERE id = $7 AND account = $2),
      chk AS (SELECT EXISTS (SELECT FROM acc) AS account,
                     $7 = '' OR EXISTS (SELECT FROM pro) AS profile,
-                    EXISTS (SELECT FROM devices d WHERE ` + fits + `) AS device,
+                    EXISTS (SELECT FROM devices d WHERE ` + fits + ` AND ` + notRevoked + `) AS device,
                     (SELECT count(*) FROM (SELECT FROM sessions WHERE state = 'queued' LIMIT $15) q) < $15 AS room),
      ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_caps,
                                    recording, placement, idle_seconds, max_seconds, command_seconds, queue_until)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
@@ -13,7 +12,6 @@ import (
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
-	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/tunnel"
 )
 
@@ -180,14 +178,20 @@ func (s *Store) HostByAddr(ctx context.Context, addr netip.Addr) (string, error)
 	return name, unavailable(err)
 }
 
-// HostUp implements driverproxy.Directory. A host that is up needs its token no more.
+// HostUp implements driverproxy.Directory. A host that is up needs its token no more; one that was removed is refused.
 func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `
-			WITH h AS (UPDATE hosts SET reason = '', seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
-			           WHERE name = $1 RETURNING name)
-			INSERT INTO host_links (host, orchestrator) SELECT name, $2 FROM h ON CONFLICT DO NOTHING`, hello.Host, s.name); err != nil {
+		tag, err := tx.Exec(ctx, `
+			WITH h AS (UPDATE hosts SET seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
+			           WHERE name = $1 AND revoked_at IS NULL RETURNING name)
+			INSERT INTO host_links (host, orchestrator) SELECT name, $2 FROM h
+			ON CONFLICT (host, orchestrator) DO UPDATE SET heard_at = now(), written_at = now(), round_trip = 0, lost_at = NULL, goodbye = false, reason = ''`,
+			hello.Host, s.name)
+		if err != nil {
 			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return orchestrator.ErrRemoved
 		}
 		names := make([]string, 0, len(hello.Devices))
 		for _, d := range hello.Devices {
@@ -200,7 +204,7 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`, hello.Host, names); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', ''), pg_notify('`+chanHosts+`', $1)`, hello.Host)
+		_, err = tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', ''), pg_notify('`+chanHosts+`', $1)`, hello.Host)
 		return err
 	}))
 }
@@ -231,90 +235,21 @@ func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) e
 }
 
 // HostDown implements driverproxy.Directory. Nothing is claimed on a host that is not connected, so that what cannot be
-// stored now only shows.
+// stored now only shows, until the link has not been refreshed for long enough.
 func (s *Store) HostDown(ctx context.Context, host string, cause error) {
-	err := unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `
-			WITH h AS (UPDATE hosts SET reason = $2, seen_at = now() WHERE name = $1)
-			DELETE FROM host_links WHERE host = $1 AND orchestrator = $3`, host, cause.Error(), s.name); err != nil {
-			return err
-		}
-		return offline(ctx, tx)
-	}))
+	goodbye := errors.Is(cause, driverproxy.ErrGoodbye)
+	_, err := s.pool.Exec(ctx, `
+		UPDATE host_links SET lost_at = now(), written_at = now(), heard_at = CASE WHEN $3 THEN now() ELSE heard_at END, goodbye = $3, reason = $4
+		WHERE host = $1 AND orchestrator = $2`, host, s.name, goodbye, cause.Error())
 	if err != nil {
-		s.log.Warn("a host that went down is not stored as such", zap.String("host", host), zap.Error(err))
+		s.log.Warn("a host that went down is not stored as such", zap.String("host", host), zap.Error(unavailable(err)))
 	}
 }
 
 // AllHostsDown says that no host is connected to this orchestrator: what it knows at its start.
 func (s *Store) AllHostsDown(ctx context.Context) error {
-	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `DELETE FROM host_links WHERE orchestrator = $1`, s.name); err != nil {
-			return err
-		}
-		return offline(ctx, tx)
-	}))
-}
-
-// offline marks the devices of hosts that no orchestrator is connected to.
-func offline(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `
-		UPDATE devices d SET state = 'offline', reason = 'host is down'
-		WHERE state NOT IN ('quarantined', 'offline') AND NOT EXISTS (SELECT FROM host_links l WHERE l.host = d.host)`)
-	return err
-}
-
-// Hosts lists every host.
-func (s *Store) Hosts(ctx context.Context) ([]api.Host, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT name, number, public_key IS NOT NULL, EXISTS (SELECT FROM host_links l WHERE l.host = hosts.name), reason, seen_at, created_at,
-		       (SELECT count(*) FROM devices d WHERE d.host = hosts.name), join_expires_at
-		FROM hosts ORDER BY name`)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (api.Host, error) {
-		var h api.Host
-		var number int
-		var joined, connected bool
-		var expires *time.Time
-		if err := row.Scan(&h.Name, &number, &joined, &connected, &h.Reason, &h.SeenAt, &h.CreatedAt, &h.Devices, &expires); err != nil {
-			return h, err
-		}
-		switch {
-		case connected:
-			h.State = api.HostUp
-		case joined:
-			h.State = api.HostDown
-		default:
-			h.State = api.HostInvited
-			if expires != nil {
-				h.Reason = "token valid until " + expires.UTC().Format(time.RFC3339)
-			}
-		}
-		addr, err := tunnel.HostAddr(number)
-		h.Address = addr.String()
-		return h, err
-	})
-	return list, unavailable(err)
-}
-
-// DeviceFree says whether any device could take a session now.
-func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
-	var free bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM devices WHERE state = 'ready' AND session IS NULL)`).Scan(&free)
-	return free, unavailable(err)
-}
-
-// Devices lists every device.
-func (s *Store) Devices(ctx context.Context) ([]api.Device, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT host, name, kind, model, platform_name, platform_version, labels,
-		       CASE WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END, reason, coalesce(session, '')
-		FROM devices ORDER BY host, name`)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[api.Device])
-	return list, unavailable(err)
+	_, err := s.pool.Exec(ctx, `
+		UPDATE host_links SET lost_at = now(), goodbye = false, reason = 'the orchestrator was started anew'
+		WHERE orchestrator = $1 AND lost_at IS NULL`, s.name)
+	return unavailable(err)
 }

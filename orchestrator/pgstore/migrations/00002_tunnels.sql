@@ -49,6 +49,17 @@ ALTER TABLE host_links
     ADD handshake_at timestamptz,
     ADD rx_bytes     bigint NOT NULL DEFAULT 0,
     ADD tx_bytes     bigint NOT NULL DEFAULT 0,
-    ADD repairs      jsonb NOT NULL DEFAULT '{}',
+    ADD repairs_handshake integer NOT NULL DEFAULT 0,    -- wire.Repairs
+    ADD repairs_socket    integer NOT NULL DEFAULT 0,
+    ADD repairs_resolve   integer NOT NULL DEFAULT 0,
+    ADD repairs_device    integer NOT NULL DEFAULT 0,
     ADD repaired_at  timestamptz,
-    ADD reason       text NOT NULL DEFAULT '';
+    ADD lost_at      timestamptz,                        -- when the control socket broke; null: it has not
+    ADD goodbye      boolean NOT NULL DEFAULT false,     -- ... because the agent was stopped
+    ADD reason       text NOT NULL DEFAULT '';           -- why it was lost; or what the host finds wrong with it
+ALTER TABLE hosts DROP reason; -- it has one for each link
+CREATE INDEX hosts_revoked ON hosts (name) WHERE revoked_at IS NOT NULL;
+
+-- That a device is offline follows from the links of its host; its state is what its host last said.
+UPDATE devices SET state = 'busy', reason = '' WHERE state = 'offline';
+ALTER TABLE devices DROP CONSTRAINT devices_state_check, ADD CHECK (state IN ('ready', 'busy', 'quarantined'));
