@@ -68,7 +68,12 @@ func gone(links []linkFacts) (api.HostState, string) {
 	if len(links) == 0 {
 		return api.HostRegistered, "has joined, and its agent was never connected; start driverhost there"
 	}
-	last := slices.MaxFunc(links, func(a, b linkFacts) int { return a.sign().Compare(b.sign()) })
+	last := links[0]
+	for _, l := range links[1:] {
+		if c := l.sign().Compare(last.sign()); c > 0 || c == 0 && l.goodbye {
+			last = l
+		}
+	}
 	switch {
 	case last.goodbye:
 		return api.HostRegistered, "its agent was stopped at " + stamp(last.sign()) + "; start driverhost there"
