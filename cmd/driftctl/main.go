@@ -30,10 +30,13 @@ type cli struct {
 		Add struct {
 			Name string `arg:"" help:"Name of the host: lower-case letters, digits and dashes."`
 		} `cmd:"" help:"Invite a driver host and print what starts it."`
-		Ls struct{} `cmd:"" help:"List driver hosts."`
+		Ls  struct{} `cmd:"" help:"List driver hosts: the state of each and why, its address, the round trip of a heartbeat, when it was last heard."`
+		Get struct {
+			Name string `arg:""`
+		} `cmd:"" help:"Show all that is known of a driver host: its links to each orchestrator, what repaired them, its devices."`
 		Rm struct {
 			Name string `arg:""`
-		} `cmd:"" help:"Remove a driver host; its key is refused from then on."`
+		} `cmd:"" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
 	} `cmd:"" help:"Driver hosts."`
 	Devices struct {
 		Ls struct{} `cmd:"" help:"List devices."`
@@ -98,7 +101,7 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p := printer{out: out, json: c.JSON}
+	p := printer{out: out, json: c.JSON, now: time.Now}
 	switch command {
 	case "hosts add <name>":
 		t, err := fleet.InviteHost(ctx, c.Hosts.Add.Name)
@@ -113,9 +116,13 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return err
 	case "hosts ls":
 		v, err := fleet.Hosts(ctx)
-		return list(p, err, table.Row{"HOST", "STATE", "ADDRESS", "DEVICES", "SEEN", "REASON"}, v, func(h api.Host) table.Row {
-			return table.Row{h.Name, h.State, h.Address, h.Devices, ago(h.SeenAt), h.Reason}
-		})
+		return list(p, err, hostColumns(), v, p.hostRow)
+	case "hosts get <name>":
+		v, err := fleet.Host(ctx, c.Hosts.Get.Name)
+		if err != nil {
+			return err
+		}
+		return p.host(v)
 	case "hosts rm <name>":
 		return fleet.RemoveHost(ctx, c.Hosts.Rm.Name)
 	case "devices ls":
@@ -195,6 +202,7 @@ func (c *cli) logs(ctx context.Context, fleet *client.Client, p printer) error {
 type printer struct {
 	out  io.Writer
 	json bool
+	now  func() time.Time
 }
 
 func (p printer) object(v any) error {
@@ -276,7 +284,7 @@ func ago(t *time.Time) string {
 	if t == nil {
 		return ""
 	}
-	return time.Since(*t).Round(time.Second).String() + " ago"
+	return short(time.Since(*t)) + " ago"
 }
 
 func device(s api.Session) string {

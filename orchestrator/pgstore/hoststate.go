@@ -58,7 +58,7 @@ func judge(h hostFacts, links []linkFacts, gateways []string, now time.Time) (ap
 		return gone(links)
 	}
 	if wrong := troubles(links, gateways, now); len(wrong) > 0 {
-		return api.HostDegraded, strings.Join(wrong, "; ")
+		return api.HostDegraded, strings.Join(wrong, ". ")
 	}
 	return api.HostUp, ""
 }
