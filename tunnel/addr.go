@@ -22,6 +22,11 @@ func Network() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, joinRange, 0, 0}), 15)
 }
 
+// gatewayRange is the part of Network that gateways have their addresses in, and hosts none.
+func gatewayRange() netip.Prefix {
+	return netip.PrefixFrom(addr(ownRange, 0), 24)
+}
+
 // GatewayAddr is the address of gateway n, 1 to LastGateway.
 func GatewayAddr(n int) (netip.Addr, error) {
 	if n < 1 || n > LastGateway {

@@ -44,6 +44,8 @@ type wgDevice interface {
 	read(ctx context.Context) (*wgtypes.Device, error)
 	listen(ctx context.Context, port uint16) (net.Listener, error)
 	dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// setMTU holds for connections opened from now on.
+	setMTU(ctx context.Context, mtu int) error
 	// gone is closed when the device has ended, by close or by itself.
 	gone() <-chan struct{}
 	close() error

@@ -124,8 +124,8 @@ func (l *Link) redeem(ctx context.Context, own Key) (wire.Joined, error) {
 	}
 	for {
 		var errs []error
-		for _, g := range l.gateways {
-			joined, err := redeemAt(ctx, client, g.GatewayInfo, body)
+		for _, g := range l.Gateways() {
+			joined, err := redeemAt(ctx, client, g, body)
 			if err == nil {
 				return joined, nil
 			}
@@ -140,7 +140,7 @@ func (l *Link) redeem(ctx context.Context, own Key) (wire.Joined, error) {
 		select {
 		case <-ctx.Done():
 			return wire.Joined{}, errors.Join(fmt.Errorf("tunnel: this host could not join: is UDP to the gateways open, and is the token still valid? %w", ctx.Err()), err)
-		case <-l.Gone():
+		case <-l.held().dev.gone():
 			return wire.Joined{}, fmt.Errorf("tunnel: join: %w", ErrDeviceGone)
 		case <-time.After(joinPause):
 		}

@@ -37,6 +37,10 @@ func configureInterface(ctx context.Context, iface string, cfg deviceConfig) err
 	return nil
 }
 
+func setInterfaceMTU(ctx context.Context, iface string, mtu int) error {
+	return run(ctx, "/sbin/ifconfig", iface, "mtu", strconv.Itoa(mtu))
+}
+
 func run(ctx context.Context, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()

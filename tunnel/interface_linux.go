@@ -92,3 +92,17 @@ func configureInterface(_ context.Context, iface string, cfg deviceConfig) error
 	}
 	return nil
 }
+
+func setInterfaceMTU(_ context.Context, iface string, mtu int) error {
+	link, err := netlink.LinkByName(iface)
+	var absent netlink.LinkNotFoundError
+	if errors.As(err, &absent) {
+		err = syscall.ENODEV
+	} else if err == nil {
+		err = netlink.LinkSetMTU(link, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s: MTU %d: %w", iface, mtu, err)
+	}
+	return nil
+}

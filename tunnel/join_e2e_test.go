@@ -158,22 +158,10 @@ func TestGatewayRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("first answer of the restarted gateway after %s", time.Since(began))
-
-	// With Repair there is nothing to wait for.
-	again.mustStop(t)
-	startWorld(t, r, worldConfig{number: 1, dir: dir, udp: udp, fleet: int(w.info.FleetPort)})
-	began = time.Now()
-	if err := l.Repair(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	checkWhoami(t, l, w.info)
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("after Repair the first answer took %s", took)
-	}
 }
 
-// TestRepairKeepsConnections: a new handshake does not cost the connections that work.
-func TestRepairKeepsConnections(t *testing.T) {
+// TestHandshakeKeepsConnections: a new handshake does not cost the connections that work.
+func TestHandshakeKeepsConnections(t *testing.T) {
 	r := &registry{}
 	w := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
 	token := r.mustInvite(t, 256, "mac", w.info)
@@ -200,7 +188,7 @@ func TestRepairKeepsConnections(t *testing.T) {
 		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "hello" {
 			t.Fatalf("%q %v", b, err)
 		}
-		if err := l.Repair(t.Context()); err != nil {
+		if err := l.handshake(t.Context(), l.all()[0], time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 	}

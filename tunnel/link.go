@@ -4,48 +4,76 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // LinkConfig configures a Link.
 type LinkConfig struct {
-	StateDir    string        // holds tunnel.json with the private key, mode 0600; made with mode 0700 when it is missing
-	Token       string        `json:"-"` // join token; not needed any more once the host has joined
-	Backend     string        // auto (the default), kernel, tun or netstack
-	Interface   string        // name of the network interface, default drifthost0; macOS picks its own
-	MTU         int           // default 1280
-	Keepalive   time.Duration // default 15 s: whole seconds, because devices round down
-	DialTimeout time.Duration // of one attempt, default 3 s, a third of it for the first; a silent one is followed by a new handshake
+	StateDir    string           // holds tunnel.json with the private key, mode 0600; made with mode 0700 when it is missing
+	Token       string           `json:"-"` // join token; not needed any more once the host has joined
+	Backend     string           // auto (the default), kernel, tun or netstack
+	Interface   string           // name of the network interface, default drifthost0; macOS picks its own
+	MTU         int              // default 1280; 1200 is used by itself where it must be
+	Keepalive   time.Duration    // default 15 s: whole seconds, because devices round down
+	DialTimeout time.Duration    // of one attempt, default 3 s, a third of it for the first; a silent gateway is repaired before the next
+	Now         func() time.Time `json:"-"` // wall clock, default time.Now: it is compared with the monotonic one to notice sleep
 	Log         *zap.Logger
 }
 
-// Link is the driver host's end: one device with a peer for each gateway.
+// Link is the driver host's end: one device with a peer for each gateway, and a goroutine for each that keeps it heard.
 type Link struct {
-	cfg      LinkConfig
-	host     string
-	addr     netip.Addr
-	gateways []*remoteGateway
-	psk      PresharedKey
-	dev      wgDevice
-	backend  string
+	cfg    LinkConfig
+	began  time.Time
+	joined bool // as opposed to a tunnel that is only there to redeem a token
 
+	life    context.Context // ends with Close; every goroutine of the link runs in it
+	end     context.CancelFunc
+	keepers sync.WaitGroup
 	closing sync.Once
 	closed  error
+
+	restoring sync.Mutex // one restore at a time
+	heeding   sync.Mutex // one beat at a time
+
+	mu       sync.Mutex // guards what follows
+	state    *state     // never changed in place, see update
+	key      PrivateKey // of the device: that of the state, or the token's
+	addr     netip.Addr
+	dev      wgDevice
+	backend  string
+	gen      int           // counts devices
+	opened   time.Duration // when dev was, since began
+	mtu      int
+	gateways []*remoteGateway
+	changed  chan struct{} // closed and made anew when gateways change
+	repairs  wire.Repairs
 }
 
-// remoteGateway is one gateway and when its handshake was last begun.
+// remoteGateway is one gateway. Its address never changes; the rest may, by what a beat says.
 type remoteGateway struct {
-	GatewayInfo
+	addr  netip.Addr
+	began time.Time
+	stop  context.CancelFunc // of its keeper
+	kick  chan struct{}      // holds one token: written by dials and restores, read by the keeper
+	ready chan struct{}      // closed when the keeper has looked for the first time
+	heard atomic.Int64       // when something was read from it last, since began
 
-	mu  sync.Mutex // guards set and the exchange of the peer
-	set time.Time  // when the peer was exchanged last
+	setting sync.Mutex // guards set, and the exchange of the peer
+	set     time.Time  // when the peer was exchanged last
+
+	mu      sync.Mutex // guards what follows
+	info    GatewayInfo
+	at      netip.AddrPort // of the endpoint
+	conns   map[*tracked]struct{}
+	mending chan struct{} // closed when the gateway is heard again; nil: it is
+	path    error         // an ErrPathMTU error, when no packet of useful size passes
 }
 
 // ErrNoToken says that a host which has not joined yet was started without a join token.
@@ -72,17 +100,15 @@ func OpenLink(ctx context.Context, cfg LinkConfig) (*Link, error) {
 			return nil, err
 		}
 	}
-	l, err := openLink(ctx, cfg, s, s.PrivateKey, s.Addr)
-	if err != nil {
-		return nil, err
-	}
-	l.host = s.Host
-	return l, nil
+	return openLink(ctx, cfg, s, s.PrivateKey, s.Addr)
 }
 
 func (cfg LinkConfig) withDefaults() (LinkConfig, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	cfg.Interface = orDefault(cfg.Interface, "drifthost0")
 	cfg.MTU = orDefault(cfg.MTU, defaultMTU)
@@ -101,41 +127,95 @@ func (cfg LinkConfig) withDefaults() (LinkConfig, error) {
 	return cfg, err
 }
 
-// openLink opens a device with the given identity and peers for all gateways of s that can be resolved.
+// openLink opens a device with the given identity and peers for all gateways of s that can be resolved. With the host's
+// own address every gateway gets its keeper.
 func openLink(ctx context.Context, cfg LinkConfig, s *state, key PrivateKey, addr netip.Addr) (*Link, error) {
-	var routes []netip.Prefix
-	for _, g := range s.Gateways {
-		routes = append(routes, netip.PrefixFrom(g.Addr, 32))
-	}
-	dev, backend, err := openDevice(ctx, cfg.Backend, deviceConfig{
-		Interface: cfg.Interface, Addr: addr, Routes: routes, MTU: cfg.MTU, Key: key, Log: cfg.Log,
-	})
+	l := newLink(cfg, s, key, addr)
+	dev, backend, err := openDevice(ctx, cfg.Backend, l.deviceConfig())
 	if err != nil {
 		return nil, err
 	}
-	l := &Link{
-		cfg: cfg, addr: addr, psk: s.PresharedKey, dev: dev, backend: backend,
-	}
-	for _, g := range s.Gateways {
-		l.gateways = append(l.gateways, &remoteGateway{GatewayInfo: g})
-	}
-	// One gateway whose name does not resolve now is no reason to go without the others; dialling it tries again.
+	l.dev, l.backend = dev, backend
+	// One gateway whose name does not resolve now is no reason to go without the others; its keeper tries again.
 	var errs []error
 	for _, g := range l.gateways {
-		if err := l.repair(ctx, g, time.Time{}); err != nil {
-			cfg.Log.Warn("gateway is not set up", zap.Stringer("gateway", g.Addr), zap.Error(err))
+		if err := l.handshake(ctx, g, time.Time{}); err != nil {
+			cfg.Log.Warn("gateway is not set up", zap.Stringer("gateway", g.addr), zap.Error(err))
 			errs = append(errs, err)
 		}
 	}
 	if len(errs) == len(l.gateways) {
 		return nil, errors.Join(append(errs, l.Close())...)
 	}
+	if l.joined {
+		for _, g := range l.gateways {
+			l.startKeeper(g)
+		}
+	}
 	return l, nil
+}
+
+func newLink(cfg LinkConfig, s *state, key PrivateKey, addr netip.Addr) *Link {
+	life, end := context.WithCancel(context.Background())
+	l := &Link{
+		cfg: cfg, began: time.Now(), joined: s.joined() && addr == s.Addr, life: life, end: end,
+		state: s, key: key, addr: addr, mtu: cfg.MTU, changed: make(chan struct{}),
+	}
+	for _, info := range s.Gateways {
+		l.gateways = append(l.gateways, l.newGateway(info))
+	}
+	return l
+}
+
+func (l *Link) newGateway(info GatewayInfo) *remoteGateway {
+	return &remoteGateway{
+		addr: info.Addr, info: info, began: l.began, conns: map[*tracked]struct{}{},
+		kick: make(chan struct{}, 1), ready: make(chan struct{}),
+	}
+}
+
+// deviceConfig is for the first device and for every one that takes its place. It routes the range of all gateways,
+// so that one more needs no route; without a peer for an address the device drops what is sent there.
+func (l *Link) deviceConfig() deviceConfig {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return deviceConfig{Interface: l.cfg.Interface, Addr: l.addr, Routes: []netip.Prefix{gatewayRange()}, MTU: l.mtu, Key: l.key, Log: l.cfg.Log}
+}
+
+// held is a consistent look at the device.
+type held struct {
+	dev wgDevice
+	gen int
+	key PrivateKey
+	psk PresharedKey
+	mtu int
+}
+
+func (l *Link) held() held {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return held{l.dev, l.gen, l.key, l.state.PresharedKey, l.mtu}
+}
+
+// update stores what change makes of the state, and then uses it.
+func (l *Link) update(change func(*state)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := *l.state
+	change(&s)
+	if err := s.check(); err != nil {
+		return err
+	}
+	if err := s.save(l.cfg.StateDir); err != nil {
+		return err
+	}
+	l.state = &s
+	return nil
 }
 
 // Format implements fmt.Formatter: printed field by field, a Link would show its keys.
 func (l *Link) Format(s fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(s, "tunnel link of %s (%s)", l.host, l.addr)
+	_, _ = fmt.Fprintf(s, "tunnel link of %s (%s)", l.Host(), l.addr)
 }
 
 // Format implements fmt.Formatter: the token is not for logs.
@@ -144,170 +224,73 @@ func (cfg LinkConfig) Format(s fmt.State, _ rune) {
 }
 
 // Host is the name the orchestrator gave this host when it joined.
-func (l *Link) Host() string { return l.host }
+func (l *Link) Host() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.Host
+}
 
 // Addr is the host's address in the tunnel.
 func (l *Link) Addr() netip.Addr { return l.addr }
 
 // Backend is the name of the backend in use.
-func (l *Link) Backend() string { return l.backend }
+func (l *Link) Backend() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.backend
+}
+
+// MTU is the tunnel's now.
+func (l *Link) MTU() int { return l.held().mtu }
+
+// Repairs counts what was done since the link was opened.
+func (l *Link) Repairs() wire.Repairs {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.repairs
+}
 
 // Gateways are the orchestrators this host has tunnels to.
 func (l *Link) Gateways() []GatewayInfo {
-	out := make([]GatewayInfo, 0, len(l.gateways))
-	for _, g := range l.gateways {
-		out = append(out, g.GatewayInfo)
+	out := make([]GatewayInfo, 0, 2)
+	for _, g := range l.all() {
+		out = append(out, g.get())
 	}
 	return out
 }
 
-// Gone is closed when the device has ended, by Close or by itself; the link is of no use then.
-func (l *Link) Gone() <-chan struct{} { return l.dev.gone() }
-
-// Close takes the device down. Connections over it end.
-func (l *Link) Close() error {
-	l.closing.Do(func() { l.closed = l.dev.close() })
-	return l.closed
-}
-
-const dialAttempts = 3
-
-// DialContext dials a TCP address of a gateway through the tunnel; other addresses are ErrNotGateway errors. An attempt
-// that gets no answer within DialTimeout makes a new handshake and is repeated, up to 3 attempts: a gateway that was
-// restarted drops what a host sends with the old session, and would come back after minutes only.
-func (l *Link) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	to, err := netip.ParseAddrPort(address)
-	if err != nil || network != "tcp" && network != "tcp4" {
-		return nil, fmt.Errorf("tunnel: dial %s %s: only tcp to an IP address and port goes through the tunnel", network, address)
-	}
-	i := slices.IndexFunc(l.gateways, func(g *remoteGateway) bool { return g.Addr == to.Addr() })
-	if i < 0 {
-		return nil, fmt.Errorf("tunnel: dial %s: %w", address, ErrNotGateway)
-	}
-	for attempt := 1; ; attempt++ {
-		began := time.Now()
-		limit := l.cfg.DialTimeout
-		if attempt == 1 {
-			limit /= 3 // a link that works answers in two round trips; one that does not is better repaired soon
-		}
-		c, err := l.dialOnce(ctx, to, limit)
-		if err == nil {
-			return c, nil
-		}
-		fail := fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
-		if ctx.Err() != nil || !silent(err) || attempt == dialAttempts {
-			return nil, fail
-		}
-		l.cfg.Log.Info("gateway is silent, making a new handshake", zap.Stringer("gateway", to.Addr()), zap.Int("attempt", attempt))
-		if err := l.repair(ctx, l.gateways[i], began); err != nil {
-			return nil, errors.Join(fail, err)
-		}
-	}
-}
-
-func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort, limit time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return l.dev.dial(ctx, to)
-}
-
-// silent says whether a dial failed for want of an answer. The net package's timeout is another error than the
-// context's, and comes a moment before the context says that it has ended.
-func silent(err error) bool {
-	var t net.Error
-	return errors.As(err, &t) && t.Timeout()
-}
-
-// Repair makes new handshakes with all gateways, resolving their endpoints again. Connections that work survive it;
-// what was in flight is sent again by TCP.
-func (l *Link) Repair(ctx context.Context) error {
-	var errs []error
+// Fleets are the fleet listeners to dial, as host:port; changed is closed once the list is another.
+func (l *Link) Fleets() (addrs []string, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, g := range l.gateways {
-		errs = append(errs, l.repair(ctx, g, time.Now()))
+		addrs = append(addrs, g.get().Fleet())
 	}
-	return errors.Join(errs...)
+	return addrs, l.changed
 }
 
-// handshakePause separates handshakes: a gateway takes one that follows another within 20 ms for a flood, and the
-// timestamps that protect from replays tick every 17 ms. A handshake lost to either is repeated after 5 s only.
-const handshakePause = 50 * time.Millisecond
+// all is a copy of the list.
+func (l *Link) all() []*remoteGateway {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.gateways)
+}
 
-// repair exchanges the peer of g, unless that was done after since: several dials that fail at once need one handshake.
-func (l *Link) repair(ctx context.Context, g *remoteGateway, since time.Time) error {
+func (g *remoteGateway) get() GatewayInfo {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !since.IsZero() && g.set.After(since) {
-		return nil
-	}
-	if pause := handshakePause - time.Since(g.set); pause > 0 {
-		t := time.NewTimer(pause)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return fmt.Errorf("tunnel: gateway %s: %w", g.Addr, context.Cause(ctx))
-		}
-	}
-	err := l.setPeer(ctx, g.GatewayInfo)
-	g.set = time.Now() // after a failure too: the handshake may be on its way
-	return err
+	return g.info
 }
 
-// setPeer removes the gateway's peer and adds it, in one call: a peer that is new starts with a handshake at once.
-func (l *Link) setPeer(ctx context.Context, g GatewayInfo) error {
-	endpoint, err := resolve(ctx, g.Endpoint)
-	if err != nil {
-		return fmt.Errorf("tunnel: gateway %s: %w", g.Addr, err)
-	}
-	psk, keepalive := wgtypes.Key(l.psk), l.cfg.Keepalive
-	err = l.dev.apply(ctx, wgtypes.Config{Peers: []wgtypes.PeerConfig{
-		{PublicKey: wgtypes.Key(g.PublicKey), Remove: true},
-		{
-			PublicKey:                   wgtypes.Key(g.PublicKey),
-			PresharedKey:                &psk,
-			Endpoint:                    endpoint,
-			PersistentKeepaliveInterval: &keepalive,
-			ReplaceAllowedIPs:           true,
-			AllowedIPs:                  []net.IPNet{ipNet(netip.PrefixFrom(g.Addr, 32))},
-		},
-	}})
-	if err != nil {
-		return err
-	}
-	d, err := l.dev.read(ctx)
-	if err != nil {
-		return err
-	}
-	e, ok := tableOf(d)[g.PublicKey]
-	if !ok || !e.equal(entry{PSK: l.psk, Addrs: []netip.Prefix{netip.PrefixFrom(g.Addr, 32)}}) {
-		return fmt.Errorf("tunnel: gateway %s: %w", g.Addr, ErrNotVerified)
-	}
-	return nil
-}
-
-const resolveLimit = 5 * time.Second
-
-// resolve looks an endpoint up, preferring IPv4: that is what every provider of Macs routes.
-func resolve(ctx context.Context, endpoint string) (*net.UDPAddr, error) {
-	host, service, err := net.SplitHostPort(endpoint)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
-	defer cancel()
-	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
-	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
-	}
-	best := addrs[0].Unmap()
-	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() && !best.Is4() {
-			best = a
+// Close takes the device down and waits for what the link runs. Connections over it end.
+func (l *Link) Close() error {
+	l.closing.Do(func() {
+		l.end()
+		l.keepers.Wait()
+		for _, g := range l.all() {
+			g.closeConns(func(*tracked) bool { return true })
 		}
-	}
-	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(best, uint16(port))), nil
+		l.closed = l.held().dev.close()
+	})
+	return l.closed
 }

@@ -59,7 +59,9 @@ func dialLink(t *testing.T, f func(ctx context.Context, n int) error) (*Link, *d
 	}
 	d := &dialDevice{dialf: f}
 	g := GatewayInfo{Endpoint: "127.0.0.1:9", PublicKey: Key{1}, Addr: addr(ownRange, 1), FleetPort: 1}
-	return &Link{cfg: cfg, psk: PresharedKey{1}, dev: d, gateways: []*remoteGateway{{GatewayInfo: g}}}, d
+	l := newLink(cfg, &state{PresharedKey: PresharedKey{1}, Gateways: []GatewayInfo{g}}, PrivateKey{}, netip.Addr{})
+	l.dev = d
+	return l, d
 }
 
 // TestDialRepairs: silence, in each form it has, makes a new handshake by removing and adding the peer; an answer of
@@ -144,7 +146,7 @@ func TestDialRefusals(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	for endpoint, want := range map[string]string{"127.0.0.1:51820": "127.0.0.1:51820", "[::1]:1": "[::1]:1", "localhost:7": "127.0.0.1:7"} {
-		if a, err := resolve(t.Context(), endpoint); err != nil || a.String() != want {
+		if a, err := resolve(t.Context(), endpoint); err != nil || a[0].String() != want {
 			t.Errorf("%s: %v %v", endpoint, a, err)
 		}
 	}

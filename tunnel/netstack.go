@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -196,10 +197,20 @@ func (d *netstackDevice) listen(_ context.Context, port uint16) (net.Listener, e
 
 func (d *netstackDevice) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	c, err := gonet.DialContextTCP(ctx, d.tun.stack, fullAddress(to), ipv4.ProtocolNumber)
-	if err != nil {
-		return nil, err // never a *gonet.TCPConn that is nil inside the interface
+	if err != nil { // never a *gonet.TCPConn that is nil inside the interface
+		var op *net.OpError
+		if errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionRefused{}).String() {
+			op.Err = syscall.ECONNREFUSED // gonet has errors of its own
+		}
+		return nil, err
 	}
 	return c, nil
+}
+
+// setMTU does not tell WireGuard, which only pads up to the MTU.
+func (d *netstackDevice) setMTU(_ context.Context, mtu int) error {
+	d.tun.ep.SetMTU(uint32(mtu))
+	return nil
 }
 
 func (d *netstackDevice) close() error {

@@ -32,7 +32,7 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		PrivateKey(b), PresharedKey(b), Secret(b), tok, &tok,
 		Peer{Name: "mac", PresharedKey: b}, []Peer{{PresharedKey: b}}, map[string]PrivateKey{"k": b},
 		state{PrivateKey: b, PresharedKey: b}, &state{PrivateKey: b}, deviceConfig{Key: b}, LinkConfig{Token: string(b[:])},
-		&Link{psk: b, cfg: LinkConfig{Token: string(b[:])}}, table{Key{}: {PSK: b}}, changes{Add: []Peer{{PresharedKey: b}}},
+		&Link{key: b, state: &state{PrivateKey: b, PresharedKey: b}, cfg: LinkConfig{Token: string(b[:])}}, table{Key{}: {PSK: b}}, changes{Add: []Peer{{PresharedKey: b}}},
 	}
 	var texts []string
 	for _, v := range values {

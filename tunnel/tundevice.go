@@ -78,6 +78,13 @@ func (d *ctlDevice) dial(ctx context.Context, to netip.AddrPort) (net.Conn, erro
 	return nd.DialContext(ctx, "tcp4", to.String())
 }
 
+func (d *ctlDevice) setMTU(ctx context.Context, mtu int) error {
+	_, err := call(ctx, d.caller, "set the MTU of", func() (struct{}, error) {
+		return struct{}{}, vanished(setInterfaceMTU(ctx, d.iface, mtu))
+	})
+	return err
+}
+
 func (d *ctlDevice) close() error {
 	_, err := call(context.Background(), newCaller(d.iface, nil), "close", func() (struct{}, error) {
 		return struct{}{}, d.release()

@@ -175,7 +175,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 		list = append(list, host.Device{Name: fmt.Sprintf("d%d", i), Kind: host.KindFake, Model: "fake", PlatformName: "none"})
 	}
 	f.start(func(ctx context.Context) error {
-		return host.Run(ctx, host.Config{Name: "bench", Agent: "bench", StateDir: filepath.Join(dir, "host"), Orchestrators: []string{fleetAddr},
+		return host.Run(ctx, host.Config{Name: "bench", Agent: "bench", StateDir: filepath.Join(dir, "host"), Orchestrators: host.Fixed(fleetAddr),
 			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
 	})
 	return f, f.ready(ctx, store)

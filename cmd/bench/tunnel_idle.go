@@ -94,7 +94,7 @@ func openHost(ctx context.Context, u *undo, mu *sync.Mutex, d *daemon, dir strin
 	u.add(l.Close)
 	u.start(func(ctx context.Context) error {
 		return host.Run(ctx, host.Config{
-			Name: name, Agent: "bench", StateDir: state, Orchestrators: []string{l.Gateways()[0].Fleet()}, Dial: l.DialContext,
+			Name: name, Agent: "bench", StateDir: state, Orchestrators: l.Fleets, Dial: l.DialContext,
 			Devices: []host.Device{{Name: "d", Kind: host.KindFake, Model: "fake", PlatformName: "none"}},
 			Fake:    func(string) *drivertest.Driver { return drivertest.NewQuiet() },
 		})

@@ -34,7 +34,7 @@ type config struct {
 
 	TunnelBackend   string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
 	TunnelInterface string `placeholder:"NAME" help:"Network interface of the kernel and tun backends."`
-	TunnelMTU       int    `default:"1280" help:"MTU of the tunnel."`
+	TunnelMTU       int    `default:"1280" help:"MTU of the tunnel; where packets of this size vanish on the way, 1200 is used by itself."`
 
 	RecordFPS     int    `default:"10" help:"Frames a second of recordings."`
 	RecordBitrate int    `default:"1000000" help:"Bits a second of recordings."`
@@ -121,29 +121,11 @@ func run(ctx context.Context, cfg config) (err error) {
 	defer func() { err = errors.Join(err, link.Close()) }()
 	log.Info("tunnel is up", zap.String("backend", link.Backend()), zap.String("host", link.Host()), zap.Stringer("address", link.Addr()))
 
-	// A device that is gone cannot come back by itself: the agent ends, and is started again.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		select {
-		case <-link.Gone():
-			cancel(tunnel.ErrDeviceGone)
-		case <-ctx.Done():
-		}
-	}()
-	err = host.Run(ctx, host.Config{
-		Name: link.Host(), Agent: version(), StateDir: dir, Orchestrators: orchestrators(link), Dial: link.DialContext,
+	return host.Run(ctx, host.Config{
+		Name: link.Host(), Agent: version(), StateDir: dir, Orchestrators: link.Fleets, Dial: link.DialContext,
 		Devices: devices(cfg.Device), Log: log,
 		Recorder: recording{capture.New(capture.Config{FPS: cfg.RecordFPS, Bitrate: cfg.RecordBitrate, Buffer: cfg.RecordBuffer})},
 	})
-	if cause := context.Cause(ctx); errors.Is(cause, tunnel.ErrDeviceGone) {
-		err = errors.Join(err, cause)
-	}
-	cancel(nil)
-	<-gone
-	return err
 }
 
 // recording lends the host the recorder's capture.
@@ -157,14 +139,6 @@ func (r recording) Args(d host.Display) []string { return r.Capture.Args(d.Name,
 // Pump implements host.Recorder.
 func (r recording) Pump(ctx context.Context, stdout io.Reader, c host.RecordingConn, stopped func() bool) error {
 	return r.Capture.Pump(ctx, stdout, c, stopped)
-}
-
-func orchestrators(l *tunnel.Link) []string {
-	var addrs []string
-	for _, g := range l.Gateways() {
-		addrs = append(addrs, g.Fleet())
-	}
-	return addrs
 }
 
 func devices(in []device) []host.Device {

@@ -22,11 +22,16 @@ import (
 const agentCommand = "test-agent"
 
 func agentMain(args []string) int {
-	var cfg host.Config
-	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
+	var given struct {
+		host.Config
+		Orchestrators []string
+	}
+	if err := json.Unmarshal([]byte(args[0]), &given); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	cfg := given.Config
+	cfg.Orchestrators = host.Fixed(given.Orchestrators...)
 	cfg.Dial = (&net.Dialer{}).DialContext
 	if err := host.Run(context.Background(), cfg); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -38,8 +43,9 @@ func agentMain(args []string) int {
 // startAgent runs an agent as a process of its own.
 func (s *stack) startAgent(t *testing.T, cfg host.Config) *exec.Cmd {
 	t.Helper()
+	addrs, _ := cfg.Orchestrators()
 	b, err := json.Marshal(map[string]any{
-		"Name": cfg.Name, "StateDir": cfg.StateDir, "Orchestrators": cfg.Orchestrators, "Devices": cfg.Devices,
+		"Name": cfg.Name, "StateDir": cfg.StateDir, "Orchestrators": addrs, "Devices": cfg.Devices,
 	})
 	if err != nil {
 		t.Fatal(err)

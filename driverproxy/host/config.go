@@ -81,12 +81,21 @@ type Recorder interface {
 // DialFunc opens a connection, as net.Dialer.DialContext does.
 type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
+// OrchestratorsFunc says which fleet listeners to dial, as host:port in the tunnel; changed is closed when they are
+// others than addrs, and asked again then. A nil changed says that they stay.
+type OrchestratorsFunc func() (addrs []string, changed <-chan struct{})
+
+// Fixed is an OrchestratorsFunc of orchestrators that stay.
+func Fixed(addrs ...string) OrchestratorsFunc {
+	return func() ([]string, <-chan struct{}) { return addrs, nil }
+}
+
 // Config is what Run needs.
 type Config struct {
-	Name          string   // the host's, as enrolled
-	Agent         string   // version of the agent
-	StateDir      string   // absolute; the agent's alone, one agent at a time
-	Orchestrators []string // host:port of each fleet listener, in the tunnel
+	Name          string // the host's, as enrolled
+	Agent         string // version of the agent
+	StateDir      string // absolute; the agent's alone, one agent at a time
+	Orchestrators OrchestratorsFunc
 	Dial          DialFunc // through the tunnel
 	Devices       []Device
 	Recorder      Recorder    // nil: recordings end at once, as failed
@@ -106,7 +115,9 @@ func (c *Config) check() error {
 	if !filepath.IsAbs(c.StateDir) {
 		errs = append(errs, fmt.Errorf("host: StateDir %q must be an absolute path", c.StateDir))
 	}
-	if len(c.Orchestrators) == 0 {
+	if c.Orchestrators == nil {
+		errs = append(errs, errors.New("host: there is no orchestrator to dial"))
+	} else if addrs, _ := c.Orchestrators(); len(addrs) == 0 {
 		errs = append(errs, errors.New("host: there is no orchestrator to dial"))
 	}
 	if c.Dial == nil {

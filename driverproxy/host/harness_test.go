@@ -162,7 +162,7 @@ func (s *stack) config(t *testing.T) host.Config {
 
 func (s *stack) benchConfig() host.Config {
 	return host.Config{
-		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: []string{s.addr}, Dial: (&net.Dialer{}).DialContext,
+		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: host.Fixed(s.addr), Dial: (&net.Dialer{}).DialContext,
 		Devices:    []host.Device{{Name: "phone", Kind: host.KindFake, Model: "iPhone", PlatformName: "iOS", PlatformVersion: "18"}},
 		Supervisor: []string{os.Args[0], host.SuperviseCommand},
 	}

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
@@ -107,38 +106,13 @@ func (l *link) flush() error {
 	return nil
 }
 
-// keepLink holds a control socket to one orchestrator until ctx ends.
-func (a *agent) keepLink(ctx context.Context, addr string) {
-	log := a.cfg.Log.With(zap.String("orchestrator", addr))
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 3*time.Second
-	for ctx.Err() == nil {
-		begin := time.Now()
-		err := a.talk(ctx, addr, log)
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(begin) > steady {
-			pause.Reset()
-		}
-		wait := pause.NextBackOff()
-		log.Warn("no control socket", zap.Error(err), zap.Duration("retry_in", wait))
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
-	}
-}
-
 // talk runs one control socket to its end.
-func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) error {
+func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) (welcomed bool, err error) {
 	conn, err := a.endpoint.Dial(ctx, socket.DialFunc(a.cfg.Dial), "ws://"+addr+wire.PathControl, socket.Limits{
 		MaxMessage: wire.MaxControl, Silence: welcomeLimit, Stuck: stuckLimit,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	l := &link{addr: addr, conn: conn, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer l.end()
@@ -146,10 +120,10 @@ func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) error {
 	defer a.lost(l)
 	b, err := wire.Control{Hello: &hello}.Encode()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := conn.WriteText(ctx, b); err != nil {
-		return err
+		return false, err
 	}
 	stop := context.AfterFunc(ctx, func() { // after Welcome the writer hangs up, with a goodbye
 		conn.Expire(lingerLimit)
@@ -157,7 +131,7 @@ func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) error {
 	defer stop()
 	welcome, err := readWelcome(conn)
 	if err != nil {
-		return err
+		return false, err
 	}
 	log.Info("control socket up", zap.String("name", welcome.Orchestrator), zap.String("epoch", welcome.Epoch))
 	conn.SetSilence(max(welcome.HeartbeatLimit, 50*time.Millisecond))
@@ -166,7 +140,7 @@ func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) error {
 	err = a.listen(l)
 	l.end()
 	writer.Wait()
-	return err
+	return true, err
 }
 
 func readWelcome(conn *socket.Conn) (*wire.Welcome, error) {

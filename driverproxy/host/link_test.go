@@ -124,13 +124,14 @@ func TestSilentOrchestrator(t *testing.T) {
 
 func TestConfigIsChecked(t *testing.T) {
 	good := host.Config{
-		Name: "h", StateDir: t.TempDir(), Orchestrators: []string{"127.0.0.1:1"}, Dial: (&net.Dialer{}).DialContext,
+		Name: "h", StateDir: t.TempDir(), Orchestrators: host.Fixed("127.0.0.1:1"), Dial: (&net.Dialer{}).DialContext,
 		Devices: []host.Device{{Name: "d", Kind: host.KindFake}},
 	}
 	for says, spoil := range map[string]func(*host.Config){
 		"Name":            func(c *host.Config) { c.Name = "" },
 		"absolute":        func(c *host.Config) { c.StateDir = "state" },
 		"no orchestrator": func(c *host.Config) { c.Orchestrators = nil },
+		"orchestrator to": func(c *host.Config) { c.Orchestrators = host.Fixed() },
 		"Dial":            func(c *host.Config) { c.Dial = nil },
 		"no device":       func(c *host.Config) { c.Devices = nil },
 		"used twice":      func(c *host.Config) { c.Devices = append(c.Devices, c.Devices...) },

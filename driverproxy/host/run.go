@@ -79,9 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 	hangUp, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer links.Wait()
 	defer cancel()
-	for _, addr := range cfg.Orchestrators {
-		links.Go(func() { a.keepLink(hangUp, addr) })
-	}
+	links.Go(func() { a.keepLinks(hangUp) })
 	<-ctx.Done()
 	a.endAll(errShutdown)
 	a.sessions.Wait()

@@ -113,7 +113,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 	}
 	go func() {
 		defer close(hosted)
-		if err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: []string{strings.TrimPrefix(fleetServer.URL, "http://")},
+		if err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: host.Fixed(strings.TrimPrefix(fleetServer.URL, "http://")),
 			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver {
 				d := drivertest.New()
 				if r.configure != nil {

@@ -1,0 +1,135 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const dialAttempts = 3
+
+// DialContext dials a TCP address of a gateway through the tunnel; other addresses are ErrNotGateway errors. A gateway
+// that does not answer is repaired, and dialled again when it is heard: up to 3 attempts. A gateway whose path lets no
+// packet of useful size through is an ErrPathMTU error at once.
+func (l *Link) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil || network != "tcp" && network != "tcp4" {
+		return nil, fmt.Errorf("tunnel: dial %s %s: only tcp to an IP address and port goes through the tunnel", network, address)
+	}
+	gateways := l.all()
+	i := slices.IndexFunc(gateways, func(g *remoteGateway) bool { return g.addr == to.Addr() })
+	if i < 0 {
+		return nil, fmt.Errorf("tunnel: dial %s: %w", address, ErrNotGateway)
+	}
+	g := gateways[i]
+	for attempt := 1; ; attempt++ {
+		if err := l.awaitHeard(ctx, g); err != nil {
+			return nil, fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
+		}
+		began := time.Now()
+		limit := l.cfg.DialTimeout
+		if attempt == 1 {
+			limit /= 3 // a link that works answers in two round trips; one that does not is better repaired soon
+		}
+		c, err := l.dialOnce(ctx, to, limit)
+		if err == nil {
+			return g.track(c, false), nil
+		}
+		fail := fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
+		again := silent(err) || errors.Is(err, ErrDeviceGone)
+		if ctx.Err() != nil || !again || attempt == dialAttempts {
+			return nil, fail
+		}
+		if err := l.mend(ctx, g, began); err != nil {
+			return nil, errors.Join(fail, err)
+		}
+	}
+}
+
+func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return l.held().dev.dial(ctx, to)
+}
+
+// silent says whether a dial failed for want of an answer. The net package's timeout is another error than the
+// context's, and comes a moment before the context says that it has ended.
+func silent(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// mend asks for the repair of a gateway that did not answer what began then.
+func (l *Link) mend(ctx context.Context, g *remoteGateway, began time.Time) error {
+	if l.joined {
+		g.setMending(true)
+		g.nudge() // its keeper has better means
+		return nil
+	}
+	l.cfg.Log.Info("gateway is silent, making a new handshake", zap.Stringer("gateway", g.addr))
+	return l.handshake(ctx, g, began)
+}
+
+// nudge makes the keeper look at once.
+func (g *remoteGateway) nudge() {
+	select {
+	case g.kick <- struct{}{}:
+	default:
+	}
+}
+
+// awaitHeard waits, while the keeper repairs a gateway, or has not looked yet, until it is heard or DialTimeout has
+// passed: then a dial may find out for itself.
+func (l *Link) awaitHeard(ctx context.Context, g *remoteGateway) error {
+	if !l.joined {
+		return nil
+	}
+	limit := time.NewTimer(l.cfg.DialTimeout)
+	defer limit.Stop()
+	for _, c := range []<-chan struct{}{g.ready, g.isMending()} {
+		if c == nil {
+			continue
+		}
+		select {
+		case <-c:
+		case <-limit.C:
+			return g.pathError()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-l.life.Done():
+			return net.ErrClosed
+		}
+	}
+	return g.pathError()
+}
+
+func (g *remoteGateway) isMending() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mending
+}
+
+func (g *remoteGateway) pathError() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.path
+}
+
+// setMending says whether dials should wait for the keeper.
+func (g *remoteGateway) setMending(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case on && g.mending == nil:
+		g.mending = make(chan struct{})
+	case !on && g.mending != nil:
+		close(g.mending)
+		g.mending = nil
+	}
+}

@@ -1,0 +1,81 @@
+package tunnel
+
+import "time"
+
+// rung is a way to get a silent gateway back. Each includes the ones that are cheaper where it needs them.
+//
+//	1 handshake  the peer is removed and added: a gateway that was restarted has forgotten the session
+//	2 socket     a new UDP socket, so a new source port: a NAT or a network that changed has forgotten the old one
+//	3 resolve    the endpoint looked up again, its next address taken: the gateway has moved
+//	4 device     a new device with the same identity
+//	then 1 again, and so on until the gateway is heard
+type rung int
+
+const (
+	rungHandshake rung = 1 + iota
+	rungSocket
+	rungResolve
+	rungDevice
+)
+
+func (r rung) String() string {
+	switch r {
+	case rungHandshake:
+		return "handshake"
+	case rungSocket:
+		return "socket"
+	case rungResolve:
+		return "resolve"
+	case rungDevice:
+		return "device"
+	}
+	return "none"
+}
+
+// deviceEvery is how seldom a new device is tried: it breaks every connection.
+const deviceEvery = time.Minute
+
+// situation is what the choice of a rung depends on, besides the one before.
+type situation struct {
+	shared    bool          // another gateway is heard through the same socket and device: neither can be the trouble
+	deviceAge time.Duration // since the device was opened
+}
+
+// next is the rung after r; 0 is below the first.
+func (r rung) next(s situation) rung {
+	n := r%rungDevice + 1
+	if n == rungDevice && (s.shared || s.deviceAge < deviceEvery) {
+		n = rungHandshake
+	}
+	if n == rungSocket && s.shared {
+		n = rungResolve
+	}
+	return n
+}
+
+// clocks finds out that this machine, or only this process, stood still.
+type clocks struct {
+	now  func() time.Time // wall clock
+	wall time.Time        // at the last look, without its monotonic reading
+	mono time.Time        // at the last look
+}
+
+func newClocks(now func() time.Time) *clocks {
+	c := &clocks{now: now}
+	c.nap(0)
+	return c
+}
+
+// nap is how long was missed since the last look, which was to be planned ago: a machine that sleeps stops its
+// monotonic clock and not the wall clock, a process that was stopped finds both ahead. A wall clock that was set back
+// says nothing.
+func (c *clocks) nap(planned time.Duration) time.Duration {
+	wall, mono := c.now().Round(0), time.Now()
+	ran := mono.Sub(c.mono)
+	missed := max(wall.Sub(c.wall)-ran, ran-planned, 0)
+	if c.mono.IsZero() {
+		missed = 0
+	}
+	c.wall, c.mono = wall, mono
+	return missed
+}

@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// lowMTU is used where a path does not carry packets for the default.
+const lowMTU = 1200
+
+// ErrPathMTU says that small packets reach the gateway and full-size ones do not, even with the low MTU.
+var ErrPathMTU = errors.New("the path to the gateway carries small packets only")
+
+// probePath bounds one probe with full-size packets.
+const probePath = 1500 * time.Millisecond
+
+// measure finds out whether full-size packets pass, and lowers the MTU or gives the gateway's path up when they do not.
+// Trouble is returned when not even small ones do.
+func (k *keeper) measure(ctx context.Context) *trouble {
+	k.pathAt = k.g.since() + pathEvery
+	tries := 1
+	if _, used := k.g.silent(); used {
+		tries = 3 // a probe may get lost on a busy path, and what follows breaks what runs
+	}
+	for {
+		passes, t := k.passes(ctx, tries)
+		switch {
+		case t != nil || ctx.Err() != nil:
+			return t
+		case passes:
+			k.setPath(nil)
+			return nil
+		}
+		mtu := k.l.held().mtu
+		if mtu <= lowMTU {
+			k.setPath(fmt.Errorf("%w: packets of MTU %d vanish between this host and %s: find what on the way has a smaller MTU, "+
+				"or drops fragments or ICMP (a VPN, PPPoE, a firewall)", ErrPathMTU, mtu, k.g.get().Endpoint))
+			k.pathAt = k.g.since() + pathRetry
+			return nil
+		}
+		if err := k.l.setMTU(ctx, lowMTU); err != nil {
+			k.log.Error("the MTU cannot be changed", zap.Error(err))
+			if broken(err) {
+				return &trouble{what: "the MTU cannot be changed", heard: k.g.since(), lost: err}
+			}
+			return nil
+		}
+		n := k.g.closeConns(func(c *tracked) bool { return !c.own }) // they were opened for larger packets
+		k.log.Warn("full-size packets do not reach the gateway, small ones do: lowering the MTU",
+			zap.Int("from", mtu), zap.Int("to", lowMTU), zap.Int("closed_connections", n))
+	}
+}
+
+// passes says whether a probe comes back.
+func (k *keeper) passes(ctx context.Context, tries int) (bool, *trouble) {
+	for range tries {
+		err := k.pulser.probe(ctx, probePath)
+		if err == nil || spoke(err) {
+			return true, nil
+		}
+		k.log.Info("a probe with full-size packets did not come back", zap.Error(err))
+		k.pulser.drop()
+		if t := k.ask(ctx, "no answer to a probe"); t != nil || ctx.Err() != nil {
+			return false, t
+		}
+	}
+	return false, nil
+}
+
+// setPath says whether anything of use can be sent to the gateway.
+func (k *keeper) setPath(err error) {
+	k.g.mu.Lock()
+	was := k.g.path
+	k.g.path = err
+	k.g.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		n := k.g.closeConns(func(c *tracked) bool { return !c.own })
+		k.log.Error("gateway is of no use", zap.Error(err), zap.Int("closed_connections", n))
+	case err == nil && was != nil:
+		k.log.Info("full-size packets reach the gateway again")
+	}
+}
+
+// setMTU changes the device's MTU, unless it is so small already.
+func (l *Link) setMTU(ctx context.Context, mtu int) error {
+	h := l.held()
+	if h.mtu <= mtu {
+		return nil
+	}
+	if err := h.dev.setMTU(ctx, mtu); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mtu = mtu
+	return nil
+}
+
+// reason says what is not as it should be with a gateway, for its health.
+func (l *Link) reason(g *remoteGateway) string {
+	if err := g.pathError(); err != nil {
+		return err.Error()
+	}
+	if mtu := l.MTU(); mtu < l.cfg.MTU {
+		return fmt.Sprintf("the path carries no packets for MTU %d: %d is used", l.cfg.MTU, mtu)
+	}
+	return ""
+}

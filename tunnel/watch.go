@@ -1,0 +1,288 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Times of the watch. With heartbeats each second on every control socket, a gateway that was restarted is found out
+// after 1.5 s, asked once more for half a second, and back with the first rung: well within 3 s.
+const (
+	silenceLimit = 1500 * time.Millisecond // nothing read on open connections for so long is suspicious
+	lookEvery    = 500 * time.Millisecond  // at the clocks
+	pulseEvery   = 15 * time.Second
+	pathEvery    = 30 * time.Second
+	pathRetry    = 5 * time.Second        // while nothing passes
+	askLimit     = 500 * time.Millisecond // of a pulse that only asks whether the gateway is there; longer when round trips are
+	probeLimit   = time.Second            // of a fresh dial and its pulse, after a rung
+	napLimit     = 3 * time.Second        // a shorter pause is a busy machine
+	sleepLimit   = 30 * time.Second       // after a longer one every orchestrator has given this host up
+	speakLimit   = time.Second            // for a connection to show that it has outlived a silence
+)
+
+// keeper is the goroutine that keeps one gateway heard:
+//
+//	         silence, a dial without answer, no pulse, a nap, the device gone
+//	watch ─────────────────────────────────────────────────────────────────────▶ mend: rung, probe, rung, probe …
+//	  ▲                                                                             │ the probe is answered
+//	  └──────────── connections that died are closed, the path is measured ◀────────┘
+type keeper struct {
+	l      *Link
+	g      *remoteGateway
+	log    *zap.Logger
+	pulser *pulser
+	clocks *clocks
+
+	pulseAt, pathAt time.Duration // when they are due
+	epoch           string        // of the last beat
+	beatAt          time.Duration // when that was asked for
+	judgeAt         time.Duration // when connections must have spoken; 0: none is judged
+	judged          func(*tracked) bool
+}
+
+// trouble is why a gateway has to be repaired.
+type trouble struct {
+	what  string
+	below rung          // the first rung is above this one
+	heard time.Duration // connections opened until then may be dead
+	slept bool          // for so long that they certainly are
+	lost  error         // the device is gone or hung
+}
+
+// startKeeper must not be called after Close has begun to wait, but from a keeper.
+func (l *Link) startKeeper(g *remoteGateway) {
+	ctx, stop := context.WithCancel(l.life)
+	g.stop = stop
+	k := &keeper{l: l, g: g, log: l.cfg.Log.With(zap.Stringer("gateway", g.addr)), pulser: newPulser(l, g), clocks: newClocks(l.cfg.Now)}
+	l.keepers.Go(func() {
+		defer stop()
+		k.run(ctx)
+	})
+}
+
+func (k *keeper) run(ctx context.Context) {
+	defer k.pulser.close()
+	defer k.g.setMending(false)
+	if k.g.isNew() {
+		if err := k.l.handshake(ctx, k.g, time.Time{}); err != nil {
+			k.log.Warn("gateway is not set up", zap.Error(err))
+		}
+	}
+	t := k.ask(ctx, "at the start")
+	if t == nil {
+		t = k.measure(ctx)
+	}
+	close(k.g.ready)
+	for ctx.Err() == nil {
+		if t != nil {
+			k.mend(ctx, *t)
+		}
+		t = k.watch(ctx)
+	}
+}
+
+// watch waits until something is to be done, does it, and says what is wrong.
+func (k *keeper) watch(ctx context.Context) *trouble {
+	wait := k.untilNext()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	h := k.l.held()
+	kicked := false
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-h.dev.gone():
+		if ctx.Err() != nil {
+			return nil
+		}
+		return &trouble{what: "the device is gone", heard: k.g.since(), lost: ErrDeviceGone}
+	case <-k.g.kick:
+		kicked = true
+	case <-timer.C:
+	}
+	now := k.g.since()
+	if nap := k.clocks.nap(wait); nap > napLimit {
+		return &trouble{what: "this machine or process stood still for " + nap.Round(time.Second).String(), below: rungHandshake, heard: now, slept: nap >= sleepLimit}
+	}
+	silence, waiting := k.g.silent()
+	switch {
+	case kicked:
+		return k.ask(ctx, "a dial got no answer")
+	case waiting && silence >= silenceLimit:
+		return k.ask(ctx, "nothing was read on open connections for "+silence.Round(time.Millisecond).String())
+	case k.judgeAt > 0 && now >= k.judgeAt:
+		k.judge()
+	case now >= k.pulseAt:
+		return k.ask(ctx, "no answer to a pulse")
+	case now >= k.pathAt:
+		return k.measure(ctx)
+	}
+	return nil
+}
+
+// untilNext is how long there is nothing to do.
+func (k *keeper) untilNext() time.Duration {
+	now := k.g.since()
+	wait := min(lookEvery, k.pulseAt-now, k.pathAt-now)
+	if silence, waiting := k.g.silent(); waiting {
+		wait = min(wait, silenceLimit-silence)
+	}
+	if k.judgeAt > 0 {
+		wait = min(wait, k.judgeAt-now)
+	}
+	return max(wait, 0)
+}
+
+// ask sends a pulse on the open connection. No answer is trouble.
+func (k *keeper) ask(ctx context.Context, why string) *trouble {
+	heard, asked := time.Duration(k.g.heard.Load()), k.g.since()
+	b, err := k.pulser.pulse(ctx, k.pulser.limit())
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil && !spoke(err) {
+		return &trouble{what: why + ": " + err.Error(), heard: max(heard, 0)}
+	}
+	k.g.setMending(false)
+	k.pulseAt = k.g.since() + pulseEvery
+	k.took(ctx, b, asked, 0)
+	return nil
+}
+
+// took acts on a beat: a gateway of another epoch knows nothing of the connections that were opened before until.
+// Those opened between its last beat and this one are judged by whether they speak.
+func (k *keeper) took(ctx context.Context, b *beat, asked, until time.Duration) {
+	if b == nil {
+		return
+	}
+	if k.epoch != "" && b.Epoch != k.epoch {
+		dead := max(k.beatAt, until)
+		n := k.g.closeConns(func(c *tracked) bool { return !c.own && c.opened <= dead })
+		k.log.Info("the gateway was started anew", zap.String("epoch", b.Epoch), zap.Int("closed_connections", n))
+		k.judgeLater(func(c *tracked) bool { return c.opened < asked && time.Duration(c.read.Load()) < asked })
+	}
+	k.epoch, k.beatAt = b.Epoch, asked
+	k.l.heed(ctx, k.g, b.Beat)
+}
+
+func (k *keeper) judgeLater(dead func(*tracked) bool) {
+	k.judgeAt, k.judged = k.g.since()+speakLimit, dead
+}
+
+func (k *keeper) judge() {
+	if n := k.g.closeConns(func(c *tracked) bool { return !c.own && k.judged(c) }); n > 0 {
+		k.log.Info("connections stay silent after a repair and are closed", zap.Int("closed_connections", n))
+	}
+	k.judgeAt, k.judged = 0, nil
+}
+
+// mend climbs the ladder until the gateway answers.
+func (k *keeper) mend(ctx context.Context, t trouble) {
+	k.g.setMending(true)
+	began, last, rounds := time.Now(), t.below, 0
+	k.log.Warn("gateway is not heard, repairing", zap.String("why", t.what))
+	for {
+		step := time.Now()
+		asked := k.g.since()
+		r, err := k.repair(ctx, last, t.lost)
+		rounds++
+		var b *beat
+		if err == nil {
+			last, t.lost = r, nil
+			k.pulser.drop() // its connection is as old as the trouble
+			b, err = k.pulser.pulse(ctx, probeLimit)
+		} else if broken(err) {
+			t.lost = err
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil || spoke(err) {
+			k.log.Info("gateway is heard again", zap.Stringer("rung", r), zap.Int("tries", rounds), zap.Duration("after", time.Since(began)),
+				zap.String("why", t.what), zap.Any("repairs", k.l.Repairs()))
+			k.healed(ctx, t, b, asked)
+			return
+		}
+		if rounds == 1 || rounds%60 == 0 {
+			k.log.Warn("gateway is still not heard, trying further", zap.Stringer("rung", r), zap.Int("tries", rounds), zap.Error(err))
+		}
+		if pause(ctx, probeLimit-time.Since(step)) != nil {
+			return
+		}
+	}
+}
+
+// broken says of an error that the device itself is the trouble.
+func broken(err error) bool {
+	return errors.Is(err, ErrDeviceGone) || errors.Is(err, ErrDeviceHung) || errors.Is(err, ErrNotVerified)
+}
+
+// repair takes the rung after last, or makes a new device for one that is lost.
+func (k *keeper) repair(ctx context.Context, last rung, lost error) (rung, error) {
+	l, h := k.l, k.l.held()
+	if lost != nil {
+		return rungDevice, l.restore(ctx, h.gen, lost)
+	}
+	r := last.next(l.situation(k.g))
+	l.count(r)
+	switch r {
+	case rungSocket:
+		if err := l.newSocket(ctx); err != nil {
+			return r, err
+		}
+	case rungResolve:
+		// Without the network there are no names either: the address of before is then the best there is.
+		look, cancel := context.WithTimeout(ctx, probeLimit)
+		defer cancel()
+		if err := k.g.resolve(look); err != nil {
+			k.log.Info("the gateway's endpoint cannot be looked up now", zap.Error(err))
+		}
+	case rungDevice:
+		return r, l.restore(ctx, h.gen, errNothingElse)
+	}
+	return r, l.handshake(ctx, k.g, time.Time{})
+}
+
+func (l *Link) situation(g *remoteGateway) situation {
+	s := situation{deviceAge: time.Since(l.began) - l.openedAt()}
+	for _, other := range l.all() {
+		if other != g && other.isMending() == nil && other.since()-time.Duration(other.heard.Load()) < pulseEvery+silenceLimit {
+			s.shared = true
+		}
+	}
+	return s
+}
+
+func (l *Link) count(r rung) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch r {
+	case rungHandshake:
+		l.repairs.Handshake++
+	case rungSocket:
+		l.repairs.Socket++
+	case rungResolve:
+		l.repairs.Resolve++
+	case rungDevice:
+		l.repairs.Device++
+	}
+}
+
+// healed closes what died with the trouble. In the same epoch a connection may have lived through it: one that wrote
+// meanwhile must hear something back soon, and one with nothing under way is left alone.
+func (k *keeper) healed(ctx context.Context, t trouble, b *beat, asked time.Duration) {
+	now := k.g.since()
+	if t.slept {
+		n := k.g.closeConns(func(c *tracked) bool { return !c.own && c.opened <= t.heard })
+		k.log.Info("connections from before the sleep are closed", zap.Int("closed_connections", n))
+	}
+	k.judgeLater(func(c *tracked) bool {
+		return c.opened <= asked && time.Duration(c.wrote.Load()) > t.heard && time.Duration(c.read.Load()) < now
+	})
+	k.took(ctx, b, asked, t.heard)
+	k.g.setMending(false)
+	k.pulseAt, k.pathAt = now+pulseEvery, now
+}
