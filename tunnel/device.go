@@ -27,6 +27,7 @@ var (
 	ErrBackend     = errors.New("this WireGuard backend is not available here")
 	ErrDeviceHung  = errors.New("the WireGuard device does not answer")
 	ErrDeviceGone  = errors.New("the WireGuard device is gone")
+	ErrDeviceAlien = errors.New("the WireGuard device is not the one that was opened: someone else has changed or made it anew")
 	ErrNotVerified = errors.New("the WireGuard device did not take its configuration")
 )
 
@@ -46,9 +47,14 @@ type wgDevice interface {
 	dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	// setMTU holds for connections opened from now on.
 	setMTU(ctx context.Context, mtu int) error
+	// check looks whether the interface still is what it was opened as. Errors wrap ErrDeviceGone or ErrDeviceAlien; what
+	// can be repaired in place is, and logged.
+	check(ctx context.Context) error
 	// gone is closed when the device has ended, by close or by itself.
 	gone() <-chan struct{}
 	close() error
+	// abandon lets go of what the next device needs, of a device that may hang and so is not asked.
+	abandon()
 }
 
 // deviceConfig is what a device is opened with; everything after is apply.
@@ -58,7 +64,10 @@ type deviceConfig struct {
 	Routes    []netip.Prefix
 	MTU       int
 	Key       PrivateKey
-	Port      int // UDP, 0: any
+	Port      int  // UDP, 0: any
+	Isolate   bool // a gateway: hosts reach FleetPort of Addr and nothing else
+	FleetPort int
+	Ours      bool // an interface of this name was ours before, and whatever is there now is replaced
 	Log       *zap.Logger
 }
 

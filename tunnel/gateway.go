@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // GatewayConfig configures a Gateway.
@@ -32,69 +31,81 @@ type GatewayConfig struct {
 type Gateway struct {
 	cfg     GatewayConfig
 	addr    netip.Addr
-	public  Key
-	dev     wgDevice
-	backend string
-	port    int
+	open    func(ctx context.Context, backend string, cfg deviceConfig) (wgDevice, string, error)
 	pulses  pulses
-	nudge   chan struct{} // holds one token: written by Nudge, read by Run
+	nudges  nudges
+	leaving sync.WaitGroup // closes devices that were replaced
 
-	mu      sync.Mutex // one reconciliation at a time
-	knownMu sync.Mutex
-	peers   map[Key]Peer // accepted by the last reconciliation; guarded by knownMu
+	cur current // the device in use
+
+	turn      sync.Mutex // one change of the device at a time; locked before mu
+	mu        sync.Mutex // guards book and listeners, and is not held while the source is asked
+	book      *book
+	listeners []*listener
+
 	closing sync.Once
 	closed  error
 }
 
+// current is a device and what it is, or was, known by.
+type current struct {
+	mu      sync.Mutex
+	dev     wgDevice
+	backend string
+	key     PrivateKey
+	port    int
+	closed  bool
+}
+
 // OpenGateway brings the gateway's device up. Peers are configured by Run. Close it in the end.
 func OpenGateway(ctx context.Context, cfg GatewayConfig) (*Gateway, error) {
-	if cfg.Log == nil {
-		cfg.Log = zap.NewNop()
-	}
-	cfg.Interface = orDefault(cfg.Interface, "driftgw0")
-	cfg.MTU = orDefault(cfg.MTU, defaultMTU)
-	cfg.Every = orDefault(cfg.Every, 10*time.Second)
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	addr, err := GatewayAddr(cfg.Number)
+	return openGateway(ctx, cfg, openDevice)
+}
+
+func openGateway(ctx context.Context, cfg GatewayConfig,
+	open func(context.Context, string, deviceConfig) (wgDevice, string, error)) (*Gateway, error) {
+	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Peers == nil {
-		return nil, errors.New("tunnel: a gateway needs a source of peers")
-	}
-	if cfg.Every < 0 {
-		return nil, fmt.Errorf("tunnel: peers cannot be reconciled every %s: use a positive duration", cfg.Every)
-	}
-	if cfg.FleetPort < 0 || cfg.FleetPort > 65535 {
-		return nil, fmt.Errorf("tunnel: fleet port %d is not between 0 and 65535", cfg.FleetPort)
-	}
-	if err := errors.Join(checkBackend(cfg.Backend), checkInterface(cfg.Interface, cfg.MTU, cfg.ListenPort)); err != nil {
+	addr, err := GatewayAddr(cfg.Number)
+	if err != nil {
 		return nil, err
 	}
 	key, err := loadOrCreateKey(cfg.KeyFile)
 	if err != nil {
 		return nil, err
 	}
-	dev, backend, err := openDevice(ctx, cfg.Backend, deviceConfig{
-		Interface: cfg.Interface, Addr: addr, Routes: []netip.Prefix{Network()},
-		MTU: cfg.MTU, Key: key, Port: cfg.ListenPort, Log: cfg.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	g := &Gateway{cfg: cfg, addr: addr, public: key.Public(), dev: dev, backend: backend, nudge: make(chan struct{}, 1),
-		pulses: pulses{now: cfg.Now}}
-	st, err := dev.read(ctx)
-	if err == nil && (st.ListenPort == 0 || Key(st.PublicKey) != g.public) {
-		err = fmt.Errorf("tunnel: %s: %w", dev.name(), ErrNotVerified)
-	}
-	if err != nil {
+	g := &Gateway{cfg: cfg, addr: addr, open: open, pulses: pulses{now: cfg.Now}, book: newBook(key.Public())}
+	g.nudges.wake = make(chan struct{}, 1)
+	g.cur = current{dev: lostDevice{}, backend: cfg.Backend, key: key, port: cfg.ListenPort}
+	if err := g.openDevice(ctx, false); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
-	g.port = st.ListenPort
 	return g, nil
+}
+
+func (cfg GatewayConfig) withDefaults() (GatewayConfig, error) {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	cfg.Interface = orDefault(cfg.Interface, "driftgw0")
+	cfg.MTU = orDefault(cfg.MTU, defaultMTU)
+	cfg.Every = orDefault(cfg.Every, 10*time.Second)
+	err := errors.Join(checkBackend(cfg.Backend), checkInterface(cfg.Interface, cfg.MTU, cfg.ListenPort))
+	if cfg.Peers == nil {
+		err = errors.Join(err, errors.New("tunnel: a gateway needs a source of peers"))
+	}
+	if cfg.Every < 0 {
+		err = errors.Join(err, fmt.Errorf("tunnel: peers cannot be reconciled every %s: use a positive duration", cfg.Every))
+	}
+	if cfg.FleetPort < 0 || cfg.FleetPort > 65535 {
+		err = errors.Join(err, fmt.Errorf("tunnel: fleet port %d is not between 0 and 65535", cfg.FleetPort))
+	}
+	return cfg, err
 }
 
 func orDefault[T comparable](v, def T) T {
@@ -123,138 +134,150 @@ func checkInterface(name string, mtu, port int) error {
 }
 
 // PublicKey is the gateway's key, for join tokens.
-func (g *Gateway) PublicKey() Key { return g.public }
+func (g *Gateway) PublicKey() Key {
+	g.cur.mu.Lock()
+	defer g.cur.mu.Unlock()
+	return g.cur.key.Public()
+}
 
 // Addr is the gateway's address in the tunnel.
 func (g *Gateway) Addr() netip.Addr { return g.addr }
 
 // Port is the UDP port that hosts send to.
-func (g *Gateway) Port() int { return g.port }
+func (g *Gateway) Port() int {
+	g.cur.mu.Lock()
+	defer g.cur.mu.Unlock()
+	return g.cur.port
+}
 
 // Backend is the name of the backend in use.
-func (g *Gateway) Backend() string { return g.backend }
+func (g *Gateway) Backend() string {
+	g.cur.mu.Lock()
+	defer g.cur.mu.Unlock()
+	return g.cur.backend
+}
 
-// Listen listens for TCP on the tunnel address, and nowhere else.
+// Listen listens for TCP on the tunnel address, and nowhere else. The listener survives the loss of the device: it
+// accepts again once the device is restored.
 func (g *Gateway) Listen(ctx context.Context, port int) (net.Listener, error) {
 	if port < 0 || port > 65535 {
 		return nil, fmt.Errorf("tunnel: port %d is not between 0 and 65535", port)
 	}
-	l, err := g.dev.listen(ctx, uint16(port))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l, err := g.device().listen(ctx, uint16(port))
 	if err != nil {
 		return nil, fmt.Errorf("tunnel: listen on %s port %d: %w", g.addr, port, err)
 	}
-	return l, nil
+	lasting := newListener(l)
+	g.listeners = append(g.listeners, lasting)
+	return lasting, nil
 }
 
-// Nudge makes Run reconcile one host soon, or all when host is empty. It never blocks.
-func (g *Gateway) Nudge(host string) {
-	select {
-	case g.nudge <- struct{}{}:
-	default: // one is pending already
-	}
-}
-
-// Run keeps the device's peers what the source says: at once, on every Nudge and on a tick. It returns nil when ctx
-// ends, and an ErrDeviceGone error when the device does; every other trouble is logged and tried again.
-func (g *Gateway) Run(ctx context.Context) error {
+// Run keeps the device what it should be until ctx ends: its peers what the source says, at once, on every Nudge and on
+// a tick; and the device itself, its address, routes, rules and listeners, when it hangs, vanishes or was changed by
+// someone else. No trouble ends it: a lasting one is logged once.
+func (g *Gateway) Run(ctx context.Context) {
 	tick := time.NewTicker(g.cfg.Every)
 	defer tick.Stop()
-	last := "" // so that a lasting trouble is logged once, not every tick
-	for {
-		switch err := g.Reconcile(ctx); {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, ErrDeviceGone):
-			return err
-		case err != nil && err.Error() != last:
-			last = err.Error()
+	poll := time.NewTimer(0)
+	defer poll.Stop()
+	var log once
+	do := work{all: true}
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := g.do(ctx, do)
+		switch {
+		case ctx.Err() != nil || g.isClosed():
+			return
+		case lost(err):
+			g.restore(ctx, err)
+			do = work{all: true}
+			continue
+		case err != nil && log.news(err):
 			g.cfg.Log.Error("tunnel peers are not all as they should be; trying again", zap.Error(err))
-		case err == nil && last != "":
-			last = ""
+		case err == nil && do.all && log.over():
 			g.cfg.Log.Info("tunnel peers are as they should be again")
 		}
+		poll.Reset(g.pollIn(began, do.poll))
+		do = work{}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-g.dev.gone():
-			return fmt.Errorf("tunnel: %s: %w", g.dev.name(), ErrDeviceGone)
-		case <-g.nudge:
+		case <-g.device().gone(): // to find out what it is
+			do.all = true
+		case <-g.nudges.wake:
+			do = g.nudges.take()
 		case <-tick.C:
+			do.all = true
+		case <-poll.C:
+			do.poll = true
 		}
 	}
 }
 
-// reconcileTries: the second try repairs what a first one left half applied, or what someone changed meanwhile.
-const reconcileTries = 2
-
-// Reconcile makes the device's peers what the source says, once. Peers that are so already are not touched. Errors name
-// the peers that are refused (ErrPeer); the others are configured nevertheless.
-func (g *Gateway) Reconcile(ctx context.Context) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	want, err := g.list(ctx)
-	if err != nil {
-		return err
+func (g *Gateway) do(ctx context.Context, w work) error {
+	switch {
+	case w.all:
+		return g.Reconcile(ctx)
+	case w.poll:
+		return g.promote(ctx)
 	}
-	have, err := g.read(ctx)
-	if err != nil {
-		return err
-	}
-	accepted, refused := accept(want, have, g.public)
-	g.know(accepted)
-	c := diff(accepted, have)
-	for try := 0; c.size() > 0; try++ {
-		if try == reconcileTries {
-			return errors.Join(refused, fmt.Errorf("tunnel: %s: %w: %d of %d peers differ after %d tries",
-				g.dev.name(), ErrNotVerified, c.size(), len(accepted), try))
-		}
-		applied := g.apply(ctx, c.configs())
-		if have, err = g.read(ctx); err != nil {
-			return errors.Join(refused, applied, err)
-		}
-		g.cfg.Log.Info("tunnel peers changed", zap.Int("removed", len(c.Remove)), zap.Int("updated", len(c.Update)),
-			zap.Int("added", len(c.Add)), zap.Int("now", len(have)), zap.Error(applied))
-		c = diff(accepted, have)
-		if applied != nil && c.size() > 0 && try == reconcileTries-1 {
-			return errors.Join(refused, applied)
-		}
-	}
-	return refused
-}
-
-// list asks for the peers. Without a bound of its own a source that hangs would stop every reconciliation after this one,
-// and with it every join and every removal of a host.
-func (g *Gateway) list(ctx context.Context) ([]Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, listLimit)
-	defer cancel()
-	peers, err := g.cfg.Peers.Peers(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("tunnel: list the peers: %w", err)
-	}
-	return peers, nil
-}
-
-const listLimit = 10 * time.Second
-
-// apply sends every batch: a bad one must not keep the others from the device.
-func (g *Gateway) apply(ctx context.Context, cfgs []wgtypes.Config) error {
 	var errs []error
-	for _, cfg := range cfgs {
-		errs = append(errs, g.dev.apply(ctx, cfg))
+	for host := range w.hosts {
+		if err := g.ReconcileHost(ctx, host); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if w.verify || len(w.hosts) > 0 {
+		errs = append(errs, g.Verify(ctx))
 	}
 	return errors.Join(errs...)
 }
 
-func (g *Gateway) read(ctx context.Context) (table, error) {
-	d, err := g.dev.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return tableOf(d), nil
+func (g *Gateway) device() wgDevice {
+	g.cur.mu.Lock()
+	defer g.cur.mu.Unlock()
+	return g.cur.dev
+}
+
+func (g *Gateway) isClosed() bool {
+	g.cur.mu.Lock()
+	defer g.cur.mu.Unlock()
+	return g.cur.closed
 }
 
 // Close takes the device down. Listeners and connections over it end.
 func (g *Gateway) Close() error {
-	g.closing.Do(func() { g.closed = g.dev.close() })
+	g.closing.Do(func() {
+		g.cur.mu.Lock()
+		g.cur.closed = true
+		dev := g.cur.dev
+		g.cur.mu.Unlock()
+		g.closed = dev.close()
+		if isolated, ok := dev.(interface{ unisolate() error }); ok && g.closed == nil { // rules stay as long as the interface might
+			g.closed = isolated.unisolate()
+		}
+		g.mu.Lock()
+		for _, l := range g.listeners {
+			_ = l.Close() // ended with the device
+		}
+		g.mu.Unlock()
+		g.leaving.Wait() // bounded: every close of a device is
+	})
 	return g.closed
+}
+
+// once says of a trouble that lasts whether it was said already.
+type once struct{ last string }
+
+func (o *once) news(err error) bool {
+	is := err.Error() != o.last
+	o.last = err.Error()
+	return is
+}
+
+func (o *once) over() bool {
+	was := o.last != ""
+	o.last = ""
+	return was
 }

@@ -16,12 +16,15 @@ func openKernel(context.Context, deviceConfig) (wgDevice, error) {
 }
 
 // checkTUN returns the name to ask for: macOS numbers its utun interfaces itself.
-func checkTUN(string) (string, error) {
+func checkTUN(string, bool) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", fmt.Errorf("%w: only root may make utun interfaces: use sudo, or the netstack backend", ErrBackend)
 	}
 	return "utun", nil
 }
+
+// checkRoutes finds nothing: gateways, which check theirs, are Linux's.
+func checkRoutes(int, []netip.Prefix) error { return nil }
 
 // configureInterface gives the interface its address and routes and brings it up.
 func configureInterface(ctx context.Context, iface string, cfg deviceConfig) error {

@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // alias marks kernel interfaces that this program made: a process that was killed leaves its interface behind, and
@@ -21,13 +20,8 @@ const alias = "driftstack tunnel"
 func openKernel(ctx context.Context, cfg deviceConfig) (wgDevice, error) {
 	link := &netlink.Wireguard{LinkAttrs: netlink.NewLinkAttrs()}
 	link.Name, link.MTU = cfg.Interface, cfg.MTU
-	if old, err := netlink.LinkByName(cfg.Interface); err == nil {
-		if old.Type() != link.Type() || old.Attrs().Alias != alias {
-			return nil, taken(cfg.Interface)
-		}
-		if err := netlink.LinkDel(old); err != nil {
-			return nil, notPermitted(fmt.Errorf("remove the interface %s of an earlier run: %w", cfg.Interface, err))
-		}
+	if err := clearKernel(cfg); err != nil {
+		return nil, err
 	}
 	err := netlink.LinkAdd(link)
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EAFNOSUPPORT) {
@@ -36,33 +30,72 @@ func openKernel(ctx context.Context, cfg deviceConfig) (wgDevice, error) {
 	if err != nil {
 		return nil, notPermitted(fmt.Errorf("make interface %s: %w", cfg.Interface, err))
 	}
-	release := func() error { return netlink.LinkDel(link) }
+	release := func() error {
+		if err := netlink.LinkDel(link); !errors.Is(err, syscall.ENODEV) { // someone else was faster
+			return err
+		}
+		return nil
+	}
 	if err := netlink.LinkSetAlias(link, alias); err != nil {
 		return nil, errors.Join(err, release())
 	}
-	d, err := newCtlDevice(cfg.Interface, cfg.Addr, make(chan struct{}), release)
+	d, err := newCtlDevice(cfg, cfg.Interface, make(chan struct{}), ends{release: release, abandon: func() {}})
 	if err != nil {
 		return nil, errors.Join(err, release())
 	}
-	key := wgtypes.Key(cfg.Key)
-	if err = d.apply(ctx, wgtypes.Config{PrivateKey: &key, ListenPort: &cfg.Port}); err == nil {
-		err = configureInterface(ctx, cfg.Interface, cfg)
-	}
-	if err != nil {
+	if err := d.start(ctx, cfg); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-// checkTUN returns the name to ask for. An interface that exists is never taken over.
-func checkTUN(iface string) (string, error) {
+// clearKernel removes the interface of an earlier run, or what took the place of ours meanwhile.
+func clearKernel(cfg deviceConfig) error {
+	old, err := netlink.LinkByName(cfg.Interface)
+	if err != nil {
+		return nil // the usual case; another trouble shows when the interface is made
+	}
+	if !cfg.Ours && (old.Type() != (&netlink.Wireguard{}).Type() || old.Attrs().Alias != alias) {
+		return taken(cfg.Interface)
+	}
+	if err := netlink.LinkDel(old); err != nil {
+		return notPermitted(fmt.Errorf("remove the former interface %s: %w", cfg.Interface, err))
+	}
+	return nil
+}
+
+// checkTUN returns the name to ask for. An interface that exists is never taken over, but for one that stands where ours
+// was a moment ago: interface and socket of that name are removed.
+func checkTUN(iface string, ours bool) (string, error) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return "", fmt.Errorf("%w: %w", ErrBackend, err)
 	}
-	if _, err := net.InterfaceByName(iface); err == nil {
+	if old, err := netlink.LinkByName(iface); err == nil && !ours {
 		return "", taken(iface)
+	} else if err == nil {
+		if err := netlink.LinkDel(old); err != nil {
+			return "", notPermitted(fmt.Errorf("remove what took the place of interface %s: %w", iface, err))
+		}
+	}
+	if ours {
+		_ = os.Remove(filepath.Join("/var/run/wireguard", iface+".sock")) // there is one only if someone else made it
 	}
 	return iface, nil
+}
+
+// checkRoutes says which routes the interface has lost.
+func checkRoutes(index int, want []netip.Prefix) error {
+	for _, r := range want {
+		dst := ipNet(r)
+		have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: index, Dst: &dst}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
+		if err != nil {
+			return fmt.Errorf("read the routes: %w", err)
+		}
+		if len(have) == 0 {
+			return fmt.Errorf("%w: it has lost its route to %s", ErrDeviceAlien, r)
+		}
+	}
+	return nil
 }
 
 func taken(iface string) error {

@@ -134,6 +134,7 @@ func (t *stackTUN) Close() error {
 type netstackDevice struct {
 	tun  *stackTUN
 	dev  *device.Device
+	bind conn.Bind
 	addr netip.Addr
 	*caller
 }
@@ -143,8 +144,9 @@ func openNetstack(ctx context.Context, cfg deviceConfig) (wgDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	dev := device.NewDevice(t, conn.NewDefaultBind(), wgLogger(cfg.Log))
-	d := &netstackDevice{tun: t, dev: dev, addr: cfg.Addr, caller: newCaller(BackendNetstack+" "+cfg.Addr.String(), dev.Wait())}
+	bind := conn.NewDefaultBind()
+	dev := device.NewDevice(t, bind, wgLogger(cfg.Log))
+	d := &netstackDevice{tun: t, dev: dev, bind: bind, addr: cfg.Addr, caller: newCaller(BackendNetstack+" "+cfg.Addr.String(), dev.Wait())}
 	key := wgtypes.Key(cfg.Key)
 	if err = d.apply(ctx, wgtypes.Config{PrivateKey: &key, ListenPort: &cfg.Port}); err == nil {
 		err = up(ctx, d.caller, dev, cfg.Port)
@@ -185,6 +187,15 @@ func (d *netstackDevice) read(ctx context.Context) (*wgtypes.Device, error) {
 		}
 		return decodeUAPI(d.device, s)
 	})
+}
+
+// check has nothing to look at: nobody else can reach this device.
+func (d *netstackDevice) check(context.Context) error { return nil }
+
+// abandon frees the UDP port and ends the stack, and with it its connections.
+func (d *netstackDevice) abandon() {
+	_ = d.bind.Close()
+	_ = d.tun.Close()
 }
 
 func (d *netstackDevice) listen(_ context.Context, port uint16) (net.Listener, error) {

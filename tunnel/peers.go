@@ -52,8 +52,14 @@ func tableOf(d *wgtypes.Device) table {
 	return t
 }
 
-func (p Peer) entry() entry {
-	return entry{PSK: p.PresharedKey, Addrs: []netip.Prefix{netip.PrefixFrom(p.Addr, 32)}}
+func (p Peer) entry() entry { return entry{PSK: p.PresharedKey, Addrs: p.allowed()} }
+
+// allowed is what p may send from, and is sent.
+func (p Peer) allowed() []netip.Prefix {
+	if p.Next {
+		return nil
+	}
+	return []netip.Prefix{netip.PrefixFrom(p.Addr, 32)}
 }
 
 func (e entry) equal(f entry) bool { return e.PSK == f.PSK && slices.Equal(e.Addrs, f.Addrs) }
@@ -122,6 +128,9 @@ func accept(want []Peer, have table, own Key) ([]Peer, error) {
 		} else {
 			keys[p.PublicKey] = j
 		}
+		if p.Next {
+			continue // has no address yet
+		}
 		if i, there := addrs[p.Addr]; there {
 			clash(i, j, "address "+p.Addr.String())
 		} else {
@@ -184,12 +193,11 @@ func (c changes) configs() []wgtypes.Config {
 
 func (p Peer) config() wgtypes.PeerConfig {
 	psk := wgtypes.Key(p.PresharedKey)
-	return wgtypes.PeerConfig{
-		PublicKey:         wgtypes.Key(p.PublicKey),
-		PresharedKey:      &psk,
-		ReplaceAllowedIPs: true,
-		AllowedIPs:        []net.IPNet{ipNet(netip.PrefixFrom(p.Addr, 32))},
+	pc := wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.PublicKey), PresharedKey: &psk, ReplaceAllowedIPs: true}
+	for _, a := range p.allowed() {
+		pc.AllowedIPs = append(pc.AllowedIPs, ipNet(a))
 	}
+	return pc
 }
 
 func prefix(ip net.IPNet) netip.Prefix {

@@ -30,10 +30,15 @@ func (l *Link) restore(ctx context.Context, gen int, why error) error {
 	for _, g := range l.all() {
 		g.closeConns(func(*tracked) bool { return true })
 	}
+	if errors.Is(why, ErrDeviceHung) {
+		h.dev.abandon()
+	}
 	if err := h.dev.close(); err != nil { // what is left of it must not keep the new one from working
 		l.cfg.Log.Warn("the old tunnel device did not close as it should", zap.Error(err))
 	}
-	dev, backend, err := openDevice(ctx, l.Backend(), l.deviceConfig())
+	cfg := l.deviceConfig()
+	cfg.Ours = true
+	dev, backend, err := openDevice(ctx, l.Backend(), cfg)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDeviceGone, err)
 	}

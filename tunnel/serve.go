@@ -48,39 +48,16 @@ func (s settledEnroller) Redeem(ctx context.Context, joinAddr netip.Addr, o Offe
 
 // settleAddr settles the host that has an address.
 func (g *Gateway) settleAddr(ctx context.Context, from netip.Addr) {
-	for _, p := range g.known() {
-		if p.Addr == from {
-			g.settle(ctx, p.Host)
-			return
-		}
-	}
-	g.settle(ctx, "")
+	g.mu.Lock()
+	host := g.book.hostAt(from)
+	g.mu.Unlock()
+	g.settle(ctx, host)
 }
 
 // settle reconciles one host. What cannot be done now is not the host's trouble: Run tries again.
 func (g *Gateway) settle(ctx context.Context, host string) {
-	if err := g.Reconcile(ctx); err != nil && !errors.Is(err, ErrPeer) {
+	if err := g.ReconcileHost(ctx, host); err != nil && !errors.Is(err, ErrPeer) {
 		g.cfg.Log.Warn("the new key of a host is not configured yet", zap.String("host", host), zap.Error(err))
+		g.Nudge(host)
 	}
-}
-
-// know remembers what the device was told last.
-func (g *Gateway) know(accepted []Peer) {
-	peers := make(map[Key]Peer, len(accepted))
-	addrs := make(map[netip.Addr]bool, len(accepted))
-	for _, p := range accepted {
-		peers[p.PublicKey] = p
-		addrs[p.Addr] = true
-	}
-	g.knownMu.Lock()
-	g.peers = peers
-	g.knownMu.Unlock()
-	g.pulses.keep(func(a netip.Addr) bool { return addrs[a] })
-}
-
-// known is the peers that the device has. The map is not changed any more.
-func (g *Gateway) known() map[Key]Peer {
-	g.knownMu.Lock()
-	defer g.knownMu.Unlock()
-	return g.peers
 }

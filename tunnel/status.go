@@ -23,14 +23,15 @@ type PeerStatus struct {
 // Status is the state of every host that has joined and is configured on the device, in no order. Errors wrap
 // ErrDeviceHung or ErrDeviceGone when the device is being restored.
 func (g *Gateway) Status(ctx context.Context) ([]PeerStatus, error) {
-	d, err := g.dev.read(ctx)
+	d, err := g.device().read(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("tunnel: status: %w", err)
 	}
-	hosts := g.known()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	out := make([]PeerStatus, 0, len(d.Peers))
 	for _, p := range d.Peers {
-		own, ok := hosts[Key(p.PublicKey)]
+		own, ok := g.book.accepted[Key(p.PublicKey)]
 		if !ok || own.Next || !IsHost(own.Addr) {
 			continue
 		}

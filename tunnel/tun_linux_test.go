@@ -271,7 +271,7 @@ func TestHungDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	d, err := newCtlDevice(iface, addr(ownRange, 1), nil, func() error { return nil })
+	d, err := newCtlDevice(deviceConfig{Addr: addr(ownRange, 1), Log: testLog(t)}, iface, nil, ends{release: func() error { return nil }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -20,21 +22,114 @@ import (
 
 // ctlDevice is a network interface of the operating system, configured through wgctrl.
 type ctlDevice struct {
-	iface   string
-	addr    netip.Addr
-	ctl     *wgctrl.Client
-	ended   <-chan struct{}
-	release func() error // takes the interface down
+	ifaceConfig
+	ctl    *wgctrl.Client
+	ended  <-chan struct{}
+	ends   ends
+	rules  *isolation // nil: hosts' devices
+	sender *sender
 	*caller
 }
 
-func newCtlDevice(iface string, addr netip.Addr, ended <-chan struct{}, release func() error) (*ctlDevice, error) {
+// ifaceConfig is what an interface of the operating system was given.
+type ifaceConfig struct {
+	iface  string
+	index  int // 0 until it is configured
+	addr   netip.Addr
+	routes []netip.Prefix
+}
+
+// ends are the ways to end a device.
+type ends struct {
+	release func() error // in order, and takes the interface down
+	abandon func()       // frees the name and the ports without asking the device
+}
+
+func newCtlDevice(cfg deviceConfig, iface string, ended <-chan struct{}, ends ends) (*ctlDevice, error) {
 	ctl, err := wgctrl.New()
 	if err != nil {
 		return nil, fmt.Errorf("wgctrl: %w", err)
 	}
-	return &ctlDevice{iface: iface, addr: addr, ctl: ctl, ended: ended, release: release, caller: newCaller(iface, ended)}, nil
+	return &ctlDevice{
+		ifaceConfig: ifaceConfig{iface: iface, addr: cfg.Addr, routes: cfg.Routes}, ctl: ctl, ended: ended, ends: ends,
+		sender: &sender{device: iface, algorithm: congestion, log: cfg.Log}, caller: newCaller(iface, ended),
+	}, nil
 }
+
+// start gives the device its key and port, then the interface its rules, and only then its address and routes: at no
+// moment it is up without the rules.
+func (d *ctlDevice) start(ctx context.Context, cfg deviceConfig) (err error) {
+	config := keyConfig(cfg.Key)
+	config.ListenPort = &cfg.Port
+	if err := d.apply(ctx, config); err != nil {
+		return err
+	}
+	if cfg.Isolate {
+		cfg.Interface = d.iface
+		if d.rules, err = isolate(ctx, cfg); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil && !cfg.Ours {
+				err = errors.Join(err, d.unisolate())
+			}
+		}()
+	}
+	if err := notPermitted(configureInterface(ctx, d.iface, cfg)); err != nil {
+		return err
+	}
+	link, err := net.InterfaceByName(d.iface)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", d.iface, err)
+	}
+	d.index = link.Index
+	return nil
+}
+
+// check implements wgDevice.
+func (d *ctlDevice) check(ctx context.Context) error {
+	_, err := call(ctx, d.caller, "check", func() (struct{}, error) { return struct{}{}, d.ifaceConfig.check() })
+	if err != nil || d.rules == nil {
+		return err
+	}
+	return d.rules.check(ctx)
+}
+
+// check compares the interface with what it was given.
+func (c ifaceConfig) check() error {
+	link, err := net.InterfaceByName(c.iface)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "no such network interface"):
+		return fmt.Errorf("%w: %w", ErrDeviceGone, err)
+	case err != nil:
+		return err
+	case link.Index != c.index:
+		return fmt.Errorf("%w: its index is %d instead of %d", ErrDeviceAlien, link.Index, c.index)
+	case link.Flags&net.FlagUp == 0:
+		return fmt.Errorf("%w: it was brought down", ErrDeviceAlien)
+	}
+	addrs, err := link.Addrs()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		p, ok := a.(*net.IPNet)
+		return ok && p.IP.Equal(c.addr.AsSlice())
+	}) {
+		return fmt.Errorf("%w: it has lost its address %s", ErrDeviceAlien, c.addr)
+	}
+	return checkRoutes(link.Index, c.routes)
+}
+
+// unisolate takes the rules away. That is not part of close: the device that follows has the same.
+func (d *ctlDevice) unisolate() error {
+	if d.rules == nil {
+		return nil
+	}
+	return d.rules.remove(context.Background())
+}
+
+func (d *ctlDevice) abandon() { d.ends.abandon() }
 
 func (d *ctlDevice) name() string          { return d.iface }
 func (d *ctlDevice) gone() <-chan struct{} { return d.ended }
@@ -69,12 +164,15 @@ func vanished(err error) error {
 }
 
 func (d *ctlDevice) listen(ctx context.Context, port uint16) (net.Listener, error) {
-	var lc net.ListenConfig
+	lc := net.ListenConfig{Control: d.sender.control}
 	return lc.Listen(ctx, "tcp4", netip.AddrPortFrom(d.addr, port).String())
 }
 
 func (d *ctlDevice) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	nd := net.Dialer{LocalAddr: &net.TCPAddr{IP: d.addr.AsSlice()}} // the address the gateway accepts from us
+	nd := net.Dialer{
+		LocalAddr: &net.TCPAddr{IP: d.addr.AsSlice()}, // the address the gateway accepts from us
+		Control:   d.sender.control,
+	}
 	return nd.DialContext(ctx, "tcp4", to.String())
 }
 
@@ -87,14 +185,14 @@ func (d *ctlDevice) setMTU(ctx context.Context, mtu int) error {
 
 func (d *ctlDevice) close() error {
 	_, err := call(context.Background(), newCaller(d.iface, nil), "close", func() (struct{}, error) {
-		return struct{}{}, d.release()
+		return struct{}{}, d.ends.release()
 	})
 	return errors.Join(err, d.settle(), d.ctl.Close())
 }
 
 // openTUN runs wireguard-go on a TUN device.
 func openTUN(ctx context.Context, cfg deviceConfig) (_ wgDevice, err error) {
-	want, err := checkTUN(cfg.Interface)
+	want, err := checkTUN(cfg.Interface, cfg.Ours)
 	if err != nil {
 		return nil, err
 	}
@@ -107,22 +205,22 @@ func openTUN(ctx context.Context, cfg deviceConfig) (_ wgDevice, err error) {
 		_ = t.Close()
 		return nil, fmt.Errorf("TUN device: %w", err)
 	}
-	dev := device.NewDevice(t, conn.NewDefaultBind(), wgLogger(cfg.Log.Named(iface)))
+	bind := conn.NewDefaultBind()
+	dev := device.NewDevice(t, bind, wgLogger(cfg.Log.Named(iface)))
 	socket, err := serveUAPI(iface, dev)
 	if err != nil {
 		dev.Close()
 		return nil, notPermitted(err)
 	}
-	release := func() error { dev.Close(); return socket.close() }
-	d, err := newCtlDevice(iface, cfg.Addr, dev.Wait(), release)
+	d, err := newCtlDevice(cfg, iface, dev.Wait(), ends{
+		release: func() error { dev.Close(); return socket.close() },
+		abandon: func() { _, _, _ = socket.hangUp(), bind.Close(), t.Close() },
+	})
 	if err != nil {
-		return nil, errors.Join(err, release())
+		dev.Close()
+		return nil, errors.Join(err, socket.close())
 	}
-	key := wgtypes.Key(cfg.Key)
-	if err = d.apply(ctx, wgtypes.Config{PrivateKey: &key, ListenPort: &cfg.Port}); err == nil {
-		err = notPermitted(configureInterface(ctx, iface, cfg))
-	}
-	if err == nil {
+	if err = d.start(ctx, cfg); err == nil {
 		err = up(ctx, d.caller, dev, cfg.Port)
 	}
 	if err != nil {
@@ -193,15 +291,23 @@ func (s *uapiSocket) add(c net.Conn) bool {
 	return true
 }
 
-func (s *uapiSocket) close() error {
+// hangUp ends the socket and removes its file, without waiting for the device.
+func (s *uapiSocket) hangUp() error {
 	err := s.l.Close()
 	s.mu.Lock()
-	open := s.open
-	s.open = nil
-	for c := range open {
+	defer s.mu.Unlock()
+	for c := range s.open {
 		_ = c.Close()
 	}
-	s.mu.Unlock()
+	s.open = nil
+	return err
+}
+
+func (s *uapiSocket) close() error {
+	err := s.hangUp()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // abandoned before
+	}
 	s.conns.Wait()
 	return err
 }

@@ -163,7 +163,7 @@ type worldConfig struct {
 func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) {
 	g, err := OpenGateway(ctx, GatewayConfig{
 		KeyFile: filepath.Join(c.dir, "gateway.key"), Number: c.number, ListenPort: c.udp,
-		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: r, Log: c.log,
+		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: r, Log: c.log, FleetPort: c.fleet,
 	})
 	if err != nil {
 		return nil, err
@@ -184,8 +184,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 	run, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })
-	var ended error
-	wg.Go(func() { ended = g.Run(run) })
+	wg.Go(func() { g.Run(run) })
 	return &world{
 		Gateway: g,
 		info: GatewayInfo{
@@ -196,7 +195,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 			cancel()
 			closed := srv.Close()
 			wg.Wait()
-			return errors.Join(ended, closed, g.Close())
+			return errors.Join(closed, g.Close())
 		}),
 	}, nil
 }

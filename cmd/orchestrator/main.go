@@ -123,11 +123,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	group.Go(func() { serve(fleetServer, fleetListener) })
 	group.Go(func() { serve(publicServer, public) })
-	loops.Go(func() {
-		if err := gateway.Run(background); err != nil {
-			fail(err)
-		}
-	})
+	loops.Go(func() { gateway.Run(background) })
 	loops.Go(func() {
 		hosts := func(name string) {
 			gateway.Nudge(name)

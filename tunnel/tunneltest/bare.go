@@ -65,7 +65,9 @@ func BarePair(mtu int, via func(netip.AddrPort) (netip.AddrPort, error)) (host, 
 	if gateway, err = openBare(netip.MustParseAddr("10.99.0.1"), mtu, keys[1]); err != nil {
 		return nil, nil, errors.Join(err, host.Close())
 	}
-	fail := func(err error) (*Bare, *Bare, error) { return nil, nil, errors.Join(err, host.Close(), gateway.Close()) }
+	fail := func(err error) (*Bare, *Bare, error) {
+		return nil, nil, errors.Join(err, host.Close(), gateway.Close())
+	}
 	port, err := gateway.port()
 	if err != nil {
 		return fail(err)

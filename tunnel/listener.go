@@ -1,0 +1,91 @@
+package tunnel
+
+import (
+	"errors"
+	"net"
+	"sync"
+)
+
+// listener outlives the device it listens on.
+type listener struct {
+	addr net.Addr
+
+	mu     sync.Mutex
+	inner  net.Listener  // nil while there is none that works
+	change chan struct{} // closed when inner or closed changes
+	closed bool
+}
+
+var _ net.Listener = (*listener)(nil)
+
+func newListener(inner net.Listener) *listener {
+	return &listener{addr: inner.Addr(), inner: inner, change: make(chan struct{})}
+}
+
+// Addr implements net.Listener: the address stays.
+func (l *listener) Addr() net.Addr { return l.addr }
+
+// Accept implements net.Listener. It waits while the device is being restored.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		l.mu.Lock()
+		inner, change, closed := l.inner, l.change, l.closed
+		l.mu.Unlock()
+		if closed {
+			return nil, net.ErrClosed
+		}
+		if inner == nil {
+			<-change
+			continue
+		}
+		c, err := inner.Accept()
+		if err == nil {
+			return c, nil
+		}
+		var passing interface{ Temporary() bool } // too many open files, for example: a server waits and goes on
+		if errors.As(err, &passing) && passing.Temporary() {
+			return nil, err
+		}
+		l.mu.Lock()
+		if l.inner == inner {
+			l.inner = nil // ended with its device
+		}
+		l.mu.Unlock()
+	}
+}
+
+// Close implements net.Listener.
+func (l *listener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return net.ErrClosed
+	}
+	l.closed = true
+	close(l.change)
+	if l.inner == nil {
+		return nil
+	}
+	return l.inner.Close()
+}
+
+// renew puts the listener on another device, at the port it has.
+func (l *listener) renew(listen func(port uint16) (net.Listener, error)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	if l.inner != nil {
+		_ = l.inner.Close() // a port has one listener
+		l.inner = nil
+	}
+	inner, err := listen(uint16(l.addr.(*net.TCPAddr).Port))
+	if err != nil {
+		return err
+	}
+	l.inner = inner
+	close(l.change)
+	l.change = make(chan struct{})
+	return nil
+}
