@@ -47,9 +47,9 @@ func prepareState(cfg LinkConfig) (*state, error) {
 		return nil, err
 	}
 	if s != nil && s.Fingerprint == t.fingerprint() {
-		return s, nil // an attempt before this one made the key
+		return s, s.save(cfg.StateDir) // an attempt before this one made the key; its seed may be new, see decodeState
 	}
-	key, err := NewPrivateKey()
+	c, err := newCandidate()
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func prepareState(cfg LinkConfig) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &state{PrivateKey: key, PresharedKey: psk, Gateways: t.Gateways, JoinAddr: t.Addr, Fingerprint: t.fingerprint()}
+	s = &state{PrivateKey: c.PrivateKey, Seed: c.Seed, PresharedKey: psk, Gateways: t.Gateways, JoinAddr: t.Addr, Fingerprint: t.fingerprint()}
 	return s, s.save(cfg.StateDir)
 }
 
@@ -81,7 +81,11 @@ func join(ctx context.Context, cfg LinkConfig, s *state) (_ *state, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	joined, err := l.redeem(ctx, s.PrivateKey.Public())
+	offer, err := s.candidate().offer(Key{})
+	if err != nil {
+		return nil, err
+	}
+	joined, err := l.redeem(ctx, offer)
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +100,9 @@ func join(ctx context.Context, cfg LinkConfig, s *state) (_ *state, err error) {
 	return done, nil
 }
 
+// candidate is the key that redeems the token.
+func (s *state) candidate() candidate { return candidate{s.PrivateKey, s.Seed} }
+
 // answered is s with a gateway's answer, which must be for this host.
 func answered(s *state, joined wire.Joined) (*state, error) {
 	own, err := netip.ParseAddr(joined.Address)
@@ -105,8 +112,12 @@ func answered(s *state, joined wire.Joined) (*state, error) {
 	if joined.Host == "" || len(joined.Host) > maxHost {
 		return nil, errors.New("tunnel: join: the gateway gave no usable host name")
 	}
+	psk, err := s.candidate().accept(s.PresharedKey, joined.Ciphertext, joined.Confirmation)
+	if err != nil {
+		return nil, fmt.Errorf("tunnel: join: %w", err)
+	}
 	done := *s
-	done.Host, done.Addr = joined.Host, own
+	done.Host, done.Addr, done.PresharedKey, done.Seed = joined.Host, own, psk, kemSeed{}
 	if err := done.check(); err != nil {
 		return nil, fmt.Errorf("tunnel: join: the gateway's answer: %w", err)
 	}
@@ -114,11 +125,11 @@ func answered(s *state, joined wire.Joined) (*state, error) {
 }
 
 // redeem asks every gateway in turn until one answers or refuses.
-func (l *Link) redeem(ctx context.Context, own Key) (wire.Joined, error) {
+func (l *Link) redeem(ctx context.Context, offer Offer) (wire.Joined, error) {
 	transport := &http.Transport{DialContext: l.DialContext, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: joinOne}
-	body, err := json.Marshal(wire.Join{PublicKey: own.String()})
+	body, err := json.Marshal(wire.Join{PublicKey: offer.PublicKey.String(), EncapsulationKey: offer.EncapsulationKey})
 	if err != nil {
 		return wire.Joined{}, fmt.Errorf("tunnel: join: %w", err)
 	}

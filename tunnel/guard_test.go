@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -79,12 +80,13 @@ func (f enrollFunc) Redeem(ctx context.Context, a netip.Addr, o Offer) (wire.Joi
 }
 
 func (f enrollFunc) Rekey(context.Context, netip.Addr, Offer) (wire.Rekeyed, error) {
-	return wire.Rekeyed{}, errors.New("not this one")
+	return wire.Rekeyed{}, errors.ErrUnsupported
 }
 
 func TestJoinHandler(t *testing.T) {
-	key := clamp([32]byte{1: 1}).Public()
-	good := `{"public_key":"` + key.String() + `"}`
+	offer := testOffer(t)
+	key := offer.PublicKey
+	good := joinBody(t, offer)
 	for _, c := range []struct {
 		name, method, from, body string
 		err                      error
@@ -102,13 +104,15 @@ func TestJoinHandler(t *testing.T) {
 		{"empty", "POST", "10.76.1.0:1", "", nil, 400, "malformed"},
 		{"no key", "POST", "10.76.1.0:1", "{}", nil, 400, "malformed"},
 		{"zero key", "POST", "10.76.1.0:1", `{"public_key":"` + Key{}.String() + `"}`, nil, 400, "malformed"},
-		{"unknown field", "POST", "10.76.1.0:1", `{"public_key":"` + key.String() + `","host":"x"}`, nil, 400, "malformed"},
+		{"no encapsulation key", "POST", "10.76.1.0:1", `{"public_key":"` + key.String() + `"}`, nil, 400, "malformed"},
+		{"short encapsulation key", "POST", "10.76.1.0:1", `{"public_key":"` + key.String() + `","encapsulation_key":"AAAA"}`, nil, 400, "malformed"},
+		{"unknown field", "POST", "10.76.1.0:1", strings.Replace(good, "{", `{"host":"x",`, 1), nil, 400, "malformed"},
 		{"long", "POST", "10.76.1.0:1", strings.Repeat(" ", maxJoin+1) + good, nil, 400, "malformed"},
 	} {
 		called := false
 		h := JoinHandler(enrollFunc(func(_ context.Context, a netip.Addr, o Offer) (wire.Joined, error) {
 			called = true
-			if a != netip.MustParseAddr("10.76.1.0") || o.PublicKey != key {
+			if a != netip.MustParseAddr("10.76.1.0") || o.Digest() != offer.Digest() {
 				t.Errorf("%s: redeemed for %s with %s", c.name, a, o.PublicKey)
 			}
 			return wire.Joined{Host: "mac", Address: "10.77.1.0"}, c.err
@@ -141,22 +145,51 @@ func TestJoinHandler(t *testing.T) {
 	}
 }
 
-// TestAnswerRefused: a host takes no answer that would give it somebody else's address.
+// TestAnswerRefused: a host takes no answer that would give it somebody else's address, or a preshared key that the
+// gateway has not.
 func TestAnswerRefused(t *testing.T) {
-	for name, answer := range map[string]wire.Joined{
-		"another host's": {Host: "mac", Address: "10.77.1.1"},
-		"a gateway's":    {Host: "mac", Address: "10.77.0.1"},
-		"join address":   {Host: "mac", Address: "10.76.1.0"},
-		"none":           {Host: "mac"},
-		"no name":        {Address: "10.77.1.0"},
+	c, err := newCandidate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &state{PrivateKey: c.PrivateKey, Seed: c.Seed, PresharedKey: PresharedKey{7}, JoinAddr: addr(joinRange, 256), Gateways: testState(t).Gateways}
+	offer, err := c.offer(Key{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := offer.Answer(s.PresharedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := a.Joined("mac", "10.77.1.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, edit := range map[string]func(*wire.Joined){
+		"another host's":       func(j *wire.Joined) { j.Address = "10.77.1.1" },
+		"a gateway's":          func(j *wire.Joined) { j.Address = "10.77.0.1" },
+		"join address":         func(j *wire.Joined) { j.Address = "10.76.1.0" },
+		"none":                 func(j *wire.Joined) { j.Address = "" },
+		"no name":              func(j *wire.Joined) { j.Host = "" },
+		"no ciphertext":        func(j *wire.Joined) { j.Ciphertext = nil },
+		"a damaged ciphertext": func(j *wire.Joined) { j.Ciphertext[9] ^= 1 },
+		"no confirmation":      func(j *wire.Joined) { j.Confirmation = nil },
+		"another confirmation": func(j *wire.Joined) { j.Confirmation[9] ^= 1 },
 	} {
-		if _, err := answered(&state{JoinAddr: addr(joinRange, 256), Gateways: testState(t).Gateways}, answer); err == nil {
+		bad := good
+		bad.Ciphertext, bad.Confirmation = slices.Clone(good.Ciphertext), slices.Clone(good.Confirmation)
+		edit(&bad)
+		_, err := answered(s, bad)
+		if err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+		if crypto := strings.Contains(name, "ciphertext") || strings.Contains(name, "confirmation"); crypto != errors.Is(err, ErrConfirmation) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
-	s, err := answered(&state{JoinAddr: addr(joinRange, 256), Gateways: testState(t).Gateways}, wire.Joined{Host: "mac", Address: "10.77.1.0"})
-	if err != nil || !s.joined() || s.Host != "mac" {
-		t.Errorf("%+v %v", s, err)
+	done, err := answered(s, good)
+	if err != nil || !done.joined() || done.Host != "mac" || done.PresharedKey != a.PresharedKey || done.Seed != (kemSeed{}) {
+		t.Errorf("%+v %v", done, err)
 	}
 }
 
@@ -168,7 +201,7 @@ func TestJoinIsBounded(t *testing.T) {
 		}
 		return wire.Joined{Host: "mac", Address: "10.77.1.0"}, nil
 	})
-	r := httptest.NewRequest(http.MethodPost, wire.PathJoin, strings.NewReader(`{"public_key":"`+clamp([32]byte{1}).Public().String()+`"}`))
+	r := httptest.NewRequest(http.MethodPost, wire.PathJoin, strings.NewReader(joinBody(t, testOffer(t))))
 	r.RemoteAddr = "10.76.1.0:1234"
 	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
 	JoinHandler(e, nil).ServeHTTP(w, r)

@@ -21,6 +21,8 @@ var (
 	ErrTokenExpired = errors.New("tunnel: this join token has expired; make a new one with `driftctl hosts add`")
 	// ErrTokenUnknown: no host has this join address, or it was removed.
 	ErrTokenUnknown = errors.New("tunnel: no host is waiting to join with this token; make a new one with `driftctl hosts add`")
+	// ErrRekeyStale: the host offers to replace a key that is not its present one.
+	ErrRekeyStale = errors.New("tunnel: this host's key was replaced meanwhile; its tunnel.json may be an old copy: if it keeps being refused, remove the host and add it again")
 	// ErrKeyTaken: the key belongs to another host, or is a join key.
 	ErrKeyTaken = errors.New("tunnel: this public key is in use already; remove the host's tunnel.json so that it makes a new one")
 )
@@ -50,6 +52,7 @@ func refusals() []struct {
 		{ErrTokenUnknown, "token-unknown", http.StatusForbidden},
 		{ErrKeyTaken, "key-taken", http.StatusForbidden},
 		{ErrTokenExpired, "token-expired", http.StatusGone},
+		{ErrRekeyStale, "rekey-stale", http.StatusConflict},
 	}
 }
 
@@ -110,7 +113,33 @@ func readJoin(r io.Reader) (Offer, error) {
 		return Offer{}, fmt.Errorf("not a join request: %w", err)
 	}
 	key, err := ParseKey(j.PublicKey)
-	return Offer{PublicKey: key, EncapsulationKey: j.EncapsulationKey}, err
+	if err != nil {
+		return Offer{}, err
+	}
+	o := Offer{PublicKey: key, EncapsulationKey: j.EncapsulationKey}
+	_, err = o.check()
+	return o, err
+}
+
+// readRekey reads a wire.Rekey.
+func readRekey(r io.Reader) (Offer, error) {
+	var j wire.Rekey
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
+		return Offer{}, fmt.Errorf("not a rekey request: %w", err)
+	}
+	key, err := ParseKey(j.PublicKey)
+	if err != nil {
+		return Offer{}, err
+	}
+	present, err := ParseKey(j.Replaces)
+	if err != nil {
+		return Offer{}, fmt.Errorf("replaces: %w", err)
+	}
+	o := Offer{PublicKey: key, EncapsulationKey: j.EncapsulationKey, Replaces: present}
+	_, err = o.check()
+	return o, err
 }
 
 func refuse(w http.ResponseWriter, status int, name, detail string) {

@@ -72,6 +72,13 @@ func TestJoinRefusals(t *testing.T) {
 	token := r.mustInvite(t, 256, "mac", w.info)
 	w.settle(t)
 	dir := t.TempDir()
+	if _, err := prepareState(LinkConfig{StateDir: dir, Token: token}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(statePath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
 	first := openTestLink(t, LinkConfig{StateDir: dir, Token: token})
 
 	// A machine that copied the token has another key.
@@ -89,8 +96,7 @@ func TestJoinRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := s.PrivateKey
-	s.Host, s.Addr = "", state{}.Addr
-	if err := s.save(dir); err != nil {
+	if err := os.WriteFile(statePath(dir), before, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	second := openTestLink(t, LinkConfig{StateDir: dir, Token: token})

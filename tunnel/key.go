@@ -96,7 +96,9 @@ func (k PresharedKey) GoString() string { return redacted }
 func (k PresharedKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // reveal is the private key in base64, for key files.
-func reveal(k [32]byte) string { return base64.StdEncoding.EncodeToString(k[:]) }
+func reveal(k [32]byte) string { return revealBytes(k[:]) }
+
+func revealBytes(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
 
 func decodeKey(s string) ([32]byte, error) {
 	b, err := base64.StdEncoding.Strict().DecodeString(s)

@@ -127,7 +127,7 @@ func serveRekey(e Enroller, settle func(ctx context.Context, from netip.Addr), l
 		ctx, done := bounded(w, r)
 		defer done()
 		from, _ := remote(r)
-		offer, err := readJoin(http.MaxBytesReader(w, r.Body, maxJoin)) // wire.Rekey has the fields of wire.Join
+		offer, err := readRekey(http.MaxBytesReader(w, r.Body, maxJoin))
 		if err != nil {
 			refuse(w, http.StatusBadRequest, "malformed", err.Error())
 			return

@@ -105,8 +105,9 @@ func (f rekeyFunc) Redeem(context.Context, netip.Addr, Offer) (wire.Joined, erro
 
 // TestRekeyHandler: a host is told that its next key is taken once the gateway's device knows it, and not before.
 func TestRekeyHandler(t *testing.T) {
-	offer := Offer{PublicKey: clamp([32]byte{1: 1}).Public(), EncapsulationKey: bytes.Repeat([]byte{7}, wire.EncapsulationKeySize)}
-	body, err := json.Marshal(wire.Rekey{PublicKey: offer.PublicKey.String(), EncapsulationKey: offer.EncapsulationKey})
+	offer := testOffer(t)
+	offer.Replaces = Key{1}
+	body, err := json.Marshal(wire.Rekey{PublicKey: offer.PublicKey.String(), EncapsulationKey: offer.EncapsulationKey, Replaces: offer.Replaces.String()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,9 @@ func TestRekeyHandler(t *testing.T) {
 		{"good", string(body), nil, 200},
 		{"taken", string(body), ErrKeyTaken, 403},
 		{"broken", string(body), errors.New("password of the database"), 500},
+		{"stale", string(body), ErrRekeyStale, 409},
 		{"no key", "{}", nil, 400},
+		{"a join", joinBody(t, offer), nil, 400},
 		{"long", strings.Repeat(" ", maxJoin) + string(body), nil, 400},
 	} {
 		var steps []string
@@ -131,7 +134,7 @@ func TestRekeyHandler(t *testing.T) {
 			return wire.Rekeyed{Ciphertext: []byte{1}}, c.err
 		}), func(_ context.Context, from netip.Addr) { steps = append(steps, "configured for "+from.String()) }, zap.NewNop())
 		w := ask(h, "POST", wire.PathRekey, c.body)
-		want := map[int]string{200: "stored configured for 10.77.1.0", 403: "stored", 500: "stored", 400: ""}[c.status]
+		want := map[int]string{200: "stored configured for 10.77.1.0", 403: "stored", 409: "stored", 500: "stored", 400: ""}[c.status]
 		if w.Code != c.status || strings.Join(steps, " ") != want || strings.Contains(w.Body.String(), "password") {
 			t.Errorf("%s: %d %v %s", c.name, w.Code, steps, w.Body)
 		}

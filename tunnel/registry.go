@@ -28,20 +28,15 @@ type PeerSource interface {
 	Promote(ctx context.Context, next Key) error
 }
 
-// Offer is what a host offers to be known by: its public key, and what a preshared key is made with.
-type Offer struct {
-	PublicKey        Key
-	EncapsulationKey []byte // ML-KEM-768
-}
-
 // Enroller knows hosts by their tokens and keys. WireGuard has proved that a request comes from who has the token, or the
 // key, that its address belongs to. All gateways are told of what changes.
 type Enroller interface {
 	// Redeem redeems the join token of joinAddr. The first offer redeems; the same again gets the same answer, until the
 	// token expires or later; another gets ErrTokenUsed. A key that any other peer has is refused (ErrKeyTaken).
 	Redeem(ctx context.Context, joinAddr netip.Addr, o Offer) (wire.Joined, error)
-	// Rekey takes the next key of the host whose own address is hostAddr. The same offer again gets the same answer; a
-	// key that any other peer has is refused (ErrKeyTaken).
+	// Rekey takes the next key of the host whose own address is hostAddr. The same offer again gets the same answer, after
+	// Promote as well; a key that any other peer has is refused (ErrKeyTaken), and one that replaces a key which is not
+	// the host's (ErrRekeyStale).
 	Rekey(ctx context.Context, hostAddr netip.Addr, o Offer) (wire.Rekeyed, error)
 }
 

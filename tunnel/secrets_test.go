@@ -26,9 +26,11 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	for i := range b {
 		b[i] = byte(0x41 + i)
 	}
+	seed := kemSeed(append(b[:], b[:]...))
 	tok, _ := testToken(t)
 	tok.Secret = b
 	values := []any{
+		candidate{b, seed}, &candidate{b, seed}, Answer{PresharedKey: b}, state{Seed: seed, Next: &candidate{b, seed}}, seed, &seed,
 		PrivateKey(b), PresharedKey(b), Secret(b), tok, &tok,
 		Peer{Name: "mac", PresharedKey: b}, []Peer{{PresharedKey: b}}, map[string]PrivateKey{"k": b},
 		state{PrivateKey: b, PresharedKey: b}, &state{PrivateKey: b}, deviceConfig{Key: b}, LinkConfig{Token: string(b[:])},

@@ -12,13 +12,18 @@ import (
 
 const (
 	stateFile    = "tunnel.json"
-	stateVersion = 1
+	stateVersion = 2
 )
 
 // state is what a host keeps of its tunnel. It exists from before the token is redeemed; Host and Addr are set once it was.
+//
+// A key is stored before it is offered, and with its preshared key before a device takes it: whatever a crash leaves is
+// a key that the gateways accept, or one that they can be offered again.
 type state struct {
 	PrivateKey   PrivateKey
-	PresharedKey PresharedKey
+	PresharedKey PresharedKey // the token's until it was redeemed
+	Seed         kemSeed      // of the join; none once it was answered
+	Next         *candidate   // the key that follows, while it is being offered
 	Gateways     []GatewayInfo
 	JoinAddr     netip.Addr
 	Fingerprint  string // of the token it was made for
@@ -33,11 +38,18 @@ type stateJSON struct {
 	Version      int           `json:"version"`
 	PrivateKey   string        `json:"private_key"`
 	PresharedKey string        `json:"preshared_key"`
+	Seed         string        `json:"kem_seed,omitempty"`
+	Next         *nextJSON     `json:"next,omitempty"`
 	Gateways     []GatewayInfo `json:"gateways"`
 	JoinAddr     netip.Addr    `json:"join_address"`
 	Fingerprint  string        `json:"token"`
 	Host         string        `json:"host,omitempty"`
 	Addr         *netip.Addr   `json:"address,omitempty"`
+}
+
+type nextJSON struct {
+	PrivateKey string `json:"private_key"`
+	Seed       string `json:"kem_seed"`
 }
 
 func statePath(dir string) string { return filepath.Join(dir, stateFile) }
@@ -70,6 +82,11 @@ func (s *state) encode() ([]byte, error) {
 	}
 	if s.joined() {
 		j.Addr = &s.Addr
+	} else {
+		j.Seed = revealBytes(s.Seed[:])
+	}
+	if s.Next != nil {
+		j.Next = &nextJSON{reveal(s.Next.PrivateKey), revealBytes(s.Next.Seed[:])}
 	}
 	b, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
@@ -88,8 +105,8 @@ func decodeState(b []byte) (*state, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("not the state of a tunnel: data after it")
 	}
-	if j.Version != stateVersion {
-		return nil, fmt.Errorf("version %d, this program knows %d", j.Version, stateVersion)
+	if j.Version < 1 || j.Version > stateVersion {
+		return nil, fmt.Errorf("version %d, this program knows 1 to %d", j.Version, stateVersion)
 	}
 	priv, err := decodeKey(j.PrivateKey)
 	if err != nil {
@@ -106,7 +123,36 @@ func decodeState(b []byte) (*state, error) {
 	if j.Addr != nil {
 		s.Addr = *j.Addr
 	}
+	switch {
+	case s.joined() && j.Seed != "":
+		return nil, errors.New("it has joined and has a seed to join with")
+	case s.joined():
+	case j.Version == 1: // had no seed: a host that has not joined makes one now
+		s.Seed, err = newSeed()
+	default:
+		s.Seed, err = decodeSeed(j.Seed)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seed: %w", err)
+	}
+	if j.Next != nil {
+		if s.Next, err = decodeNext(*j.Next); err != nil {
+			return nil, fmt.Errorf("next key: %w", err)
+		}
+	}
 	return s, s.check()
+}
+
+func decodeNext(j nextJSON) (*candidate, error) {
+	key, err := decodeKey(j.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	seed, err := decodeSeed(j.Seed)
+	if err != nil {
+		return nil, fmt.Errorf("seed: %w", err)
+	}
+	return &candidate{clamp(key), seed}, nil
 }
 
 func (s *state) check() error {
@@ -119,6 +165,8 @@ func (s *state) check() error {
 		if err := checkAddress(s.JoinAddr, s.Addr); err != nil {
 			return err
 		}
+	case s.Next != nil:
+		return errors.New("it has a next key before it has joined")
 	}
 	return checkGateways(s.Gateways)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func testState(t testing.TB) *state {
 		t.Fatal(err)
 	}
 	return &state{
-		PrivateKey: k, PresharedKey: PresharedKey{7}, JoinAddr: addr(joinRange, 256), Fingerprint: "f00d",
+		PrivateKey: k, PresharedKey: PresharedKey{7}, Next: &candidate{clamp([32]byte{3}), kemSeed{4}}, JoinAddr: addr(joinRange, 256), Fingerprint: "f00d",
 		Host: "mac", Addr: addr(ownRange, 256),
 		Gateways: []GatewayInfo{{Endpoint: "gw.example:51820", PublicKey: Key{1}, Addr: addr(ownRange, 1), FleetPort: 7443}},
 	}
@@ -73,7 +74,11 @@ func TestStateRefused(t *testing.T) {
 		"cut":             func(s string) string { return s[:len(s)/2] },
 		"empty":           func(string) string { return "" },
 		"unknown field":   func(s string) string { return strings.Replace(s, `"version"`, `"more": 1, "version"`, 1) },
-		"newer version":   func(s string) string { return strings.Replace(s, `"version": 1`, `"version": 2`, 1) },
+		"newer version":   func(s string) string { return strings.Replace(s, `"version": 2`, `"version": 3`, 1) },
+		"older version":   func(s string) string { return strings.Replace(s, `"version": 2`, `"version": 0`, 1) },
+		"no seed":         func(s string) string { return s[:strings.Index(s, `"host"`)] + `"host": ""}` },
+		"short seed":      func(s string) string { return strings.Replace(s, `"kem_seed": "`, `"kem_seed": "AAAA`, 1) },
+		"seed after join": func(s string) string { return strings.Replace(s, `"version"`, `"kem_seed": "AAAA", "version"`, 1) },
 		"two documents":   func(s string) string { return s + s },
 		"no gateways":     func(s string) string { return s[:strings.Index(s, `"gateways"`)] + `"join_address":"10.76.1.0"}` },
 		"address only":    func(s string) string { return strings.Replace(s, `"host": "mac",`, "", 1) },
@@ -94,11 +99,50 @@ func TestStateRefused(t *testing.T) {
 	}
 }
 
+// version1 is a state as the first version of this program wrote it.
+func version1(t testing.TB, joined bool) []byte {
+	t.Helper()
+	s := testState(t)
+	s.Next = nil
+	if !joined {
+		s.Host, s.Addr = "", state{}.Addr
+	}
+	b, err := s.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(b), `"version": 2`, `"version": 1`, 1)
+	return regexp.MustCompile(` *"kem_seed".*\n`).ReplaceAll([]byte(text), nil)
+}
+
+func TestStateVersion1(t *testing.T) {
+	for _, joined := range []bool{true, false} {
+		dir := t.TempDir()
+		if err := os.WriteFile(statePath(dir), version1(t, joined), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := loadState(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.joined() != joined || (s.Seed == kemSeed{}) != joined || s.PresharedKey != (PresharedKey{7}) {
+			t.Errorf("joined %t: read as %+v", joined, s)
+		}
+		// Written again it is of this version, with the seed it was given.
+		if err := s.save(dir); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := loadState(dir); err != nil || !reflect.DeepEqual(again, s) {
+			t.Errorf("joined %t: %+v, %v", joined, again, err)
+		}
+	}
+}
+
 func FuzzDecodeState(f *testing.F) {
 	s := testState(f)
 	for _, joined := range []bool{true, false} {
 		if !joined {
-			s.Host, s.Addr = "", state{}.Addr
+			s.Host, s.Addr, s.Next, s.Seed = "", state{}.Addr, nil, kemSeed{5}
 		}
 		b, err := s.encode()
 		if err != nil {
@@ -106,11 +150,16 @@ func FuzzDecodeState(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	f.Add(version1(f, false))
+	f.Add(version1(f, true))
 	f.Add([]byte(`{"version":1,"private_key":"","gateways":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := decodeState(b)
 		if err != nil {
 			return
+		}
+		if !s.joined() && s.Seed == (kemSeed{}) {
+			t.Fatal("a host that has not joined has no seed")
 		}
 		// What is accepted is written so that it reads back the same.
 		out, err := s.encode()

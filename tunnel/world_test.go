@@ -34,7 +34,12 @@ type registered struct {
 	Name             string
 	Number           int
 	JoinKey, HostKey Key
-	PSK              []byte
+	JoinPSK          []byte
+	HostPSK          []byte
+	Offer, NextOffer [32]byte
+	Ciphertext       []byte
+	NextKey          Key
+	NextPSK, NextCT  []byte
 }
 
 // invite makes a token and keeps what the orchestrator may keep of it.
@@ -49,7 +54,7 @@ func (r *registry) invite(n int, name string, gs ...GatewayInfo) (string, error)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.Hosts = append(r.Hosts, &registered{Name: name, Number: n, JoinKey: joinKey, PSK: psk[:]})
+	r.Hosts = append(r.Hosts, &registered{Name: name, Number: n, JoinKey: joinKey, JoinPSK: psk[:]})
 	if err := r.save(); err != nil {
 		return "", err
 	}
@@ -81,36 +86,65 @@ func (r *registry) Peers(context.Context) ([]Peer, error) {
 	defer r.mu.Unlock()
 	var out []Peer
 	for _, h := range r.Hosts {
-		join, err1 := JoinAddr(h.Number)
-		own, err2 := HostAddr(h.Number)
-		if err := errors.Join(err1, err2); err != nil {
+		ps, err := h.peers()
+		if err != nil {
 			return nil, err
 		}
-		out = append(out, Peer{Host: h.Name, Name: h.Name + " (join)", PublicKey: h.JoinKey, PresharedKey: PresharedKey(h.PSK), Addr: join})
-		if h.HostKey != (Key{}) {
-			out = append(out, Peer{Host: h.Name, Name: h.Name, PublicKey: h.HostKey, PresharedKey: PresharedKey(h.PSK), Addr: own})
-		}
+		out = append(out, ps...)
 	}
 	return out, nil
 }
 
-func (r *registry) PeersOf(ctx context.Context, host string) ([]Peer, error) {
-	all, err := r.Peers(ctx)
-	return slices.DeleteFunc(all, func(p Peer) bool { return p.Host != host }), err
+func (h *registered) peers() ([]Peer, error) {
+	join, err1 := JoinAddr(h.Number)
+	own, err2 := HostAddr(h.Number)
+	out := []Peer{{Host: h.Name, Name: h.Name + " (join)", PublicKey: h.JoinKey, PresharedKey: PresharedKey(h.JoinPSK), Addr: join}}
+	if h.HostKey != (Key{}) {
+		out = append(out, Peer{Host: h.Name, Name: h.Name, PublicKey: h.HostKey, PresharedKey: PresharedKey(h.HostPSK), Addr: own})
+	}
+	if h.NextKey != (Key{}) {
+		out = append(out, Peer{Host: h.Name, Name: h.Name + " (next)", PublicKey: h.NextKey, PresharedKey: PresharedKey(h.NextPSK), Addr: own, Next: true})
+	}
+	return out, errors.Join(err1, err2)
 }
 
-func (r *registry) Promote(context.Context, Key) error { return nil }
-
-func (r *registry) Rekey(context.Context, netip.Addr, Offer) (wire.Rekeyed, error) {
-	return wire.Rekeyed{}, errors.New("not yet")
+func (r *registry) PeersOf(_ context.Context, host string) ([]Peer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.Hosts {
+		if h.Name == host {
+			return h.peers()
+		}
+	}
+	return nil, nil
 }
 
-func (r *registry) Beat(context.Context, netip.Addr) (wire.Beat, error) {
-	return wire.Beat{Orchestrator: "test", Epoch: "1"}, nil
+func (r *registry) Promote(_ context.Context, next Key) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.Hosts {
+		if h.NextKey == next && next != (Key{}) {
+			h.promote()
+			return r.tell()
+		}
+	}
+	return nil
+}
+
+func (h *registered) promote() {
+	h.HostKey, h.HostPSK, h.Offer, h.Ciphertext = h.NextKey, h.NextPSK, h.NextOffer, h.NextCT
+	h.NextKey, h.NextPSK, h.NextOffer, h.NextCT = Key{}, nil, [32]byte{}, nil
+}
+
+// tell stores what has changed and says so.
+func (r *registry) tell() error {
+	if r.changed != nil {
+		r.changed()
+	}
+	return r.save()
 }
 
 func (r *registry) Redeem(_ context.Context, joinAddr netip.Addr, o Offer) (wire.Joined, error) {
-	key := o.PublicKey
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n, _ := Number(joinAddr)
@@ -119,18 +153,60 @@ func (r *registry) Redeem(_ context.Context, joinAddr netip.Addr, o Offer) (wire
 		return wire.Joined{}, ErrTokenUnknown
 	}
 	h := r.Hosts[i]
+	own, err := HostAddr(n)
 	switch {
-	case h.HostKey != (Key{}) && h.HostKey != key:
+	case err != nil:
+		return wire.Joined{}, err
+	case h.HostKey != (Key{}) && h.Offer != o.Digest():
 		return wire.Joined{}, ErrTokenUsed
 	case r.Expired:
 		return wire.Joined{}, ErrTokenExpired
+	case h.HostKey == (Key{}):
+		a, err := o.Answer(PresharedKey(h.JoinPSK))
+		if err != nil {
+			return wire.Joined{}, err
+		}
+		h.HostKey, h.HostPSK, h.Offer, h.Ciphertext = o.PublicKey, a.PresharedKey[:], o.Digest(), a.Ciphertext
 	}
-	h.HostKey = key
-	if r.changed != nil {
-		r.changed()
+	if err := r.tell(); err != nil {
+		return wire.Joined{}, err
 	}
-	own, err := HostAddr(n)
-	return wire.Joined{Host: h.Name, Address: own.String()}, errors.Join(err, r.save())
+	return Answer{PresharedKey(h.HostPSK), h.Ciphertext}.Joined(h.Name, own.String())
+}
+
+func (r *registry) Rekey(_ context.Context, hostAddr netip.Addr, o Offer) (wire.Rekeyed, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, _ := Number(hostAddr)
+	i := slices.IndexFunc(r.Hosts, func(h *registered) bool { return h.Number == n })
+	if i < 0 {
+		return wire.Rekeyed{}, ErrRekeyStale
+	}
+	h := r.Hosts[i]
+	if h.Offer == o.Digest() {
+		return Answer{PresharedKey(h.HostPSK), h.Ciphertext}.Rekeyed()
+	}
+	if h.NextKey != (Key{}) && h.NextKey == o.Replaces {
+		h.promote()
+	}
+	if h.HostKey != o.Replaces {
+		return wire.Rekeyed{}, ErrRekeyStale
+	}
+	if h.NextOffer != o.Digest() {
+		a, err := o.Answer(PresharedKey(h.HostPSK))
+		if err != nil {
+			return wire.Rekeyed{}, err
+		}
+		h.NextKey, h.NextPSK, h.NextOffer, h.NextCT = o.PublicKey, a.PresharedKey[:], o.Digest(), a.Ciphertext
+		if err := r.tell(); err != nil {
+			return wire.Rekeyed{}, err
+		}
+	}
+	return Answer{PresharedKey(h.NextPSK), h.NextCT}.Rekeyed()
+}
+
+func (r *registry) Beat(context.Context, netip.Addr) (wire.Beat, error) {
+	return wire.Beat{Orchestrator: "test", Epoch: "1"}, nil
 }
 
 func (r *registry) onChange(f func()) {

@@ -19,17 +19,22 @@ type Joined struct {
 	Host       string `json:"host"`
 	Address    string `json:"address"`    // the host's own address in the tunnel
 	Ciphertext []byte `json:"ciphertext"` // ML-KEM-768, for the encapsulation key of the join
+
+	// Confirmation is derived from the preshared key that comes out of it: a host that derives another has not joined.
+	Confirmation []byte `json:"confirmation"`
 }
 
 // Rekey offers a host's next key, over its own tunnel. The same offer again gets the same answer.
 type Rekey struct {
 	PublicKey        string `json:"public_key"`
 	EncapsulationKey []byte `json:"encapsulation_key"`
+	Replaces         string `json:"replaces"` // the public key that the host uses as it asks
 }
 
 // Rekeyed says that this gateway takes the next key from now on, beside the present one until its first handshake.
 type Rekeyed struct {
-	Ciphertext []byte `json:"ciphertext"`
+	Ciphertext   []byte `json:"ciphertext"`
+	Confirmation []byte `json:"confirmation"`
 }
 
 // Pulse is what a host says of its end of the link to a gateway. It is asked again every few seconds.
