@@ -131,23 +131,20 @@ const joinTTL = time.Hour
 
 // Invite makes a join token for a new host, or a new one for a host that has not joined yet. *ConflictError.
 func (o *Orchestrator) Invite(ctx context.Context, name string, gateways []tunnel.GatewayInfo) (api.JoinToken, error) {
-	number, err := o.deps.Hosts.NextHostNumber(ctx)
+	var text string
+	expires, err := o.deps.Hosts.Invite(ctx, name, joinTTL, func(number int) (i Invitation, err error) {
+		token, err := tunnel.NewToken(number, gateways)
+		if err != nil {
+			return i, fmt.Errorf("join token: %w", err)
+		}
+		if text, err = token.Encode(); err != nil {
+			return i, fmt.Errorf("join token: %w", err)
+		}
+		i.JoinPublicKey, i.PresharedKey, err = token.Credentials()
+		return i, err
+	})
 	if err != nil {
 		return api.JoinToken{}, err
 	}
-	token, err := tunnel.NewToken(number, gateways)
-	if err != nil {
-		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
-	}
-	key, psk, err := token.Credentials()
-	if err != nil {
-		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
-	}
-	text, err := token.Encode()
-	if err != nil {
-		return api.JoinToken{}, fmt.Errorf("join token: %w", err)
-	}
-	expires := o.deps.Now().Add(joinTTL)
-	err = o.deps.Hosts.Invite(ctx, Invitation{Name: name, Number: number, JoinPublicKey: key, PresharedKey: psk, ExpiresAt: expires})
-	return api.JoinToken{Name: name, Token: text, ExpiresAt: expires}, err
+	return api.JoinToken{Name: name, Token: text, ExpiresAt: expires}, nil
 }

@@ -57,9 +57,10 @@ type SessionStore interface {
 
 // HostStore keeps driver hosts and their devices.
 type HostStore interface {
-	NextHostNumber(ctx context.Context) (int, error)
-	// Invite adds a host, or gives one that has not joined yet a new token. *ConflictError when it has joined.
-	Invite(ctx context.Context, h Invitation) error
+	// Invite adds a host, or gives one that has not joined yet, or was removed, a new token that can be redeemed for ttl.
+	// mint makes the token for the host's number. It is stored as one step; expires is by the database's clock.
+	// *ConflictError when the host has joined, or there is no number left.
+	Invite(ctx context.Context, name string, ttl time.Duration, mint func(number int) (Invitation, error)) (expires time.Time, err error)
 	// StoreLinks stores what this orchestrator knows of its links, and that it is there to know it. backend is its own
 	// end's. A host that is not connected is left as it is.
 	StoreLinks(ctx context.Context, backend string, links []LinkReport) error
@@ -75,11 +76,8 @@ type Tunnel interface {
 
 var _ Tunnel = (*tunnel.Gateway)(nil)
 
-// Invitation is a host that may join.
+// Invitation is what is kept of a join token.
 type Invitation struct {
-	Name          string
-	Number        int
 	JoinPublicKey tunnel.Key
 	PresharedKey  tunnel.PresharedKey
-	ExpiresAt     time.Time
 }

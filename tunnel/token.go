@@ -41,6 +41,8 @@ type GatewayInfo struct {
 	PublicKey Key        `json:"public_key"` //
 	Addr      netip.Addr `json:"address"`    // in the tunnel
 	FleetPort uint16     `json:"fleet_port"` // of its fleet listener, in the tunnel
+
+	NextPublicKey Key `json:"next_public_key,omitzero"` // takes the place of PublicKey some time; not part of a token
 }
 
 // Fleet is host:port of the fleet listener, to be dialled over the link.
@@ -211,10 +213,13 @@ func checkGateways(gs []GatewayInfo) error {
 		if err := g.check(); err != nil {
 			return err
 		}
-		if keys[g.PublicKey] || addrs[g.Addr] {
+		if keys[g.PublicKey] || keys[g.NextPublicKey] || addrs[g.Addr] {
 			return fmt.Errorf("tunnel: gateway %s: its key or address is there twice", g.Addr)
 		}
 		keys[g.PublicKey], addrs[g.Addr] = true, true
+		if g.NextPublicKey != (Key{}) {
+			keys[g.NextPublicKey] = true
+		}
 	}
 	return nil
 }
@@ -223,6 +228,8 @@ func (g GatewayInfo) check() error {
 	switch host, port, err := net.SplitHostPort(g.Endpoint); {
 	case !g.Addr.Is4() || !IsGateway(g.Addr):
 		return fmt.Errorf("tunnel: %s is not the address of a gateway", g.Addr)
+	case g.PublicKey == g.NextPublicKey:
+		return fmt.Errorf("tunnel: gateway %s: its next key is its key", g.Addr)
 	case g.PublicKey == Key{}:
 		return fmt.Errorf("tunnel: gateway %s has no public key", g.Addr)
 	case g.FleetPort == 0:

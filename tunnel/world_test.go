@@ -33,12 +33,13 @@ type registry struct {
 type registered struct {
 	Name             string
 	Number           int
-	JoinKey, HostKey Key
+	JoinKey          Key
+	HostKey          Key `json:",omitzero"`
 	JoinPSK          []byte
 	HostPSK          []byte
 	Offer, NextOffer [32]byte
 	Ciphertext       []byte
-	NextKey          Key
+	NextKey          Key `json:",omitzero"`
 	NextPSK, NextCT  []byte
 }
 

@@ -126,4 +126,3 @@ func (d *daemon) stop() error {
 
 // cpu is the processor time it has used.
 func (d *daemon) cpu() (time.Duration, error) { return processTime(d.cmd.Process.Pid) }
-

@@ -140,7 +140,9 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 		return nil, err
 	}
 	f.add(func() error { store.Close(); return nil })
-	if err := store.Invite(ctx, orchestrator.Invitation{Name: "bench", Number: tunnel.FirstHost, JoinPublicKey: tunnel.Key{1}, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+	if _, err := store.Invite(ctx, "bench", time.Hour, func(int) (orchestrator.Invitation, error) {
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
+	}); err != nil {
 		return nil, err
 	}
 	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
@@ -156,8 +158,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 		return nil, err
 	}
 	f.add(within(deps.Fleet.Close))
-	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now,
-		Gateways: func() []tunnel.GatewayInfo { return nil }}))
+	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,17 @@ type cli struct {
 		Rm struct {
 			Name string `arg:""`
 		} `cmd:"" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
+		Rotate struct {
+			Name string `arg:""`
+		} `cmd:"" help:"Have a driver host make a new tunnel key; its sessions go on."`
 	} `cmd:"" help:"Driver hosts."`
+	Gateways struct {
+		Ls     struct{} `cmd:"" help:"List the orchestrators' ends of the tunnels."`
+		Rotate struct {
+			Name   string        `arg:"" help:"Of the orchestrator."`
+			Within time.Duration `default:"168h" help:"When the new key is used, at least 1m. A host that is not connected to any gateway until then must be added again."`
+		} `cmd:"" help:"Replace a gateway's key; sessions go on."`
+	} `cmd:"" help:"The orchestrators' ends of the tunnels."`
 	Devices struct {
 		Ls struct{} `cmd:"" help:"List devices."`
 	} `cmd:"" help:"Devices of the driver hosts."`
@@ -125,6 +135,19 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return p.host(v)
 	case "hosts rm <name>":
 		return fleet.RemoveHost(ctx, c.Hosts.Rm.Name)
+	case "hosts rotate <name>":
+		return fleet.RotateHost(ctx, c.Hosts.Rotate.Name)
+	case "gateways ls":
+		v, err := fleet.Gateways(ctx)
+		return list(p, err, table.Row{"GATEWAY", "ADDRESS", "ENDPOINT", "KEY SINCE", "NEXT KEY", "SEEN"}, v, func(g api.Gateway) table.Row {
+			next := "-"
+			if g.NextPublicKey != "" {
+				next = "in " + (time.Duration(g.NextInSeconds) * time.Second).String()
+			}
+			return table.Row{g.Name, g.Address, g.Endpoint, ago(&g.RotatedAt), next, ago(&g.SeenAt)}
+		})
+	case "gateways rotate <name>":
+		return fleet.RotateGateway(ctx, c.Gateways.Rotate.Name, c.Gateways.Rotate.Within)
 	case "devices ls":
 		v, err := fleet.Devices(ctx)
 		return list(p, err, table.Row{"HOST", "DEVICE", "KIND", "MODEL", "PLATFORM", "STATE", "SESSION", "REASON"}, v, func(d api.Device) table.Row {

@@ -8,18 +8,15 @@ import (
 	"github.com/driftstack/fleet/tunnel"
 )
 
-// beats answers pulses with what this orchestrator knows of itself.
+// beats answers pulses with what the store knows of the fleet, and this process of itself.
 type beats struct {
-	cfg     config
-	epoch   string
-	gateway *tunnel.Gateway
+	tunnel.Beats
+	epoch string
 }
 
-var _ tunnel.Beats = beats{}
-
-func (b beats) Beat(context.Context, netip.Addr) (wire.Beat, error) {
-	return wire.Beat{Orchestrator: b.cfg.Name, Epoch: b.epoch, Gateways: []wire.Gateway{{
-		Endpoint: b.cfg.TunnelEndpoint, PublicKey: b.gateway.PublicKey().String(), Address: b.gateway.Addr().String(),
-		FleetPort: b.cfg.TunnelFleetPort,
-	}}}, nil
+// Beat implements tunnel.Beats.
+func (b beats) Beat(ctx context.Context, host netip.Addr) (wire.Beat, error) {
+	out, err := b.Beats.Beat(ctx, host)
+	out.Epoch = b.epoch
+	return out, err
 }

@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/driftstack/fleet/recorder"
-	"github.com/driftstack/fleet/tunnel"
 )
 
 // config is every setting, as flag and as environment variable.
@@ -30,6 +29,10 @@ type config struct {
 	TunnelNumber     int    `default:"1" help:"Number of this orchestrator in the tunnel, 1 to 255: its address is 10.77.0.N."`
 	TunnelFleetPort  uint16 `default:"7700" help:"TCP port for driver hosts on the tunnel address."`
 	TunnelMTU        int    `default:"1280" help:"MTU of the tunnel."`
+
+	TunnelRotate time.Duration `default:"2160h" help:"Age at which this orchestrator's tunnel key is replaced; hosts learn the next one a week before. At least 720h."`
+	HostRotate   time.Duration `default:"720h" help:"Age at which a driver host is asked for a new tunnel key. At least 1h."`
+	HostRest     time.Duration `default:"168h" help:"How long the tunnel address of a removed driver host is not given to another."`
 
 	EU s3 `embed:"" prefix:"eu-s3-" envprefix:"DRIFTSTACK_EU_S3_" group:"EU object storage"`
 	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, recorded sessions of accounts with replicated recordings end as recording_failed)"`
@@ -62,6 +65,15 @@ func (c *config) Validate() error {
 		bad("--tunnel-endpoint %q: use HOST:PORT, as driver hosts reach it", c.TunnelEndpoint)
 	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		bad("--tunnel-endpoint %q: the port is 1 to 65535", c.TunnelEndpoint)
+	}
+	if c.TunnelRotate < 720*time.Hour {
+		bad("--tunnel-rotate: at least 720h, hosts learn the next key a week before")
+	}
+	if c.HostRotate < time.Hour {
+		bad("--host-rotate: at least 1h")
+	}
+	if c.HostRest < 0 {
+		bad("--host-rest: not negative")
 	}
 	if c.QueueLimit < 1 {
 		bad("--queue-limit: at least 1")
@@ -102,10 +114,6 @@ func (c *config) us() *recorder.USTarget {
 		return nil
 	}
 	return &recorder.USTarget{Target: c.US.target()}
-}
-
-func (c *config) gateway(g *tunnel.Gateway) tunnel.GatewayInfo {
-	return tunnel.GatewayInfo{Endpoint: c.TunnelEndpoint, PublicKey: g.PublicKey(), Addr: g.Addr(), FleetPort: c.TunnelFleetPort}
 }
 
 func (c *config) logger() (*zap.Logger, error) {

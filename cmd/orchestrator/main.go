@@ -88,6 +88,11 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, gateway.Close()) }()
 	log.Info("tunnel is up", zap.String("backend", gateway.Backend()), zap.Int("udp_port", gateway.Port()), zap.Stringer("address", gateway.Addr()))
 
+	wake := make(chan struct{}, 1)
+	keeper := tunnel.KeeperConfig{Announcer: store, Endpoint: cfg.TunnelEndpoint, FleetPort: cfg.TunnelFleetPort, RotateAge: cfg.TunnelRotate, Wake: wake}
+	if _, err := gateway.Announce(ctx, keeper); err != nil { // who has this one's number or name is told at once
+		return err
+	}
 	epoch := uuid.NewString()
 	fleet := driverproxy.NewFleet(driverproxy.Config{
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
@@ -105,10 +110,10 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--http-addr: %w", err), fleetListener.Close())
 	}
-	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{cfg, epoch, gateway}, Fleet: fleet.Handler()}), log)
+	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
-		Gateways: func() []tunnel.GatewayInfo { return []tunnel.GatewayInfo{cfg.gateway(gateway)} },
+		Rest: cfg.HostRest,
 	}), log)
 
 	// Whatever stops by itself takes the process down; what it stopped with is the exit's error.
@@ -124,12 +129,20 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	group.Go(func() { serve(fleetServer, fleetListener) })
 	group.Go(func() { serve(publicServer, public) })
 	loops.Go(func() { gateway.Run(background) })
+	loops.Go(func() { gateway.Keep(background, keeper) })
+	loops.Go(func() { rotateHosts(background, store, cfg.HostRotate, log) })
 	loops.Go(func() {
 		hosts := func(name string) {
 			gateway.Nudge(name)
 			o.WakeHost(name)
 		}
-		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: hosts, Session: o.WakeSession, Cancel: o.WakeCancel})
+		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: hosts, Session: o.WakeSession, Cancel: o.WakeCancel,
+			Gateway: func(string) {
+				select {
+				case wake <- struct{}{}:
+				default: // it is awake
+				}
+			}})
 	})
 	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 
@@ -149,6 +162,22 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	log.Info("stopped")
 	return err
+}
+
+// rotateHosts asks hosts for new keys when theirs are old, until ctx ends.
+func rotateHosts(ctx context.Context, store *pgstore.Store, age time.Duration, log *zap.Logger) {
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	for {
+		if err := store.RotateOldHosts(ctx, age); err != nil && ctx.Err() == nil {
+			log.Warn("hosts with old keys are not asked for new ones; trying again in a minute", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
 }
 
 // openProfiles opens the sealed profiles. The root key is made at the first start only: once a profile depends on it, a

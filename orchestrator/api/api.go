@@ -277,3 +277,26 @@ type Event struct {
 type EventList struct {
 	Events []Event `json:"events"`
 }
+
+// Gateway is an orchestrator's end of the tunnels.
+type Gateway struct {
+	Name          string    `json:"name" doc:"of the orchestrator"`
+	Address       string    `json:"address" doc:"in the tunnel"`
+	Endpoint      string    `json:"endpoint" doc:"HOST:PORT that driver hosts send to"`
+	PublicKey     string    `json:"public_key"`
+	NextPublicKey string    `json:"next_public_key,omitempty" doc:"takes the place of public_key in next_in_seconds"`
+	NextInSeconds int64     `json:"next_in_seconds,omitempty"`
+	Live          bool      `json:"live" doc:"heard of within the last minute"`
+	RotatedAt     time.Time `json:"rotated_at" doc:"when public_key was first used"`
+	SeenAt        time.Time `json:"seen_at"`
+}
+
+// GatewayList is every gateway.
+type GatewayList struct {
+	Gateways []Gateway `json:"gateways"`
+}
+
+// RotateGateway is the body of POST /v1/gateways/{name}/rotate.
+type RotateGateway struct {
+	WithinSeconds int64 `json:"within_seconds,omitempty" minimum:"60" maximum:"2592000" doc:"when the new key is used; a host that is not connected to any gateway until then must be added again. Default: 7 days."`
+}

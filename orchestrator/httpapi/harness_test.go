@@ -69,7 +69,10 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 		t.Fatal(err)
 	}
 	t.Cleanup(r.store.Close)
-	must(t, r.store.Invite(ctx, orchestrator.Invitation{Name: "mac-1", Number: 300, JoinPublicKey: tunnel.Key{1}, ExpiresAt: time.Now().Add(time.Hour)}))
+	_, err = r.store.Invite(ctx, "mac-1", time.Hour, func(int) (orchestrator.Invitation, error) {
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
+	})
+	must(t, err)
 
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
@@ -88,8 +91,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 	fleetServer := httptest.NewServer(fleet.Handler())
 	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: r.store, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now,
-		Gateways: func() []tunnel.GatewayInfo { return nil }}))
+	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
 	r.url = public.URL
 	r.client, err = client.New(public.URL, token)
 	must(t, err)

@@ -23,7 +23,6 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/place"
-	"github.com/driftstack/fleet/tunnel"
 )
 
 // Config is what the handlers call.
@@ -31,8 +30,8 @@ type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *pgstore.Store
 	Recordings   Presigner
-	Gateways     func() []tunnel.GatewayInfo // what a join token tells a new host
-	Token        string                      // the service token of the API server
+	Rest         time.Duration // how long the address of a removed host is not given to another
+	Token        string        // the service token of the API server
 	Log          *zap.Logger
 	Now          func() time.Time
 }
@@ -92,6 +91,9 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/hosts", "list-hosts", "List driver hosts", 0, s.listHosts)
 	reg(a, http.MethodGet, "/v1/hosts/{name}", "get-host", "Get all that is known of a driver host", 0, s.getHost)
 	reg(a, http.MethodDelete, "/v1/hosts/{name}", "remove-host", "Remove a driver host: it is cut off at once", http.StatusNoContent, s.removeHost)
+	reg(a, http.MethodPost, "/v1/hosts/{name}/rotate", "rotate-host", "Have a driver host make a new tunnel key", http.StatusAccepted, s.rotateHost)
+	reg(a, http.MethodGet, "/v1/gateways", "list-gateways", "List the orchestrators' tunnel gateways", 0, s.listGateways)
+	reg(a, http.MethodPost, "/v1/gateways/{name}/rotate", "rotate-gateway", "Replace a gateway's tunnel key", http.StatusAccepted, s.rotateGateway)
 	reg(a, http.MethodGet, "/v1/devices", "list-devices", "List devices", 0, s.listDevices)
 }
 
@@ -267,7 +269,11 @@ func (s *server) getProfile(ctx context.Context, in *ByID) (*body[api.Profile], 
 }
 
 func (s *server) inviteHost(ctx context.Context, in *struct{ Body api.CreateHost }) (*body[api.JoinToken], error) {
-	v, err := s.Orchestrator.Invite(ctx, in.Body.Name, s.Gateways())
+	gateways, err := s.Store.Gateways(ctx)
+	if err != nil {
+		return nil, s.problem(err)
+	}
+	v, err := s.Orchestrator.Invite(ctx, in.Body.Name, gateways)
 	return &body[api.JoinToken]{v}, s.problem(err)
 }
 
@@ -286,7 +292,7 @@ func (s *server) getHost(ctx context.Context, in *struct {
 func (s *server) removeHost(ctx context.Context, in *struct {
 	Name string `path:"name" maxLength:"63"`
 }) (*struct{}, error) {
-	return nil, s.problem(s.Store.RemoveHost(ctx, in.Name))
+	return nil, s.problem(s.Store.Revoke(ctx, in.Name, s.Rest))
 }
 
 func (s *server) listDevices(ctx context.Context, _ *struct{}) (*body[api.DeviceList], error) {

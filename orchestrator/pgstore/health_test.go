@@ -185,9 +185,7 @@ func TestMissingGatewaysShow(t *testing.T) {
 func TestUnwelcome(t *testing.T) {
 	s := open(t, 1)
 	ctx := t.Context()
-	if err := s.Invite(ctx, orchestrator.Invitation{Name: "mac-2", Number: 999, JoinPublicKey: tunnel.Key{9}, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
-		t.Fatal(err)
-	}
+	invite(t, s, "mac-2", time.Hour)
 	got, err := s.Unwelcome(ctx, []string{"mac-1", "mac-2", "mac-3"})
 	slices.Sort(got)
 	if err != nil || !slices.Equal(got, []string{"mac-2", "mac-3"}) {

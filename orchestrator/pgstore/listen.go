@@ -15,6 +15,7 @@ type Wakes struct {
 	Hosts   func(name string)
 	Session func(id string)
 	Cancel  func(id string)
+	Gateway func(name string) // may be nil
 }
 
 // Listen calls w until ctx is done. A broken connection is dialled again, so callers also tick.
@@ -43,16 +44,20 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 	// A connection that listens must not go back to the pool.
 	c := conn.Hijack()
 	defer c.Close(context.WithoutCancel(ctx))
-	for _, channel := range []string{chanQueue, chanHosts, chanSession, chanCancel} {
+	for _, channel := range []string{chanQueue, chanHosts, chanSession, chanCancel, chanGateway} {
 		if _, err := c.Exec(ctx, "LISTEN "+channel); err != nil {
 			return err
 		}
+	}
+	if w.Gateway == nil {
+		w.Gateway = func(string) {}
 	}
 	connected()
 	w.Queue()
 	w.Hosts("")
 	w.Session("")
 	w.Cancel("")
+	w.Gateway("")
 	for {
 		n, err := c.WaitForNotification(ctx)
 		if err != nil {
@@ -67,6 +72,8 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 			w.Session(n.Payload)
 		case chanCancel:
 			w.Cancel(n.Payload)
+		case chanGateway:
+			w.Gateway(n.Payload)
 		}
 	}
 }

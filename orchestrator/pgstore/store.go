@@ -31,7 +31,8 @@ const (
 	chanQueue   = "driftstack_queue"   // a session was queued or a device became free
 	chanSession = "driftstack_session" // payload: a session whose state or log changed
 	chanCancel  = "driftstack_cancel"  // payload: a session that shall end
-	chanHosts   = "driftstack_hosts"   // a host was invited, joined or removed
+	chanHosts   = "driftstack_hosts"   // payload: a host that was invited, joined, rotated or removed
+	chanGateway = "driftstack_gateway" // payload: an orchestrator whose gateway is to do something
 )
 
 // Store is the database. It is safe for concurrent use.
@@ -39,6 +40,8 @@ type Store struct {
 	pool *pgxpool.Pool
 	name string // of this orchestrator
 	log  *zap.Logger
+
+	beats beats
 }
 
 // Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
@@ -53,13 +56,15 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 	}
 	// No statement here takes long; one that does must not hold its caller for ever.
 	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "30000"
+	// A process that is stopped in a transaction must not stop the others' for ever.
+	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "30000"
 	cfg.ConnConfig.RuntimeParams["application_name"] = "driftstack"
 	cfg.MaxConns = max(cfg.MaxConns, 16)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	s := &Store{pool: pool, name: name, log: log}
+	s := &Store{pool: pool, name: name, log: log, beats: beats{turn: make(chan struct{}, 1)}}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +17,6 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster/pgtest"
-	"github.com/driftstack/fleet/tunnel"
 )
 
 var postgres pgtest.Shared
@@ -49,18 +47,8 @@ func open(t *testing.T, devices int) *pgstore.Store {
 func up(t *testing.T, s *pgstore.Store, name string, devices int) {
 	t.Helper()
 	ctx := t.Context()
-	n, err := s.NextHostNumber(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Invite(ctx, orchestrator.Invitation{Name: name, Number: n, JoinPublicKey: tunnel.Key{1, byte(n)}, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
-		t.Fatal(err)
-	}
-	join, err := tunnel.JoinAddr(n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Redeem(ctx, join, tunnel.Offer{PublicKey: tunnel.Key{2, byte(n)}}); err != nil {
+	tok := invite(t, s, name, time.Hour)
+	if _, err := s.Redeem(ctx, tok.Addr, newOffer(t)); err != nil {
 		t.Fatal(err)
 	}
 	hello := wire.Hello{Protocol: wire.Version, Host: name}
@@ -413,80 +401,5 @@ func TestListPages(t *testing.T) {
 	var invalid *orchestrator.InvalidError
 	if _, err := s.List(t.Context(), pgstore.SessionFilter{Limit: 1, Cursor: "?"}); !errors.As(err, &invalid) {
 		t.Fatalf("a bad cursor: %v", err)
-	}
-}
-
-func TestEnrolment(t *testing.T) {
-	s := open(t, 0)
-	ctx := t.Context()
-	invite := func(name string, key byte, expires time.Duration) int {
-		n, err := s.NextHostNumber(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Invite(ctx, orchestrator.Invitation{Name: name, Number: n, JoinPublicKey: tunnel.Key{key}, PresharedKey: tunnel.PresharedKey{key}, ExpiresAt: time.Now().Add(expires)}); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	redeem := func(n int, key byte) (wire.Joined, error) {
-		a, err := tunnel.JoinAddr(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.Redeem(ctx, a, tunnel.Offer{PublicKey: tunnel.Key{key}})
-	}
-	n, stale := invite("mac-1", 1, time.Hour), invite("mac-2", 2, -time.Second)
-
-	if _, err := redeem(stale, 20); !errors.Is(err, tunnel.ErrTokenExpired) {
-		t.Errorf("expired: %v", err)
-	}
-	first, err := redeem(n, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, err := redeem(n, 10); err != nil || !reflect.DeepEqual(again, first) {
-		t.Errorf("the same key again: %v, %v", again, err)
-	}
-	if _, err := redeem(n, 11); !errors.Is(err, tunnel.ErrTokenUsed) {
-		t.Errorf("another key: %v", err)
-	}
-	third := invite("mac-3", 3, time.Hour)
-	if _, err := redeem(third, 10); !errors.Is(err, tunnel.ErrKeyTaken) {
-		t.Errorf("another host's key: %v", err)
-	}
-	if _, err := redeem(third, 2); !errors.Is(err, tunnel.ErrKeyTaken) {
-		t.Errorf("somebody's join key: %v", err)
-	}
-	if _, err := redeem(60000, 12); !errors.Is(err, tunnel.ErrTokenUnknown) {
-		t.Errorf("nobody's address: %v", err)
-	}
-	var conflict *orchestrator.ConflictError
-	if err := s.Invite(ctx, orchestrator.Invitation{Name: "mac-1", Number: 999, JoinPublicKey: tunnel.Key{9}}); !errors.As(err, &conflict) {
-		t.Errorf("a joined host was invited anew: %v", err)
-	}
-
-	peers, err := s.Peers(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]bool{}
-	for _, p := range peers {
-		got[p.Name] = true
-	}
-	if !got["mac-1"] || !got["mac-1 (join)"] || got["mac-2 (join)"] || !got["mac-3 (join)"] {
-		t.Errorf("peers %v", got)
-	}
-	if err := s.HostUp(ctx, wire.Hello{Host: "mac-1"}); err != nil {
-		t.Fatal(err)
-	}
-	if peers, err = s.Peers(ctx); err != nil || len(peers) != 2 {
-		t.Errorf("a host that is up keeps its join key: %v, %v", peers, err)
-	}
-	if err := s.RemoveHost(ctx, "mac-1"); err != nil {
-		t.Error(err)
-	}
-	if err := s.RemoveHost(ctx, "mac-1"); !errors.Is(err, orchestrator.ErrNotFound) {
-		t.Errorf("removed twice: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ CREATE TABLE gateways (
     next_public_key text UNIQUE,
     next_at         timestamptz, -- when next_public_key takes the place of public_key; null: not before the hosts know it
     rotate          boolean NOT NULL DEFAULT false,
+    rotate_in       interval NOT NULL DEFAULT '7 days', -- from when the next key is published to when it is used
     rotated_at      timestamptz NOT NULL DEFAULT now(),
     seen_at         timestamptz NOT NULL DEFAULT now()
 );
@@ -36,6 +37,13 @@ CREATE TABLE resting_numbers (
     host   text NOT NULL,
     until  timestamptz NOT NULL
 );
+
+-- Invite gives numbers in one transaction, so that none is lost: a sequence keeps what a failed one took. The last that the
+-- sequence gave may be of a host that was removed.
+INSERT INTO resting_numbers (number, host, until)
+    SELECT last_value, 'removed', now() + interval '7 days' FROM host_numbers
+    WHERE is_called AND last_value NOT IN (SELECT number FROM hosts);
+DROP SEQUENCE host_numbers;
 
 -- What an orchestrator knows of its link to a host, written every few seconds. A row that nobody refreshes is of an
 -- orchestrator that is gone.
