@@ -4,27 +4,35 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy/lanes"
 	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// RecordingConn is the recording socket of a session.
+// RecordingConn is the recording of a session, over one socket or several.
 type RecordingConn struct {
-	fleet *Fleet
-	conn  *socket.Conn
+	lanes *lanes.Receiver
 	since time.Time
 }
 
-// Since is when the host dialled the socket, which it does as it starts the encoder: the recording begins there.
+// Since is when the host dialled the first socket, which it does as it starts the encoder: the recording begins there.
 func (c *RecordingConn) Since() time.Time { return c.since }
 
-// serveRecording is the handler of a recording socket; whoever takes it owns it from then on.
+// serveRecording is the handler of a recording socket.
 func (f *Fleet) serveRecording(w http.ResponseWriter, r *http.Request) {
 	s, status, err := f.sessionOf(r)
 	if err != nil {
 		http.Error(w, err.Error(), status)
+		return
+	}
+	lane, err := laneOf(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	conn, done, err := f.accept(w, r, socket.Session(wire.MaxChunkData+1024))
@@ -32,21 +40,39 @@ func (f *Fleet) serveRecording(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer done()
-	if !s.attachRecording(&RecordingConn{fleet: f, conn: conn, since: f.cfg.Now()}) {
-		conn.Bye("the session has a recording socket already, or has ended")
-		f.hangUp(conn)
+	defer f.hangUp(conn)
+	c := s.recordingFor(f.cfg.Now())
+	if c == nil {
+		conn.Bye("the session has ended")
+		return
 	}
+	err = c.lanes.Serve(lane, conn)
+	f.cfg.Log.Debug("recording socket ended", zap.String("session", s.key.id), zap.Int("lane", lane), zap.Error(err))
 }
 
-func (s *Session) attachRecording(c *RecordingConn) bool {
+// laneOf is the number of a recording socket among those of its session; 0 when none is given.
+func laneOf(r *http.Request) (int, error) {
+	q := r.URL.Query().Get("lane")
+	if q == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(q)
+	if err != nil || n < 0 || n >= wire.MaxLanes {
+		return 0, fmt.Errorf("driverproxy: lane %q: numbers from 0 to %d are allowed", q, wire.MaxLanes-1)
+	}
+	return n, nil
+}
+
+// recordingFor is what a recording socket belongs to. The first one begins the recording, which a session that has ended
+// does not; but its recording may still be sent over further sockets.
+func (s *Session) recordingFor(now time.Time) *RecordingConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil || s.recording != nil {
-		return false
+	if s.recording == nil && s.err == nil {
+		s.recording = &RecordingConn{lanes: lanes.NewReceiver(s.done), since: now}
+		s.recorder <- s.recording
 	}
-	s.recording = c
-	s.recorder <- c
-	return true
+	return s.recording
 }
 
 // expireRecording bounds what can still be read of a lost host's recording.
@@ -55,7 +81,7 @@ func (s *Session) expireRecording() {
 	c := s.recording
 	s.mu.Unlock()
 	if c != nil {
-		c.conn.Expire(recordingGrace)
+		c.lanes.Expire(recordingGrace)
 	}
 }
 
@@ -86,31 +112,26 @@ func (s *Session) Recording(ctx context.Context) (*RecordingConn, error) {
 	}
 }
 
-// Receive returns the next *[wire.Chunk] (its checksum holds) or *[wire.End]. One caller at a time. When ctx ends during a
-// Receive the socket is closed.
+// Receive returns the next *[wire.Chunk] (its checksum holds, and it follows the one before) or *[wire.End]. One caller at
+// a time. When ctx ends during a Receive the sockets are closed.
 func (c *RecordingConn) Receive(ctx context.Context) (any, error) {
-	stop := context.AfterFunc(ctx, c.conn.Close)
-	defer stop()
-	b, err := c.conn.ReadBinary()
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("driverproxy: recording: %w", context.Cause(ctx))
-	}
+	message, err := c.lanes.Receive(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("driverproxy: recording: %w", err)
 	}
-	return wire.DecodeRecording(b)
+	return message, nil
 }
 
 // Ack says that every byte before offset is on disk.
 func (c *RecordingConn) Ack(ctx context.Context, offset int64) error {
-	if err := c.conn.WriteBinary(ctx, wire.Ack{Offset: offset}.Append(nil)); err != nil {
+	if err := c.lanes.Ack(ctx, offset); err != nil {
 		return fmt.Errorf("driverproxy: recording: acknowledge: %w", err)
 	}
 	return nil
 }
 
-// Close closes the socket. Its error is always nil.
+// Close closes the sockets. Its error is always nil.
 func (c *RecordingConn) Close() error {
-	c.fleet.hangUp(c.conn)
+	c.lanes.Close()
 	return nil
 }

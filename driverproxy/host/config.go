@@ -61,8 +61,9 @@ type Display struct {
 	Width, Height int
 }
 
-// RecordingConn is the recording socket, of which whole binary messages are sent and received. Send and Receive may be called at once,
-// each by one goroutine. When ctx ends during a call, the socket is closed.
+// RecordingConn carries a recording to the orchestrator: whole binary messages are sent and acknowledgements received. Send and Receive
+// may be called at once, each by one goroutine. A message that was sent must not be changed: it is kept until it is acknowledged. When
+// ctx ends during a Send, the recording is lost.
 type RecordingConn interface {
 	Send(ctx context.Context, message []byte) error
 	Receive(ctx context.Context) ([]byte, error)
@@ -100,6 +101,8 @@ type Config struct {
 	Devices       []Device
 	Recorder      Recorder    // nil: recordings end at once, as failed
 	Log           *zap.Logger // nil: none
+
+	RecordingLanes int // most sockets of one recording, see package lanes; 0: lanes.DefaultLanes
 
 	// Supervisor starts SuperviseMain; nil: this program with SuperviseCommand as its first argument.
 	Supervisor []string

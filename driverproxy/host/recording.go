@@ -3,7 +3,7 @@ package host
 import (
 	"context"
 	"errors"
-	"io"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -11,13 +11,13 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/driftstack/fleet/driverproxy/socket"
+	"github.com/driftstack/fleet/driverproxy/lanes"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// recording is the recorder of a session and its socket.
+// recording is the recorder of a session and its sockets.
 type recording struct {
-	conn       *recordingConn
+	conn       *lanes.Sender
 	supervisor *supervisor
 	exited     <-chan struct{} // nil: it was not started
 	asked      atomic.Bool     // it was asked to stop
@@ -28,15 +28,14 @@ type recording struct {
 
 // startRecording starts the recorder. A recording that cannot be made ends as failed, and the session goes on.
 func (s *session) startRecording(ctx context.Context) {
-	conn, err := s.dial(ctx, wire.PathRecording, wire.MaxChunkData+1024)
+	first, err := s.dialLane(ctx, 0)
 	if err != nil {
 		s.log.Warn("no recording: its socket could not be opened", zap.Error(err))
 		return
 	}
 	pump, cancel := context.WithCancel(context.Background())
-	r := &recording{conn: newRecordingConn(conn), supervisor: s.supervisor, pumped: make(chan struct{}), cancel: cancel}
+	r := &recording{conn: lanes.NewSender(first, lanes.Config{Dial: s.dialLane, Lanes: s.agent.cfg.RecordingLanes}), supervisor: s.supervisor, pumped: make(chan struct{}), cancel: cancel}
 	s.recording = r
-	s.running.Go(r.conn.read)
 	err = s.startRecorder(ctx, r)
 	s.running.Go(func() {
 		defer close(r.pumped)
@@ -48,9 +47,20 @@ func (s *session) startRecording(ctx context.Context) {
 		if err != nil {
 			s.log.Warn("recording is not whole", zap.Error(err))
 		}
-		r.conn.finish()
+		r.conn.Finish(lingerLimit)
 	})
 }
+
+// dialLane opens one of the sockets of the recording.
+func (s *session) dialLane(ctx context.Context, lane int) (lanes.Socket, error) {
+	c, err := s.dial(ctx, wire.PathRecording, wire.MaxChunkData+1024, "lane", strconv.Itoa(lane))
+	if err != nil {
+		return nil, err // never a *socket.Conn that is nil inside the interface
+	}
+	return c, nil
+}
+
+var _ RecordingConn = (*lanes.Sender)(nil)
 
 func (s *session) startRecorder(ctx context.Context, r *recording) error {
 	if s.agent.cfg.Recorder == nil {
@@ -92,6 +102,7 @@ func (r *recording) stop() {
 
 // end stops the recorder and waits, bounded, until the orchestrator has what it wrote.
 func (r *recording) end() {
+	r.conn.Settle()
 	r.stop()
 	t := time.NewTimer(drainLimit)
 	defer t.Stop()
@@ -100,70 +111,4 @@ func (r *recording) end() {
 	case <-t.C:
 	}
 	r.cancel()
-}
-
-// recordingConn is the host's end of a recording socket. It reads on after nobody receives any more: closing a socket
-// with something unread in it may take from the other end what it has not read yet.
-type recordingConn struct {
-	conn *socket.Conn
-	acks chan []byte
-	done chan struct{} // closed when nobody receives any more
-	over chan struct{} // closed when the socket has ended
-}
-
-var _ RecordingConn = (*recordingConn)(nil)
-
-func newRecordingConn(c *socket.Conn) *recordingConn {
-	return &recordingConn{conn: c, acks: make(chan []byte, 16), done: make(chan struct{}), over: make(chan struct{})}
-}
-
-func (c *recordingConn) read() {
-	defer close(c.over)
-	for {
-		b, err := c.conn.ReadBinary()
-		if err != nil {
-			return
-		}
-		select {
-		case c.acks <- b:
-		case <-c.done:
-		}
-	}
-}
-
-// Send implements RecordingConn.
-func (c *recordingConn) Send(ctx context.Context, message []byte) error {
-	stop := context.AfterFunc(ctx, c.conn.Close)
-	defer stop()
-	return c.conn.WriteBinary(ctx, message)
-}
-
-// Receive implements RecordingConn.
-func (c *recordingConn) Receive(ctx context.Context) ([]byte, error) {
-	select {
-	case b := <-c.acks:
-		return b, nil
-	case <-c.over:
-		select {
-		case b := <-c.acks:
-			return b, nil
-		default:
-		}
-		return nil, io.ErrUnexpectedEOF
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-// finish says goodbye and gives the other end a while to read and to close.
-func (c *recordingConn) finish() {
-	close(c.done)
-	c.conn.Bye("the recording has ended")
-	t := time.NewTimer(lingerLimit)
-	defer t.Stop()
-	select {
-	case <-c.over:
-	case <-t.C:
-	}
-	c.conn.Close()
 }

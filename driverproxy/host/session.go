@@ -286,8 +286,11 @@ func (s *session) fillDisplay(ctx context.Context) {
 	}
 }
 
-// dial opens one of the session's sockets to the orchestrator that assigned it.
-func (s *session) dial(ctx context.Context, path string, most int64) (*socket.Conn, error) {
+// dial opens one of the session's sockets to the orchestrator that assigned it; more are names and values for the query.
+func (s *session) dial(ctx context.Context, path string, most int64, more ...string) (*socket.Conn, error) {
 	q := url.Values{"session": {s.id}, "term": {strconv.FormatInt(s.term, 10)}}
+	for i := 0; i+1 < len(more); i += 2 {
+		q.Set(more[i], more[i+1])
+	}
 	return s.agent.endpoint.Dial(ctx, socket.DialFunc(s.agent.cfg.Dial), "ws://"+s.link.addr+path+"?"+q.Encode(), socket.Session(most))
 }

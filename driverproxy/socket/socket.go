@@ -264,6 +264,9 @@ func (c *Conn) Bye(reason string) {
 	_ = c.ws.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // a broken socket needs no goodbye
 }
 
+// SaidBye says whether a read failed because the peer has said goodbye.
+func SaidBye(err error) bool { return websocket.IsCloseError(err, websocket.CloseNormalClosure) }
+
 // Close closes the socket at once and waits for what the socket runs. Calling it again is harmless.
 func (c *Conn) Close() {
 	c.once.Do(func() {

@@ -15,18 +15,27 @@ import (
 //	chunk      0x03 offset:u64 crc:u32 data…
 //	end        0x04 total:u64 reason:u8
 //	ack        0x05 offset:u64
+//	held       0x06 offset:u64
 const (
 	kindCommand byte = iota + 1
 	kindAnswer
 	kindChunk
 	kindEnd
 	kindAck
+	kindHeld
 )
 
 // Limits of one binary message.
 const (
 	MaxMessage   = 128 << 20 // command or answer, body included
 	MaxChunkData = 1 << 20
+)
+
+// Limits of one recording.
+const (
+	MaxLanes        = 8       // sockets at once; lane numbers count from 0
+	RecordingWindow = 8 << 20 // most bytes that may be unacknowledged, each chunk counted with ChunkCost
+	ChunkCost       = 512     // what a chunk costs beside its data, so that many small ones are bounded too
 )
 
 // ErrFrame is wrapped by every decoding error of a binary message.
@@ -85,6 +94,10 @@ type End struct {
 
 // Ack says that every byte before Offset is on the orchestrator's disk.
 type Ack struct{ Offset int64 }
+
+// Held says that the orchestrator has the chunk that starts at Offset while one before it is still missing: it need not be sent again
+// while the session lasts, but it is not on disk.
+type Held struct{ Offset int64 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -185,15 +198,34 @@ func (a Ack) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(a.Offset))
 }
 
+// Append renders the confirmation after b.
+func (h Held) Append(b []byte) []byte {
+	b = append(b, kindHeld)
+	return binary.BigEndian.AppendUint64(b, uint64(h.Offset))
+}
+
 // DecodeAck parses an acknowledgement.
 func DecodeAck(b []byte) (Ack, error) {
 	r := reader{b: b}
 	r.kind(kindAck)
 	a := Ack{Offset: int64(r.u63())}
-	if r.err == nil && len(r.b) != 0 {
-		r.err = fmt.Errorf("%w: %d bytes after an ack", ErrFrame, len(r.b))
-	}
+	r.nothing("an ack")
 	return a, r.err
+}
+
+// DecodeReceipt parses what an orchestrator sends on a recording socket: an [Ack] or a [Held].
+func DecodeReceipt(b []byte) (any, error) {
+	r := reader{b: b}
+	switch r.u8() {
+	case kindAck:
+		a, err := DecodeAck(b)
+		return a, err
+	case kindHeld:
+		h := Held{Offset: int64(r.u63())}
+		r.nothing("a held")
+		return h, r.err
+	}
+	return nil, fmt.Errorf("%w: unknown kind on a recording socket", ErrFrame)
 }
 
 // reader takes fields off a frame and remembers the first error.
@@ -218,6 +250,13 @@ func (r *reader) bytes(n int) []byte {
 func (r *reader) kind(want byte) {
 	if got := r.u8(); r.err == nil && got != want {
 		r.err = fmt.Errorf("%w: kind %d, want %d", ErrFrame, got, want)
+	}
+}
+
+// nothing may be left after what.
+func (r *reader) nothing(what string) {
+	if r.err == nil && len(r.b) != 0 {
+		r.err = fmt.Errorf("%w: %d bytes after %s", ErrFrame, len(r.b), what)
 	}
 }
 

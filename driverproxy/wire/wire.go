@@ -4,7 +4,7 @@
 //
 //	GET /fleet/v1/control                          one a host: JSON text messages, [Control]
 //	GET /fleet/v1/command?session=S&term=T         one a session: binary messages, [Command] down, [Answer] up
-//	GET /fleet/v1/recording?session=S&term=T       one a recorded session: binary, [Chunk] and [End] up, [Ack] down
+//	GET /fleet/v1/recording?session=S&term=T&lane=N  one or more a recorded session: binary, [Chunk] and [End] up, [Ack] and [Held] down
 //	POST /fleet/v1/join                            plain, over a join tunnel: [Join] up, [Joined] down
 //	POST /fleet/v1/pulse                           plain, from the tunnel itself: [Pulse] up, [Beat] down
 //	POST /fleet/v1/probe                           plain: the body comes back, so that full-size packets go both ways
@@ -18,7 +18,7 @@
 // Version 1 (2026-11-23): first version.
 //
 // Version 2 (2026-11-23): joining and rekeying exchange a preshared key with ML-KEM-768; pulse, probe and rekey;
-// heartbeats carry the round trip of the one before.
+// heartbeats carry the round trip of the one before. A recording has up to [MaxLanes] sockets and a window; [Held].
 //
 // Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
 package wire

@@ -1,0 +1,24 @@
+// Package lanes carries one recording over several sockets at once, its lanes: an ocean away one TCP stream with a little
+// loss carries less than its share of the line, and the sender (macOS, or a network stack in the process) has no better
+// congestion control to offer.
+//
+//	Pump ──Send──▶ window ──▶ lane 0 ══▶ ┐
+//	                     ├──▶ lane 1 ══▶ ├─ by offset ──▶ Receive ──▶ Ingest
+//	                     └──▶ lane n ══▶ ┘
+//	Pump ◀─Receive── ack ◀───────── any lane ◀── Ack (on disk)
+//
+// [Sender] is the host's end. A recording begins with one lane. Another is dialled, in the background, only when bytes wait although
+// every lane is full: a small or idle recording has one socket. Twice as many may be dialled as there are, up to
+// Config.Lanes; one that carried nothing for a while is closed again. Each chunk goes to the first lane that
+// is free, which is one with less than laneWindow on its way, so that nothing waits behind a stalled lane. Chunks are kept until they
+// are acknowledged (their memory is the caller's own): those of a lane that breaks go again over the others. When the last lane
+// breaks, it is dialled anew for a while, and the recording goes on.
+//
+// [Receiver] is the orchestrator's end. It gives chunks out in order, and each byte once. What comes before its turn
+// is kept, at most wire.RecordingWindow bytes, and confirmed on the lane it came by (wire.Held): an acknowledgement means
+// that the bytes are on disk, and waits for all bytes before them. A host never has more than that window unacknowledged, so a
+// chunk beyond it, or one that overlaps another, is an error that ends the recording. The end counts once all bytes before it are here.
+//
+// Out of scope: what the bytes are (recorder), reading and bounding what the encoder writes (recorder/capture), who may
+// dial (driverproxy).
+package lanes

@@ -1,0 +1,129 @@
+package lanes
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
+)
+
+const (
+	idleLimit   = 30 * time.Second // a lane beside the first that carries nothing for so long is closed
+	dialLimit   = 5 * time.Second
+	dialPause   = 2 * time.Second // after a further lane could not be dialled
+	redialLimit = 8 * time.Second // for the last lane to be dialled anew
+	redialPause = 200 * time.Millisecond
+)
+
+// moreLocked orders further lanes when bytes wait although every lane is full.
+func (s *Sender) moreLocked() {
+	if s.closing || s.err != nil || s.live == 0 || s.queue.waiting == 0 || s.dialing >= s.live || s.live+s.dialing >= s.cfg.Lanes {
+		return
+	}
+	for _, l := range s.lanes {
+		if l != nil && l.flight < laneWindow {
+			return
+		}
+	}
+	if time.Now().Before(s.pause) {
+		return
+	}
+	for n := 0; n < wire.MaxLanes && s.dialing < s.live && s.live+s.dialing < s.cfg.Lanes; n++ {
+		if s.lanes[n] == nil && !s.dialled[n] {
+			s.orderLocked(n)
+		}
+	}
+}
+
+// redialLocked is called when the last lane is lost. Being taken and dropped again and again is no progress: redialLimit goes on.
+func (s *Sender) redialLocked(cause error) {
+	now := time.Now()
+	if !s.idled {
+		s.idled, s.until = true, now.Add(redialLimit)
+	}
+	switch {
+	case s.dialing > 0: // a lane that is being dialled for more is as good
+	case now.After(s.until):
+		s.failLocked(fmt.Errorf("%w: %w", ErrLost, cause))
+	default:
+		s.orderLocked(0)
+	}
+}
+
+func (s *Sender) orderLocked(n int) {
+	s.dialled[n] = true
+	s.dialing++
+	s.orders <- n // never blocks: each number is in it once at most
+}
+
+// open dials what is ordered until ctx ends.
+func (s *Sender) open(ctx context.Context) {
+	for {
+		select {
+		case n := <-s.orders:
+			s.running.Go(func() { s.dial(ctx, n) })
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Sender) dial(ctx context.Context, n int) {
+	for pause := redialPause; ; pause *= 2 {
+		sock, err := s.try(ctx, n)
+		if s.settled(n, sock, err) {
+			return
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
+	}
+}
+
+// settled notes how a dial went; false: it is to be tried again.
+func (s *Sender) settled(n int, sock Socket, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && s.err == nil && s.live == 0 && time.Now().Before(s.until) {
+		return false
+	}
+	s.dialled[n] = false
+	s.dialing--
+	switch {
+	case err == nil && s.err == nil && !s.closing:
+		s.addLocked(n, sock)
+	case err == nil:
+		s.running.Go(sock.Close)
+	case s.live == 0 && s.dialing == 0:
+		s.failLocked(fmt.Errorf("%w: %w", ErrLost, err))
+	default:
+		s.pause = time.Now().Add(dialPause)
+	}
+	return true
+}
+
+func (s *Sender) try(ctx context.Context, lane int) (Socket, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	defer cancel()
+	return s.cfg.Dial(ctx, lane)
+}
+
+// retire closes a lane that is idle.
+func (s *Sender) retire(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lanes[l.n] != l || l.writing || l.flight > 0 || s.live == 1 {
+		return
+	}
+	s.lanes[l.n] = nil
+	s.live--
+	s.changed.Broadcast()
+	s.running.Go(func() {
+		l.sock.Bye("the lane is idle")
+		l.sock.Close()
+	})
+}
