@@ -2,7 +2,7 @@
 // knows which hosts are connected, starts sessions on them and carries each session's commands and recording.
 //
 // A [Fleet] serves the fleet listener. A host is what its tunnel address says it is ([Directory].HostByAddr). Of each
-// host it holds one control socket; of each [Session] one command socket and, if recorded, one recording socket:
+// host it holds one control socket; of each [Session] one command socket and, if recorded, one or more recording sockets (package lanes):
 //
 //	Assign ──▶ assign on control ──▶ host starts the driver, dials the session's sockets, answers assigned
 //	Do     ──▶ queue ──▶ writer ──▶ command socket ──▶ answer of the same Seq     (many in flight, run in order)

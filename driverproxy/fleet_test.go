@@ -374,10 +374,40 @@ func TestRecordingSocket(t *testing.T) {
 	if _, err := damaged.Receive(t.Context()); !errors.Is(err, wire.ErrFrame) {
 		t.Errorf("corrupt chunk: %v", err)
 	}
-	gone, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer stop()
-	if _, err := damaged.Receive(gone); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := damaged.Receive(t.Context()); !errors.Is(err, wire.ErrFrame) {
+		t.Errorf("after a corrupt chunk: %v", err)
+	}
+}
+
+func TestReceiveOfAnEndedContextClosesTheRecording(t *testing.T) {
+	s := serve(t, limit)
+	session, _ := s.up(t, "b").session("s1")
+	ws, err := s.dial(t, "127.0.0.1", wire.PathRecording+"?session=s1&term=1&lane=3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := session.Recording(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := conn.Receive(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Receive of an ended context: %v", err)
+	}
+	_ = ws.SetReadDeadline(time.Now().Add(limit))
+	var late net.Error
+	if _, _, err := ws.ReadMessage(); err == nil || (errors.As(err, &late) && late.Timeout()) {
+		t.Errorf("the socket: %v", err)
+	}
+	ws, err = s.dial(t, "127.0.0.1", wire.PathRecording+"?session=s1&term=1&lane=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ws.SetReadDeadline(time.Now().Add(limit))
+	if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+		t.Errorf("a further socket is not told: %v", err)
 	}
 }
 

@@ -19,6 +19,10 @@
 // that the bytes are on disk, and waits for all bytes before them. A host never has more than that window unacknowledged, so a
 // chunk beyond it, or one that overlaps another, is an error that ends the recording. The end counts once all bytes before it are here.
 //
+// Measured through a tunnel of two netstack ends (cubic, RACK, 8 MiB buffers) at 130 ms round trip and 0.1 % loss, MB/s, two seeds: 1 lane
+// 0.7-0.9, 2 lanes 1.5-2.0, 4 lanes 2.9-3.0, 8 lanes 3.6-5.3; a stock netstack stream 0.4-0.5. The default is 4: more than twenty
+// times what an encoder of 1 Mbit/s writes, and a fair neighbour to the commands on the same line.
+//
 // Out of scope: what the bytes are (recorder), reading and bounding what the encoder writes (recorder/capture), who may
 // dial (driverproxy).
 package lanes

@@ -16,15 +16,11 @@ const (
 	redialPause = 200 * time.Millisecond
 )
 
-// moreLocked orders further lanes when bytes wait although every lane is full.
+// moreLocked orders further lanes when chunks wait although the lanes have as much as they may carry: bytes wait, and not for
+// want of acknowledgements alone.
 func (s *Sender) moreLocked() {
-	if s.closing || s.err != nil || s.live == 0 || s.queue.waiting == 0 || s.dialing >= s.live || s.live+s.dialing >= s.cfg.Lanes {
+	if s.closing || s.err != nil || s.live == 0 || s.queue.waiting == 0 || s.queue.cost <= int64(s.live)*laneWindow {
 		return
-	}
-	for _, l := range s.lanes {
-		if l != nil && l.flight < laneWindow {
-			return
-		}
 	}
 	if time.Now().Before(s.pause) {
 		return
@@ -70,7 +66,7 @@ func (s *Sender) open(ctx context.Context) {
 }
 
 func (s *Sender) dial(ctx context.Context, n int) {
-	for pause := redialPause; ; pause *= 2 {
+	for pause := redialPause; ; pause = min(2*pause, time.Second) {
 		sock, err := s.try(ctx, n)
 		if s.settled(n, sock, err) {
 			return

@@ -175,7 +175,9 @@ func (r *Receiver) fail(err error) {
 	for _, s := range lanes {
 		if s != nil {
 			byes.Go(func() {
-				s.Bye(err.Error())
+				if !errors.Is(err, ErrClosed) { // Close is at once; who dials anew is told
+					s.Bye(err.Error())
+				}
 				s.Close()
 			})
 		}

@@ -286,6 +286,7 @@ func (s *Sender) receipt(b []byte) error {
 	case wire.Held:
 		s.queue.hold(v.Offset)
 	}
+	s.moreLocked()
 	s.changed.Broadcast()
 	return nil
 }

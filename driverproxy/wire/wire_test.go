@@ -81,6 +81,12 @@ func TestFrames(t *testing.T) {
 	if got, err := DecodeAck(Ack{Offset: 5}.Append(nil)); err != nil || got.Offset != 5 {
 		t.Errorf("%+v %v", got, err)
 	}
+	if got, err := DecodeReceipt(Ack{Offset: 5}.Append(nil)); err != nil || got != (Ack{Offset: 5}) {
+		t.Errorf("%+v %v", got, err)
+	}
+	if got, err := DecodeReceipt(Held{Offset: 6}.Append(nil)); err != nil || got != (Held{Offset: 6}) {
+		t.Errorf("%+v %v", got, err)
+	}
 }
 
 // TestBadFrames cuts and damages good frames.
@@ -88,7 +94,7 @@ func TestBadFrames(t *testing.T) {
 	command, _ := Command{Method: "GET", Path: "/url"}.Append(nil)
 	good := map[string][]byte{
 		"command": command, "answer": Answer{}.Append(nil), "chunk": Chunk{CRC: Checksum([]byte("x")), Data: []byte("x")}.Append(nil),
-		"end": End{}.Append(nil), "ack": Ack{}.Append(nil),
+		"end": End{}.Append(nil), "ack": Ack{}.Append(nil), "held": Held{}.Append(nil),
 	}
 	decode := map[string]func([]byte) error{
 		"command": func(b []byte) error { _, err := DecodeCommand(b); return err },
@@ -96,6 +102,7 @@ func TestBadFrames(t *testing.T) {
 		"chunk":   func(b []byte) error { _, err := DecodeRecording(b); return err },
 		"end":     func(b []byte) error { _, err := DecodeRecording(b); return err },
 		"ack":     func(b []byte) error { _, err := DecodeAck(b); return err },
+		"held":    func(b []byte) error { _, err := DecodeReceipt(b); return err },
 	}
 	for name, frame := range good {
 		if err := decode[name](frame); err != nil {
@@ -123,6 +130,11 @@ func TestBadFrames(t *testing.T) {
 	}
 	if _, err := DecodeAck(append(good["ack"], 0)); !errors.Is(err, ErrFrame) {
 		t.Errorf("ack and more: %v", err)
+	}
+	for _, what := range []string{"ack", "held"} {
+		if _, err := DecodeReceipt(append(good[what], 0)); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s and more: %v", what, err)
+		}
 	}
 	outcome := Answer{Outcome: OutcomeNotRun + 1}.Append(nil)
 	if _, err := DecodeAnswer(outcome); !errors.Is(err, ErrFrame) {
@@ -157,7 +169,7 @@ func FuzzDecodeControl(f *testing.F) {
 func FuzzFrames(f *testing.F) {
 	command, _ := Command{Seq: 1, Method: "GET", Path: "/url", Body: []byte("x")}.Append(nil)
 	for _, b := range [][]byte{
-		command, Answer{Seq: 1, Status: 200}.Append(nil), Chunk{CRC: Checksum([]byte("x")), Data: []byte("x")}.Append(nil), End{Total: 3}.Append(nil), Ack{Offset: 1}.Append(nil),
+		command, Answer{Seq: 1, Status: 200}.Append(nil), Chunk{CRC: Checksum([]byte("x")), Data: []byte("x")}.Append(nil), End{Total: 3}.Append(nil), Ack{Offset: 1}.Append(nil), Held{Offset: 1}.Append(nil),
 	} {
 		f.Add(b)
 	}
@@ -179,6 +191,16 @@ func FuzzFrames(f *testing.F) {
 		}
 		if a, err := DecodeAck(b); err == nil {
 			same("ack", a.Append(nil))
+		}
+		switch v, err := DecodeReceipt(b); v := v.(type) {
+		case Ack:
+			if err == nil {
+				same("receipt", v.Append(nil))
+			}
+		case Held:
+			if err == nil {
+				same("held", v.Append(nil))
+			}
 		}
 		switch v, err := DecodeRecording(b); v := v.(type) {
 		case *Chunk:

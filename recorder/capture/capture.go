@@ -31,8 +31,9 @@ type Config struct {
 	Input   string // macOS: the avfoundation device, "Capture screen 0" by default; elsewhere unused
 }
 
-// Conn is the recording socket: whole binary messages (package wire). Send and Receive are called from different goroutines, each
-// from one at a time. A call returns an error when ctx ends or the connection is lost.
+// Conn is the way to the orchestrator: whole binary messages (package wire). Send and Receive are called from different goroutines,
+// each from one at a time. A call returns an error when ctx ends or the connection is lost. Conn may keep a message that was
+// sent until it is acknowledged, to send it again; so does the pump, and the bytes are in memory once.
 type Conn interface {
 	Send(ctx context.Context, message []byte) error
 	Receive(ctx context.Context) ([]byte, error)
