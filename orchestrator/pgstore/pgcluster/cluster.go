@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -141,6 +142,13 @@ func (c *Cluster) DropDatabase(ctx context.Context, name string) error {
 		return fmt.Errorf("database name %q: use up to 63 of a-z, 0-9 and _", name)
 	}
 	_, err := c.psql(ctx, "postgres", `DROP DATABASE IF EXISTS "`+name+`" WITH (FORCE)`)
+	return err
+}
+
+// Run runs the statements of a script as the cluster's owner, all or none: for a benchmark that needs more rows than it
+// could make through the store.
+func (c *Cluster) Run(ctx context.Context, db, script string) error {
+	_, err := c.psqlWith(ctx, db, strings.NewReader(script), "-1", "-f", "-")
 	return err
 }
 
@@ -307,10 +315,14 @@ func (c *Cluster) waitOrphans(ctx context.Context) error {
 
 // psql runs one statement and returns its unaligned output.
 func (c *Cluster) psql(ctx context.Context, db, statement string) (string, error) {
+	return c.psqlWith(ctx, db, nil, "-c", statement)
+}
+
+func (c *Cluster) psqlWith(ctx context.Context, db string, stdin io.Reader, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.bin.psql, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", c.DSN(db), "-c", statement)
-	cmd.Env = environ()
+	cmd := exec.CommandContext(ctx, c.bin.psql, append([]string{"-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", c.DSN(db)}, args...)...)
+	cmd.Env, cmd.Stdin = environ(), stdin
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
