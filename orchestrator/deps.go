@@ -61,6 +61,8 @@ type HostStore interface {
 	// mint makes the token for the host's number. It is stored as one step; expires is by the database's clock.
 	// *ConflictError when the host has joined, or there is no number left.
 	Invite(ctx context.Context, name string, ttl time.Duration, mint func(number int) (Invitation, error)) (expires time.Time, err error)
+	// Hosts lists every host with its state.
+	Hosts(ctx context.Context) ([]api.Host, error)
 	// StoreLinks stores what this orchestrator knows of its links, and that it is there to know it. backend is its own
 	// end's. A host that is not connected is left as it is.
 	StoreLinks(ctx context.Context, backend string, links []LinkReport) error
@@ -68,9 +70,10 @@ type HostStore interface {
 	Unwelcome(ctx context.Context, hosts []string) ([]string, error)
 }
 
-// Tunnel is what health needs to know of the gateway; see [tunnel.Gateway].
+// Tunnel is what health and metrics need to know of the gateway; see [tunnel.Gateway].
 type Tunnel interface {
 	Backend() string
+	Counters() tunnel.Counters
 	Status(ctx context.Context) ([]tunnel.PeerStatus, error)
 }
 

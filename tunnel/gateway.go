@@ -34,6 +34,7 @@ type Gateway struct {
 	open    func(ctx context.Context, backend string, cfg deviceConfig) (wgDevice, string, error)
 	pulses  pulses
 	nudges  nudges
+	tally   tally
 	leaving sync.WaitGroup // closes devices that were replaced
 
 	cur current // the device in use

@@ -34,6 +34,7 @@ type isolation struct {
 	iface string
 	addr  netip.Addr
 	port  uint16
+	fixed func() // called when the rules had to be put back; may be nil
 	log   *zap.Logger
 	*caller
 }
@@ -48,7 +49,7 @@ func isolate(ctx context.Context, cfg deviceConfig) (*isolation, error) {
 		return nil, errors.New("a gateway with a network interface needs its fleet port: hosts may reach nothing else")
 	}
 	i := &isolation{
-		iface: cfg.Interface, addr: cfg.Addr, port: uint16(cfg.FleetPort), log: cfg.Log,
+		iface: cfg.Interface, addr: cfg.Addr, port: uint16(cfg.FleetPort), fixed: cfg.Repaired, log: cfg.Log,
 		caller: newCaller("nftables", nil),
 	}
 	err := i.install(ctx)
@@ -70,6 +71,9 @@ func (i *isolation) check(ctx context.Context) error {
 	}
 	i.log.Error("the rules that keep hosts apart were changed by someone; installing them again. Hosts may have reached more than "+
 		"they should: find out who runs nft on this machine", zap.String("table", i.table().Name), zap.Error(err))
+	if i.fixed != nil {
+		i.fixed()
+	}
 	if err := i.install(ctx); err != nil {
 		return err
 	}

@@ -25,11 +25,26 @@ const (
 func (g *Gateway) Reconcile(ctx context.Context) error {
 	g.turn.Lock()
 	defer g.turn.Unlock()
+	began := g.cfg.Now()
+	err := g.reconcile(ctx)
+	g.tally.reconciled(g.cfg.Now().Sub(began), g.onDevice(), err)
+	return err
+}
+
+// reconcile needs the turn.
+func (g *Gateway) reconcile(ctx context.Context) error {
 	want, err := list(ctx, g.cfg.Peers.Peers)
 	if err != nil {
 		return errors.Join(err, g.verify(ctx))
 	}
 	return errors.Join(g.replace(ctx, want), g.confirm(ctx))
+}
+
+// onDevice is how many peers the device had when it was last read.
+func (g *Gateway) onDevice() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.book.have)
 }
 
 func (g *Gateway) replace(ctx context.Context, want []Peer) error {

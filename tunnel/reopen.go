@@ -35,6 +35,7 @@ func (g *Gateway) restore(ctx context.Context, cause error) {
 		case ctx.Err() != nil || g.isClosed():
 			return
 		case err == nil:
+			g.tally.restored()
 			g.cfg.Log.Info("the tunnel device is restored", zap.Duration("after", time.Since(began)))
 			return
 		case log.news(err):
@@ -106,7 +107,7 @@ func (g *Gateway) openDevice(ctx context.Context, again bool) error {
 	g.cur.mu.Unlock()
 	dev, backend, err := g.open(ctx, backend, deviceConfig{
 		Interface: g.cfg.Interface, Addr: g.addr, Routes: []netip.Prefix{Network()}, MTU: g.cfg.MTU,
-		Key: key, Port: port, FleetPort: g.cfg.FleetPort, Isolate: true, Ours: again, Log: g.cfg.Log,
+		Key: key, Port: port, FleetPort: g.cfg.FleetPort, Isolate: true, Repaired: g.tally.isolated, Ours: again, Log: g.cfg.Log,
 	})
 	if err != nil {
 		return err

@@ -110,6 +110,10 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--http-addr: %w", err), fleetListener.Close())
 	}
+	metrics, err := listenMetrics(cfg.MetricsAddr)
+	if err != nil {
+		return errors.Join(err, fleetListener.Close(), public.Close())
+	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
@@ -128,6 +132,11 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	group.Go(func() { serve(fleetServer, fleetListener) })
 	group.Go(func() { serve(publicServer, public) })
+	metricsServer := server(metricsHandler(o), log)
+	if metrics != nil {
+		log.Info("metrics", zap.String("http", metrics.Addr().String()))
+		group.Go(func() { serve(metricsServer, metrics) })
+	}
 	loops.Go(func() { gateway.Run(background) })
 	loops.Go(func() { gateway.Keep(background, keeper) })
 	loops.Go(func() { rotateHosts(background, store, cfg.HostRotate, log) })
@@ -153,7 +162,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil { // followers and streams do not end by themselves
 		err = publicServer.Close()
 	}
-	err = errors.Join(err, closeWithin(10*time.Second, fleet.Close), fleetServer.Close())
+	err = errors.Join(err, closeWithin(10*time.Second, fleet.Close), fleetServer.Close(), metricsServer.Close())
 	group.Wait()
 	stopBackground()
 	loops.Wait()
@@ -203,6 +212,24 @@ func openProfiles(ctx context.Context, cfg config, store *pgstore.Store) (*profi
 	return profilestate.Open(profilestate.Config{
 		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, Root: root, Keys: store, Index: store,
 	})
+}
+
+// listenMetrics is nil where nothing is to be served.
+func listenMetrics(addr string) (net.Listener, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-addr: %w", err)
+	}
+	return l, nil
+}
+
+func metricsHandler(o *orchestrator.Orchestrator) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", o.Metrics())
+	return mux
 }
 
 func server(h http.Handler, log *zap.Logger) *http.Server {

@@ -69,10 +69,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 		t.Fatal(err)
 	}
 	t.Cleanup(r.store.Close)
-	_, err = r.store.Invite(ctx, "mac-1", time.Hour, func(int) (orchestrator.Invitation, error) {
-		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
-	})
-	must(t, err)
+	inviteMac(t, r.store)
 
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
@@ -219,4 +216,13 @@ func decode[T any](t *testing.T, b []byte) T {
 		t.Fatalf("%v in %s", err, b)
 	}
 	return v
+}
+
+// inviteMac adds the host of these tests.
+func inviteMac(t *testing.T, s *pgstore.Store) {
+	t.Helper()
+	_, err := s.Invite(t.Context(), "mac-1", time.Hour, func(int) (orchestrator.Invitation, error) {
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
+	})
+	must(t, err)
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// line is the way to the database: it can be cut, and frozen, which is what a network does when it says nothing.
+// line is a way to somewhere: it can be cut, and frozen, which is what a network does when it says nothing.
 type line struct {
-	to string
+	network, to string
 
 	mu     sync.Mutex
 	cond   *sync.Cond
@@ -33,13 +33,22 @@ func newLine(t *testing.T, dsn string) (*line, string) {
 	must(t, err)
 	q := u.Query()
 	const name = ".s.PGSQL.5432"
-	l := &line{to: filepath.Join(q.Get("host"), name), conns: map[net.Conn]struct{}{}}
-	l.cond = sync.NewCond(&l.mu)
 	dir, err := os.MkdirTemp("", "line") // a socket's path has 107 bytes at most
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	listener, err := net.Listen("unix", filepath.Join(dir, name))
 	must(t, err)
+	l := openLine(t, listener, "unix", filepath.Join(q.Get("host"), name))
+	q.Set("host", dir)
+	u.RawQuery = q.Encode()
+	return l, u.String()
+}
+
+// openLine carries what comes to the listener.
+func openLine(t *testing.T, listener net.Listener, network, to string) *line {
+	t.Helper()
+	l := &line{network: network, to: to, conns: map[net.Conn]struct{}{}}
+	l.cond = sync.NewCond(&l.mu)
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
@@ -55,9 +64,7 @@ func newLine(t *testing.T, dsn string) (*line, string) {
 		l.set(true, false)
 		running.Wait()
 	})
-	q.Set("host", dir)
-	u.RawQuery = q.Encode()
-	return l, u.String()
+	return l
 }
 
 // set changes the line's state; going down ends every connection.
@@ -75,7 +82,7 @@ func (l *line) set(down, frozen bool) {
 
 func (l *line) carry(c net.Conn) {
 	defer c.Close()
-	up, err := net.Dial("unix", l.to)
+	up, err := net.Dial(l.network, l.to)
 	if err != nil {
 		return
 	}
