@@ -28,3 +28,21 @@ func TestTally(t *testing.T) {
 		t.Error("a snapshot is not one")
 	}
 }
+
+func TestGatewayCounts(t *testing.T) {
+	peers := testPeers(3)
+	g, _ := tripGateway(t, &peers)
+	if err := g.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := g.Counters(); c.Reconciled != 1 || c.ReconcileErrors != 0 || c.Peers != 3 || c.ReconcileBuckets[5] != 1 {
+		t.Errorf("%+v", c)
+	}
+	peers = append(peers, Peer{Name: "no key"})
+	if err := g.Reconcile(t.Context()); !errors.Is(err, ErrPeer) {
+		t.Fatal(err)
+	}
+	if c := g.Counters(); c.Reconciled != 2 || c.ReconcileErrors != 1 || c.Peers != 3 {
+		t.Errorf("%+v", c)
+	}
+}

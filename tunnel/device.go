@@ -68,7 +68,7 @@ type deviceConfig struct {
 	Isolate   bool // a gateway: hosts reach FleetPort of Addr and nothing else
 	FleetPort int
 	Ours      bool   // an interface of this name was ours before, and whatever is there now is replaced
-	Repaired  func() // called when the rules of Isolate had to be put back; nil: nobody counts
+	Repaired  func() `json:"-"` // called when the rules of Isolate had to be put back; nil: nobody counts
 	Log       *zap.Logger
 }
 

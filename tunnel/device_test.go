@@ -285,7 +285,7 @@ func TestReconcileTraps(t *testing.T) {
 // TestPeerSourceThatHangs: the database may be a black hole; hosts must still be able to join once it is not.
 func TestPeerSourceThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &Gateway{cfg: GatewayConfig{Peers: deafSource{}, Every: time.Minute, Log: zap.NewNop()}, book: newBook(Key{1})}
+		g := &Gateway{cfg: GatewayConfig{Peers: deafSource{}, Every: time.Minute, Now: time.Now, Log: zap.NewNop()}, book: newBook(Key{1})}
 		began := time.Now()
 		err := g.Reconcile(t.Context())
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > listLimit {
