@@ -168,28 +168,34 @@ func final(err error) bool {
 }
 
 func redeemAt(ctx context.Context, client *http.Client, g GatewayInfo, body []byte) (wire.Joined, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+g.Fleet()+wire.PathJoin, bytes.NewReader(body))
+	var j wire.Joined
+	err := request(ctx, client, g, wire.PathJoin, body, &j)
+	return j, err
+}
+
+// request posts body to a path of the gateway and decodes the answer; a refusal is the Enroller's error.
+func request(ctx context.Context, client *http.Client, g GatewayInfo, path string, body []byte, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+g.Fleet()+path, bytes.NewReader(body))
 	if err != nil {
-		return wire.Joined{}, err
+		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return wire.Joined{}, err
+		return err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return wire.Joined{}, err
+		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return wire.Joined{}, refusal(resp.StatusCode, b)
+		return refusal(resp.StatusCode, b)
 	}
-	var j wire.Joined
-	if err := json.Unmarshal(b, &j); err != nil {
-		return wire.Joined{}, fmt.Errorf("answer: %w", err)
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("answer: %w", err)
 	}
-	return j, nil
+	return nil
 }
 
 // refusal turns a problem back into the Enroller's error.

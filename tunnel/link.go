@@ -39,6 +39,7 @@ type Link struct {
 	closing sync.Once
 	closed  error
 
+	rekeying  atomic.Bool
 	restoring sync.Mutex // one restore at a time
 	heeding   sync.Mutex // one beat at a time
 
@@ -70,6 +71,7 @@ type remoteGateway struct {
 
 	mu      sync.Mutex // guards what follows
 	info    GatewayInfo
+	turnAt  time.Duration  // when info.NextPublicKey takes over, since began; 0: it is not known
 	at      netip.AddrPort // of the endpoint
 	conns   map[*tracked]struct{}
 	mending chan struct{} // closed when the gateway is heard again; nil: it is

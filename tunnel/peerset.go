@@ -63,20 +63,9 @@ func pause(ctx context.Context, d time.Duration) error {
 // setPeer removes the gateway's peer and adds it, in one call, and reads it back.
 func (l *Link) setPeer(ctx context.Context, g *remoteGateway) error {
 	h := l.held()
-	info, psk, keepalive := g.get(), wgtypes.Key(h.psk), l.cfg.Keepalive
+	info := g.get()
 	allowed := netip.PrefixFrom(g.addr, 32)
-	err := h.dev.apply(ctx, wgtypes.Config{Peers: []wgtypes.PeerConfig{
-		{PublicKey: wgtypes.Key(info.PublicKey), Remove: true},
-		{
-			PublicKey:                   wgtypes.Key(info.PublicKey),
-			PresharedKey:                &psk,
-			Endpoint:                    g.endpoint(),
-			PersistentKeepaliveInterval: &keepalive,
-			ReplaceAllowedIPs:           true,
-			AllowedIPs:                  []net.IPNet{ipNet(allowed)},
-		},
-	}})
-	if err != nil {
+	if err := h.dev.apply(ctx, wgtypes.Config{Peers: l.peerConfigs(g, h.psk)}); err != nil {
 		return err
 	}
 	d, err := h.dev.read(ctx)
@@ -91,6 +80,26 @@ func (l *Link) setPeer(ctx context.Context, g *remoteGateway) error {
 		return fmt.Errorf("tunnel: %s has another key, someone made it anew: %w", h.dev.name(), ErrDeviceGone)
 	}
 	return nil
+}
+
+// peerConfigs removes the peers of g and adds the one of its key.
+func (l *Link) peerConfigs(g *remoteGateway, psk PresharedKey) []wgtypes.PeerConfig {
+	info, shared, keepalive := g.get(), wgtypes.Key(psk), l.cfg.Keepalive
+	out := []wgtypes.PeerConfig{
+		{PublicKey: wgtypes.Key(info.PublicKey), Remove: true},
+		{
+			PublicKey:                   wgtypes.Key(info.PublicKey),
+			PresharedKey:                &shared,
+			Endpoint:                    g.endpoint(),
+			PersistentKeepaliveInterval: &keepalive,
+			ReplaceAllowedIPs:           true,
+			AllowedIPs:                  []net.IPNet{ipNet(netip.PrefixFrom(g.addr, 32))},
+		},
+	}
+	if info.NextPublicKey != (Key{}) { // which was the key before, when it is tried again
+		out = append([]wgtypes.PeerConfig{{PublicKey: wgtypes.Key(info.NextPublicKey), Remove: true}}, out...)
+	}
+	return out
 }
 
 // newSocket has the device open its UDP socket at another port.

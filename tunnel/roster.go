@@ -17,6 +17,11 @@ func (l *Link) heed(ctx context.Context, from *remoteGateway, b wire.Beat) {
 	defer l.heeding.Unlock()
 	if err := l.follow(ctx, b.Gateways); err != nil {
 		l.cfg.Log.Warn("a gateway's list of gateways is not followed", zap.Stringer("gateway", from.addr), zap.Error(err))
+	} else {
+		l.schedule(b.Gateways)
+	}
+	if l.rekeyDue(b) {
+		l.startRekey()
 	}
 }
 
@@ -35,7 +40,13 @@ func gatewaysOf(said []wire.Gateway) ([]GatewayInfo, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tunnel: a gateway's address: %w", err)
 		}
-		out = append(out, GatewayInfo{Endpoint: g.Endpoint, PublicKey: key, Addr: a, FleetPort: g.FleetPort})
+		info := GatewayInfo{Endpoint: g.Endpoint, PublicKey: key, Addr: a, FleetPort: g.FleetPort}
+		if g.NextPublicKey != "" {
+			if info.NextPublicKey, err = ParseKey(g.NextPublicKey); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, info)
 	}
 	return out, checkGateways(out)
 }
@@ -48,6 +59,13 @@ func (l *Link) follow(ctx context.Context, said []wire.Gateway) error {
 		return err
 	}
 	have := l.Gateways()
+	for i, w := range want {
+		for _, h := range have {
+			if h.Addr == w.Addr {
+				want[i] = ahead(h, w, said[i].NextIn)
+			}
+		}
+	}
 	order := func(a, b GatewayInfo) int { return a.Addr.Compare(b.Addr) }
 	slices.SortFunc(want, order)
 	if slices.SortFunc(have, order); slices.Equal(want, have) {

@@ -108,7 +108,14 @@ func (k *keeper) watch(ctx context.Context) *trouble {
 		return &trouble{what: "this machine or process stood still for " + nap.Round(time.Second).String(), below: rungHandshake, heard: now, slept: nap >= sleepLimit}
 	}
 	silence, waiting := k.g.silent()
+	turn, scheduled := k.g.untilTurn()
 	switch {
+	case scheduled && turn <= 0 && k.g.turn():
+		k.log.Info("the gateway has its next key now", zap.Stringer("key", k.g.get().PublicKey))
+		if err := k.l.handshake(ctx, k.g, time.Time{}); err != nil {
+			return &trouble{what: "its next key: " + err.Error(), heard: now}
+		}
+		return k.ask(ctx, "no answer to the gateway's next key")
 	case kicked:
 		return k.ask(ctx, "a dial got no answer")
 	case waiting && silence >= silenceLimit:
@@ -132,6 +139,9 @@ func (k *keeper) untilNext() time.Duration {
 	}
 	if k.judgeAt > 0 {
 		wait = min(wait, k.judgeAt-now)
+	}
+	if turn, scheduled := k.g.untilTurn(); scheduled {
+		wait = min(wait, turn)
 	}
 	return max(wait, 0)
 }
@@ -187,6 +197,9 @@ func (k *keeper) mend(ctx context.Context, t trouble) {
 	for {
 		step := time.Now()
 		asked := k.g.since()
+		if rounds > 0 {
+			k.g.turn() // it may have replaced its key meanwhile
+		}
 		r, err := k.repair(ctx, last, t.lost)
 		rounds++
 		var b *beat

@@ -28,6 +28,7 @@ type registry struct {
 	Expired bool
 	file    string
 	changed func()
+	spoiled bool // the answers of Rekey are damaged
 }
 
 type registered struct {
@@ -203,7 +204,18 @@ func (r *registry) Rekey(_ context.Context, hostAddr netip.Addr, o Offer) (wire.
 			return wire.Rekeyed{}, err
 		}
 	}
-	return Answer{PresharedKey(h.NextPSK), h.NextCT}.Rekeyed()
+	a, err := Answer{PresharedKey(h.NextPSK), h.NextCT}.Rekeyed()
+	if r.spoiled {
+		a.Ciphertext = bytes.Clone(a.Ciphertext)
+		a.Ciphertext[3] ^= 1
+	}
+	return a, err
+}
+
+func (r *registry) spoil(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.spoiled = yes
 }
 
 func (r *registry) Beat(context.Context, netip.Addr) (wire.Beat, error) {
@@ -235,6 +247,7 @@ type worldConfig struct {
 	backend, iface     string
 	endpoint           string // host part, default 127.0.0.1
 	log                *zap.Logger
+	beats              Beats // default: the registry
 }
 
 func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) {
@@ -257,7 +270,10 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 		}
 		_, _ = io.WriteString(w, r.RemoteAddr)
 	})
-	srv := &http.Server{Handler: g.Handler(Served{Enroller: r, Beats: r, Fleet: fleet})}
+	if c.beats == nil {
+		c.beats = r
+	}
+	srv := &http.Server{Handler: g.Handler(Served{Enroller: r, Beats: c.beats, Fleet: fleet})}
 	run, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })

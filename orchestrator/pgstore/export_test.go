@@ -1,6 +1,8 @@
 package pgstore
 
 import (
+	"context"
+	"encoding/base64"
 	"testing"
 	"time"
 )
@@ -26,4 +28,36 @@ func (s *Store) AddGateway(t testing.TB, orchestrator string, number int) {
 // MarkRevoked does what removal does to the host's row, and nothing else.
 func (s *Store) MarkRevoked(t testing.TB, host string) {
 	s.exec(t, `UPDATE hosts SET revoked_at = now(), number = NULL, public_key = NULL, join_public_key = NULL, psk = NULL WHERE name = $1`, host)
+}
+
+// Dump is every value of a table, as bytes: text as it is, what looks like base64 decoded as well.
+func (s *Store) Dump(t testing.TB, table string) [][]byte {
+	t.Helper()
+	rows, err := s.pool.Query(context.Background(), `SELECT * FROM `+table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var out [][]byte
+	for rows.Next() {
+		values, err := rows.Values()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range values {
+			switch v := v.(type) {
+			case []byte:
+				out = append(out, v)
+			case string:
+				out = append(out, []byte(v))
+				if b, err := base64.StdEncoding.DecodeString(v); err == nil {
+					out = append(out, b)
+				}
+			}
+		}
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
