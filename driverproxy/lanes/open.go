@@ -112,7 +112,11 @@ func (s *Sender) try(ctx context.Context, lane int) (Socket, error) {
 func (s *Sender) retire(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lanes[l.n] != l || l.writing || l.flight > 0 || s.live == 1 {
+	if s.lanes[l.n] != l {
+		return
+	}
+	if l.writing || l.flight > 0 || s.live == 1 {
+		l.idle.Reset(idleLimit)
 		return
 	}
 	s.lanes[l.n] = nil

@@ -326,25 +326,36 @@ func TestAnIdleRecordingHasOneSocket(t *testing.T) {
 func TestLanesComeWithTheBacklogAndGoWithoutIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 4, 2, steady(10*time.Millisecond))
-		data := stream(8 << 20)
+		const backlog, few = 8 << 20, 8
+		data := stream(backlog + 60*few)
 		received := make(chan error, 1)
 		go func() { received <- w.receive(data, 1) }()
-		for i, c := range split(data, func() int { return 16 << 10 }) {
+		tick := time.NewTicker(5 * time.Second)
+		defer tick.Stop()
+		n := 0
+		chunks := split(data, func() int {
+			if n++; n <= backlog/(16<<10) {
+				return 16 << 10
+			}
+			return few
+		})
+		for i, c := range chunks {
 			if err := w.sender.Send(t.Context(), c.Append(nil)); err != nil {
 				t.Fatal(err)
 			}
-			if i == 8 && len(w.live()) != 1 {
+			switch after := c.Offset + int64(len(c.Data)); {
+			case i == 8 && len(w.live()) != 1:
 				t.Errorf("lanes %v for a few chunks", w.live())
+			case after == backlog:
+				if got := fmt.Sprint(w.live()); got != "[0 1 2 3]" {
+					t.Errorf("lanes %s for a backlog", got)
+				}
+			case after > backlog: // a little goes on
+				<-tick.C
 			}
 		}
-		synctest.Wait()
-		if got := fmt.Sprint(w.live()); got != "[0 1 2 3]" {
-			t.Errorf("lanes %s for a backlog", got)
-		}
-		after := time.NewTimer(idleLimit + time.Minute)
-		<-after.C
 		if got := fmt.Sprint(w.live()); got != "[0]" {
-			t.Errorf("lanes %s when all is sent", got)
+			t.Errorf("lanes %s when the backlog is gone", got)
 		}
 		if err := w.sender.Send(t.Context(), wire.End{Total: int64(len(data))}.Append(nil)); err != nil {
 			t.Fatal(err)
@@ -353,6 +364,32 @@ func TestLanesComeWithTheBacklogAndGoWithoutIt(t *testing.T) {
 			t.Error(err)
 		}
 		w.stop()
+	})
+}
+
+// TestALaneThatComesBackIsTold what is acknowledged: the acknowledgement may have been lost with the lane before.
+func TestALaneThatComesBackIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewReceiver(make(chan struct{}))
+		var serving sync.WaitGroup
+		lane := func() *end {
+			host, orch := newPipe(1, steady(0))
+			serving.Go(func() { _ = r.Serve(0, orch) })
+			synctest.Wait()
+			return host
+		}
+		lane().Close()
+		synctest.Wait()
+		if err := r.Ack(t.Context(), 7); err != nil { // there is no lane to say it on
+			t.Error(err)
+		}
+		back := lane()
+		defer back.Close()
+		if b, err := back.ReadBinary(); err != nil || string(b) != string(wire.Ack{Offset: 7}.Append(nil)) {
+			t.Errorf("%x %v", b, err)
+		}
+		r.Close()
+		serving.Wait()
 	})
 }
 
@@ -525,4 +562,33 @@ func TestSendKeepsToTheWindow(t *testing.T) {
 		}
 		s.Finish(time.Second)
 	})
+}
+
+// TestTheFirstFreeLaneCarries, so that the others become idle.
+func TestTheFirstFreeLaneCarries(t *testing.T) {
+	a, b := &lane{n: 0}, &lane{n: 1}
+	s := &Sender{}
+	s.changed = sync.NewCond(&s.mu)
+	s.lanes[0], s.lanes[1] = a, b
+	for i := range int64(3) {
+		s.queue.add(&frame{offset: i, end: i + 1, cost: laneWindow / 2})
+	}
+	if f := s.takeLocked(b); f != nil {
+		t.Errorf("the second lane carries %d although the first is free", f.offset)
+	}
+	if f := s.takeLocked(a); f == nil || f.offset != 0 {
+		t.Errorf("the first lane carries %+v", f)
+	}
+	if f := s.takeLocked(b); f == nil || f.offset != 1 {
+		t.Errorf("while the first lane writes the second carries %+v", f)
+	}
+	a.writing = false
+	if f := s.takeLocked(a); f == nil || f.offset != 2 {
+		t.Errorf("the first lane, which is free again, carries %+v", f)
+	}
+	s.queue.add(&frame{offset: 3, end: 4, cost: 1})
+	a.writing = false
+	if f := s.takeLocked(a); f != nil {
+		t.Errorf("the first lane has its window under way, and carries %d too", f.offset)
+	}
 }
