@@ -26,6 +26,7 @@ type childSpec struct {
 	Dir       string
 	Interface string
 	Token     string // host: empty when it has joined
+	Step      string // after which the child is killed
 	Endpoint  string // gateway: its address outside the tunnel
 	UDP       int
 	Fleet     int
@@ -50,9 +51,15 @@ func runChild(text string) int {
 	var spec childSpec
 	out := json.NewEncoder(os.Stdout)
 	err := json.Unmarshal([]byte(text), &spec)
-	if err == nil && spec.Role == "gateway" {
+	switch {
+	case err != nil:
+	case spec.Role == "gateway":
 		err = gatewayChild(spec, out)
-	} else if err == nil {
+	case spec.Role == "crash-gateway":
+		err = crashGateway(spec, out)
+	case spec.Role == "crash-host":
+		err = crashHost(spec)
+	default:
 		err = hostChild(spec, out)
 	}
 	if err != nil {

@@ -15,16 +15,24 @@
 // # Joining
 //
 //	operator                host                                     gateway
-//	NewToken ── dsj1_… ──▶  own key made, stored (0600, fsynced)
+//	NewToken ── dsj1_… ──▶  own key and ML-KEM seed made, stored
 //	                        tunnel up with the token's join key ───▶ peer {join public key, PSK, join address}
-//	                        POST /fleet/v1/join {own public key} ──▶ Enroller.Redeem(join address, own public key)
-//	                        ◀── {host, address} ──────────────────── peer {own public key, PSK, own address}
+//	                        POST /fleet/v1/join {own public key, ──▶ Enroller.Redeem(join address, offer)
+//	                              encapsulation key}
+//	                        ◀── {host, address, ciphertext, ──────── peer {own public key, new PSK, own address}
+//	                             confirmation}
 //	                        answer stored; tunnel up with the own key
 //
-// The join private key and the preshared key (PSK) are derived from the token's secret. The database holds the join
-// public key and the PSK only, so a stolen copy of it cannot enrol a host. A host that loses the answer, or dies at
-// any point before it is stored, redeems again with the key it stored first and gets the same answer; a redemption
-// with another key is refused.
+// The join private key and the first preshared key (PSK) are derived from the token's secret, the host's own PSK from
+// that and an ML-KEM-768 exchange (kem.go says how). The database holds public keys and PSKs only, so a stolen copy of it
+// cannot enrol a host, nor be one. A host that loses the answer, or dies at any point before it is stored, redeems again
+// with the offer it stored first and gets the same answer; a redemption with another is refused.
+//
+// # Rotation
+//
+// A host's key and PSK, and a gateway's key, are replaced while connections live; rekey.go and rotate.go have the steps.
+// A gateway announces its next key, by default a week before it uses it, and hosts hear of it from any gateway. A host
+// that is connected to none from the announcement to the change has to be added again when that gateway is its only one.
 //
 // # Backends
 //
@@ -36,5 +44,5 @@
 // # Out of scope
 //
 // Who may join and which number a host gets ([Enroller] and [PeerSource] are implemented by others), what is said over
-// the link (package driverproxy), firewall rules, health states and key rotation.
+// the link (package driverproxy), firewall rules, and health states.
 package tunnel

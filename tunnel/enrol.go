@@ -19,7 +19,8 @@ import (
 
 const (
 	joinLimit  = 2 * time.Minute  // of the whole, when the caller sets no deadline
-	joinOne    = 15 * time.Second // of one request
+	joinOne    = 15 * time.Second // of one request, at the gateway
+	joinAnswer = 5 * time.Second  // for a host to wait before it asks again: the same offer gets the same answer
 	joinPause  = 2 * time.Second  // between rounds over all gateways
 	maxAnswer  = 64 << 10
 	maxHost    = 253
@@ -128,7 +129,7 @@ func answered(s *state, joined wire.Joined) (*state, error) {
 func (l *Link) redeem(ctx context.Context, offer Offer) (wire.Joined, error) {
 	transport := &http.Transport{DialContext: l.DialContext, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: joinOne}
+	client := &http.Client{Transport: transport, Timeout: joinAnswer}
 	body, err := json.Marshal(wire.Join{PublicKey: offer.PublicKey.String(), EncapsulationKey: offer.EncapsulationKey})
 	if err != nil {
 		return wire.Joined{}, fmt.Errorf("tunnel: join: %w", err)

@@ -247,13 +247,24 @@ type worldConfig struct {
 	backend, iface     string
 	endpoint           string // host part, default 127.0.0.1
 	log                *zap.Logger
-	beats              Beats // default: the registry
+	beats              Beats // default: the registry, as below
+	enroller           Enroller
+	peers              PeerSource
 }
 
 func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) {
+	if c.beats == nil {
+		c.beats = r
+	}
+	if c.enroller == nil {
+		c.enroller = r
+	}
+	if c.peers == nil {
+		c.peers = r
+	}
 	g, err := OpenGateway(ctx, GatewayConfig{
 		KeyFile: filepath.Join(c.dir, "gateway.key"), Number: c.number, ListenPort: c.udp,
-		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: r, Log: c.log, FleetPort: c.fleet,
+		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: c.peers, Log: c.log, FleetPort: c.fleet,
 	})
 	if err != nil {
 		return nil, err
@@ -270,10 +281,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 		}
 		_, _ = io.WriteString(w, r.RemoteAddr)
 	})
-	if c.beats == nil {
-		c.beats = r
-	}
-	srv := &http.Server{Handler: g.Handler(Served{Enroller: r, Beats: c.beats, Fleet: fleet})}
+	srv := &http.Server{Handler: g.Handler(Served{Enroller: c.enroller, Beats: c.beats, Fleet: fleet})}
 	run, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })
