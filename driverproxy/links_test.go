@@ -90,6 +90,10 @@ func TestDropCutsAtOnce(t *testing.T) {
 	if err := session.Err(); !errors.Is(err, driverproxy.ErrHostLost) || !errors.Is(err, revoked) {
 		t.Errorf("Err %v, want ErrHostLost with its cause", err)
 	}
+	_ = rec.WriteMessage(websocket.BinaryMessage, wire.Chunk{CRC: wire.Checksum([]byte("late")), Data: []byte("late")}.Append(nil))
+	if m, err := taken.Receive(t.Context()); err == nil {
+		t.Errorf("recorded after the drop: %+v", m)
+	}
 	if err := <-asked; !errors.Is(err, driverproxy.ErrHostLost) {
 		t.Errorf("the command in flight: %v", err)
 	}

@@ -51,7 +51,7 @@ func (o *Orchestrator) WakeHost(name string) {
 func (o *Orchestrator) evict(ctx context.Context) {
 	look := time.NewTicker(reportEvery)
 	defer look.Stop()
-	again := time.NewTicker(tick)
+	again := time.NewTimer(tick)
 	defer again.Stop()
 	for failed := false; ; {
 		o.health.mu.Lock()
@@ -70,7 +70,9 @@ func (o *Orchestrator) evict(ctx context.Context) {
 					o.doubt(name)
 				}
 			}
-			failed = err != nil
+			if failed = err != nil; failed {
+				again.Reset(tick)
+			}
 		}
 		select {
 		case <-ctx.Done():

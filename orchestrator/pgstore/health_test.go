@@ -102,6 +102,9 @@ func TestLateReportsRaiseNobody(t *testing.T) {
 	if h.State != api.HostStale || h.Links[0].Up || h.Links[0].LostAt == nil || h.Links[0].Reason != "nothing is heard of it for 5s" || h.DeviceList[0].State != "offline" {
 		t.Errorf("silent: %+v", h)
 	}
+	if l := h.Links[0]; l.HeardAt.After(*l.LostAt) {
+		t.Errorf("lost at %s, and heard at %s", l.LostAt, l.HeardAt)
+	}
 	if err := s.HostUp(ctx, wire.Hello{Host: "mac-1", Devices: []wire.Device{{Name: "phone-0", State: wire.DeviceReady}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +114,10 @@ func TestLateReportsRaiseNobody(t *testing.T) {
 	s.HostDown(ctx, "mac-1", fmt.Errorf("%w: the agent is shutting down", driverproxy.ErrGoodbye))
 	if h := hostOf(t, s); h.State != api.HostRegistered || !strings.Contains(h.Reason, "stopped") {
 		t.Errorf("goodbye: %s: %s", h.State, h.Reason)
+	}
+	store(t, s, orchestrator.LinkReport{Host: "mac-1"})
+	if h := hostOf(t, s); h.State != api.HostRegistered || h.Links[0].Up {
+		t.Errorf("a report after the goodbye: %s: %s", h.State, h.Reason)
 	}
 }
 
