@@ -230,7 +230,11 @@ func (g *Gateway) do(ctx context.Context, w work) error {
 		}
 	}
 	if w.verify || len(w.hosts) > 0 {
-		errs = append(errs, g.Verify(ctx))
+		err := g.Verify(ctx)
+		if err == nil {
+			g.cfg.Log.Debug("tunnel peers verified")
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/jedib0t/go-pretty/v6/table"
+
+	"github.com/driftstack/fleet/driverproxy/host"
 )
 
 // figure is a measured value. Ours and Reference are what it was computed from, 0 where it stands alone.
@@ -52,6 +54,10 @@ type options struct {
 }
 
 func main() {
+	// The supervisor of a recorded session's processes: this program again, started by the host's agent.
+	if len(os.Args) > 1 && os.Args[1] == host.SuperviseCommand {
+		os.Exit(host.SuperviseMain(os.Args[2:]))
+	}
 	var o options
 	kong.Parse(&o, kong.Name("bench"), kong.Description("Measures the figures the project holds itself to."), kong.UsageOnError())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

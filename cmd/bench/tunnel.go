@@ -37,7 +37,9 @@ func benchTunnel(ctx context.Context) (_ []figure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: zap.NewNop()})
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{
+		Dir: filepath.Join(dir, "postgres"), Settings: []string{"track_commit_timestamp=on"}, Log: zap.NewNop(),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ func (u *undo) start(run func(context.Context) error) {
 // siteConfig says what a site is for. Hosts reach its gateway at what Via makes of its UDP address; nil: directly.
 type siteConfig struct {
 	Name  string // of its database and folder
-	Fleet http.Handler
+	Fleet func(*pgstore.Store) http.Handler
 	Via   func(udp string) (string, error)
 	Log   *zap.Logger
 }
@@ -153,7 +155,7 @@ func (t *tunnelBench) openSite(ctx context.Context, cfg siteConfig) (_ *site, er
 	if err != nil {
 		return nil, err
 	}
-	served := s.gateway.Handler(tunnel.Served{Enroller: s.store, Beats: beats{s.info}, Fleet: cfg.Fleet})
+	served := s.gateway.Handler(tunnel.Served{Enroller: s.store, Beats: beats{s.info}, Fleet: cfg.Fleet(s.store)})
 	server := &http.Server{Handler: served, ReadHeaderTimeout: 10 * time.Second}
 	s.start(func(context.Context) error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -197,9 +199,6 @@ func (s *site) link(ctx context.Context, name string) (*tunnel.Link, error) {
 	s.add(l.Close)
 	return l, nil
 }
-
-func (t *tunnelBench) change(context.Context) ([]figure, error) { return nil, nil }
-func (t *tunnelBench) ocean(context.Context) ([]figure, error)  { return nil, nil }
 
 // middle is the median.
 func middle(v []float64) float64 {

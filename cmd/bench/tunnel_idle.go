@@ -147,7 +147,8 @@ func enrol(ctx context.Context, t *tunnelBench, database string, n int) ([]enrol
 		all = append(all, e)
 	}
 	script.WriteString("SELECT pg_notify('driftstack_hosts', '');\n")
-	return all, t.cluster.Run(ctx, database, script.String())
+	_, err := t.cluster.Run(ctx, database, script.String())
+	return all, err
 }
 
 // openHosts starts hosts, which live until u is closed.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/tunnel/tunneltest"
 )
 
@@ -45,7 +46,7 @@ func (e *end) close() error {
 // path measures a websocket's echo and a connection's throughput through Gateway and Link, beside the same over wireguard-go
 // and its tun/netstack alone. Sides take turns at every echo and every flow, so that what else the machine does meets both.
 func (t *tunnelBench) path(ctx context.Context) (_ []figure, err error) {
-	s, err := t.openSite(ctx, siteConfig{Name: "path", Fleet: echoHandler()})
+	s, err := t.openSite(ctx, siteConfig{Name: "path", Fleet: echoes})
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +87,8 @@ func (t *tunnelBench) path(ctx context.Context) (_ []figure, err error) {
 	flow, err := measureFlow(ours, bare)
 	return []figure{echo, flow}, err
 }
+
+func echoes(*pgstore.Store) http.Handler { return echoHandler() }
 
 func echoHandler() http.Handler {
 	endpoint := &socket.Endpoint{}

@@ -45,7 +45,9 @@ type Config struct {
 	Dir string
 	// LogFile receives what Postgres logs; "" is postgres.log in Dir.
 	LogFile string
-	Log     *zap.Logger // nil logs nothing
+	// Settings are further ones of the server, each as name=value.
+	Settings []string
+	Log      *zap.Logger // nil logs nothing
 }
 
 // Cluster is a running Postgres.
@@ -105,7 +107,7 @@ func startAs(ctx context.Context, cfg Config, choose chooser) (_ *Cluster, err e
 	if err := c.openSocketDir(); err != nil {
 		return nil, err
 	}
-	if err := c.run(ctx, cfg.LogFile); err != nil {
+	if err := c.run(ctx, cfg); err != nil {
 		return nil, errors.Join(err, c.closeSocketDir())
 	}
 	return c, nil
@@ -145,11 +147,10 @@ func (c *Cluster) DropDatabase(ctx context.Context, name string) error {
 	return err
 }
 
-// Run runs the statements of a script as the cluster's owner, all or none: for a benchmark that needs more rows than it
-// could make through the store.
-func (c *Cluster) Run(ctx context.Context, db, script string) error {
-	_, err := c.psqlWith(ctx, db, strings.NewReader(script), "-1", "-f", "-")
-	return err
+// Run runs the statements of a script as the cluster's owner, all or none, and returns their unaligned output: for a
+// benchmark that needs more rows than it could make through the store, or a look behind it.
+func (c *Cluster) Run(ctx context.Context, db, script string) (string, error) {
+	return c.psqlWith(ctx, db, strings.NewReader(script), "-1", "-f", "-")
 }
 
 // Stop shuts Postgres down (clients are cut off, data is flushed) and returns when no process of it is left. When ctx
@@ -204,7 +205,8 @@ func (c *Cluster) initdb(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) run(ctx context.Context, logFile string) error {
+func (c *Cluster) run(ctx context.Context, cfg Config) error {
+	logFile := cfg.LogFile
 	if logFile == "" {
 		logFile = filepath.Join(c.dir, "postgres.log")
 	}
@@ -220,6 +222,9 @@ func (c *Cluster) run(ctx context.Context, logFile string) error {
 	cmd := exec.Command(c.bin.postgres, "-D", c.data, "-k", c.socket, "-p", "5432",
 		"-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=200",
 		"-c", "timezone=UTC", "-c", "log_timezone=UTC")
+	for _, setting := range cfg.Settings {
+		cmd.Args = append(cmd.Args, "-c", setting)
+	}
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", environ(), out, out
 	c.as.apply(cmd)
 	if c.proc, err = startProcess(cmd); err != nil {
