@@ -2,6 +2,7 @@
 # make demo   the same, but stops after the sample: exit code 0 when all of it held
 # make test   all tests, with the real parts
 # make check  format, vet, staticcheck, import ranks, the macOS build
+# make soak   the tests that take minutes: the full waits, and what must hold over and over
 # make bench  measures the figures the project holds itself to; ONLY=part measures one part
 # make clean  removes what the above left in this folder
 
@@ -45,10 +46,17 @@ demo: setup build
 test: setup-test build
 	@go run ./scripts/parts $(TESTFLAGS) $(PACKAGES)
 
+# One package after the other and without the race detector: these tests hold times that a user would notice.
+.PHONY: soak
+soak: setup-test
+	@where=$$(grep -rlE '^//go:build (.* )?soak' --include='*_test.go' . | xargs -r -n1 dirname | sort -u) && \
+	    test -n "$$where" || { echo 'there are no soak tests'; exit 1; }; \
+	    echo 'soak tests in' $$where; go test -tags soak -p 1 -count=1 -timeout 2h -v -run '^TestSoak' $$where
+
 .PHONY: check
 check:
 	@echo 'gofmt' && test -z "$$(gofmt -l cmd driverproxy orchestrator profilestate recorder scripts tunnel | tee /dev/stderr)"
-	@echo 'vet' && go vet ./...
+	@echo 'vet' && go vet ./... && go vet -tags soak ./...
 	@echo 'staticcheck' && go tool staticcheck ./...
 	@echo 'ranks' && go test -count=1 ./cmd
 	@echo 'macOS build' && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driverhost && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/driftctl

@@ -1,6 +1,6 @@
 // Command bench measures the figures the project holds itself to, ours and the reference interleaved in one run:
 //
-//	make bench [ONLY=part]
+//	make bench [ONLY=part[/measurement]]
 //
 // It prints a row a figure and writes .bench/results.json. A figure that misses its bar makes no run fail: it is there to
 // be seen. Out of scope: figures of parts that are not built yet; they are not listed.
@@ -43,13 +43,14 @@ func atLeast(name string, ours, reference, value float64, unit string, bar float
 	return figure{name, ours, reference, value, unit, bar, value >= bar}
 }
 
+// part measures figures: those of one measurement, or all when only is empty.
+type part func(ctx context.Context, only string) ([]figure, error)
+
 // parts are what ONLY chooses from.
-func parts() map[string]func(context.Context) ([]figure, error) {
-	return map[string]func(context.Context) ([]figure, error){"stream": benchStream, "tunnel": benchTunnel}
-}
+func parts() map[string]part { return map[string]part{"stream": benchStream, "tunnel": benchTunnel} }
 
 type options struct {
-	Only string `help:"One part: stream, tunnel." placeholder:"PART"`
+	Only string `help:"One part: stream or tunnel; or one measurement of tunnel: tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/ocean." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 
@@ -70,8 +71,9 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	var names []string
+	only, measurement, _ := strings.Cut(o.Only, "/")
 	for name := range parts() {
-		if o.Only == "" || o.Only == name {
+		if only == "" || only == name {
 			names = append(names, name)
 		}
 	}
@@ -82,7 +84,7 @@ func run(ctx context.Context, o options) error {
 	figures := []figure{}
 	for _, name := range names {
 		begin := time.Now()
-		f, err := parts()[name](ctx)
+		f, err := parts()[name](ctx, measurement)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
