@@ -30,6 +30,8 @@ type childSpec struct {
 	Endpoint  string // gateway: its address outside the tunnel
 	UDP       int
 	Fleet     int
+	Every     time.Duration // gateway: 0 is the default
+	Box       *boxSpec
 }
 
 // childLine is what a child says, one JSON object a line.
@@ -59,6 +61,8 @@ func runChild(text string) int {
 		err = crashGateway(spec, out)
 	case spec.Role == "crash-host":
 		err = crashHost(spec)
+	case spec.Role == "box":
+		err = boxChild(*spec.Box, out)
 	default:
 		err = hostChild(spec, out)
 	}
@@ -91,7 +95,7 @@ func gatewayChild(spec childSpec, out *json.Encoder) error {
 	}
 	w, err := openWorld(context.Background(), r, worldConfig{
 		number: 1, udp: spec.UDP, fleet: spec.Fleet, dir: spec.Dir,
-		backend: BackendTUN, iface: spec.Interface, endpoint: spec.Endpoint, log: childLog(),
+		backend: BackendTUN, iface: spec.Interface, endpoint: spec.Endpoint, log: childLog(), every: spec.Every,
 	})
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ type isolation struct {
 	port  uint16
 	fixed func() // called when the rules had to be put back; may be nil
 	log   *zap.Logger
+	conn  func() *nftables.Conn
 	*caller
 }
 
@@ -45,11 +46,15 @@ var errRules = errors.New("the isolation rules are not what they should be")
 // isolate installs the rules and reads them back. Without nftables the error wraps ErrBackend: a gateway that cannot keep
 // hosts apart must not use this machine's network.
 func isolate(ctx context.Context, cfg deviceConfig) (*isolation, error) {
+	return isolateBy(ctx, cfg, func() *nftables.Conn { return &nftables.Conn{} })
+}
+
+func isolateBy(ctx context.Context, cfg deviceConfig, conn func() *nftables.Conn) (*isolation, error) {
 	if cfg.FleetPort == 0 {
 		return nil, errors.New("a gateway with a network interface needs its fleet port: hosts may reach nothing else")
 	}
 	i := &isolation{
-		iface: cfg.Interface, addr: cfg.Addr, port: uint16(cfg.FleetPort), fixed: cfg.Repaired, log: cfg.Log,
+		iface: cfg.Interface, addr: cfg.Addr, port: uint16(cfg.FleetPort), fixed: cfg.Repaired, log: cfg.Log, conn: conn,
 		caller: newCaller("nftables", nil),
 	}
 	err := i.install(ctx)
@@ -83,7 +88,7 @@ func (i *isolation) check(ctx context.Context) error {
 // remove takes the table away; one that is gone already is fine.
 func (i *isolation) remove(ctx context.Context) error {
 	_, err := call(ctx, i.caller, "remove rules from", func() (struct{}, error) {
-		var c nftables.Conn
+		c := i.conn()
 		c.DelTable(i.table())
 		err := c.Flush()
 		if errors.Is(err, syscall.ENOENT) {
@@ -101,7 +106,7 @@ func (i *isolation) table() *nftables.Table {
 // install replaces the table in one transaction: at no moment there are no rules.
 func (i *isolation) install(ctx context.Context) error {
 	_, err := call(ctx, i.caller, "install rules with", func() (struct{}, error) {
-		var c nftables.Conn
+		c := i.conn()
 		c.AddTable(i.table()) // so that there is one to delete
 		c.DelTable(i.table())
 		table := c.AddTable(i.table())
@@ -125,7 +130,7 @@ func (i *isolation) verify(ctx context.Context) error {
 }
 
 func (i *isolation) compare() error {
-	var c nftables.Conn
+	c := i.conn()
 	table, err := c.ListTableOfFamily(i.table().Name, nftables.TableFamilyINet)
 	if errors.Is(err, syscall.ENOENT) {
 		return fmt.Errorf("%w: the table is gone", errRules)

@@ -144,6 +144,13 @@ func (c *child) end() {
 	}
 }
 
+func (c *child) signal(s os.Signal) {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(s); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // kill is kill -9.
 func (c *child) kill() {
 	c.t.Helper()

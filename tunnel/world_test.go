@@ -246,6 +246,7 @@ type worldConfig struct {
 	dir                string
 	backend, iface     string
 	endpoint           string // host part, default 127.0.0.1
+	every              time.Duration
 	log                *zap.Logger
 	beats              Beats // default: the registry, as below
 	enroller           Enroller
@@ -264,7 +265,7 @@ func openWorld(ctx context.Context, r *registry, c worldConfig) (*world, error) 
 	}
 	g, err := OpenGateway(ctx, GatewayConfig{
 		KeyFile: filepath.Join(c.dir, "gateway.key"), Number: c.number, ListenPort: c.udp,
-		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: c.peers, Log: c.log, FleetPort: c.fleet,
+		Backend: orDefault(c.backend, BackendNetstack), Interface: c.iface, Peers: c.peers, Log: c.log, FleetPort: c.fleet, Every: c.every,
 	})
 	if err != nil {
 		return nil, err
