@@ -59,8 +59,10 @@ func (p Peer) allowed() []netip.Prefix {
 	if p.Next {
 		return nil
 	}
-	return []netip.Prefix{netip.PrefixFrom(p.Addr, 32)}
+	return []netip.Prefix{single(p.Addr)}
 }
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func (e entry) equal(f entry) bool { return e.PSK == f.PSK && slices.Equal(e.Addrs, f.Addrs) }
 
