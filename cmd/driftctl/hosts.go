@@ -20,7 +20,7 @@ func hostColumns() table.Row {
 }
 
 func (p printer) hostRow(h api.Host) table.Row {
-	return table.Row{h.Name, h.State, orDash(h.Address), h.Devices, p.took(h.RoundTripUS), p.since(h.SeenAt), cut(h.Reason, reasonWidth)}
+	return table.Row{h.Name, h.State, orDash(h.Address), h.Devices, p.took(h.RoundTripUS), p.seen(h), cut(h.Reason, reasonWidth)}
 }
 
 // host prints all that is known of a host: what matters first, then its links, then its devices.
@@ -65,7 +65,7 @@ func (p printer) facts(b *strings.Builder, h api.HostDetail) {
 		}
 	}
 	if h.SeenAt != nil {
-		fact("seen", p.since(h.SeenAt))
+		fact("seen", p.seen(h.Host))
 	}
 	fact("added", p.since(&h.CreatedAt))
 	_ = w.Flush() // into a Builder
@@ -87,10 +87,28 @@ func (p printer) links(b *strings.Builder, links []api.HostLink) {
 		if l.MTU > 0 {
 			mtu = fmt.Sprint(l.MTU)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Orchestrator, state, rtt, p.since(&l.HeardAt), p.since(l.HandshakeAt),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Orchestrator, state, rtt, p.heard(l), p.since(l.HandshakeAt),
 			size(l.RxBytes), size(l.TxBytes), mtu, orDash(l.HostBackend), orDash(l.GatewayBackend), p.repairs(l))
 	}
 	_ = w.Flush()
+}
+
+// beating is the longest silence between two heartbeats that is none.
+const beating = 2500 * time.Millisecond
+
+// heard: reports are seconds apart, and a host that was heard until the last one is not a host of seconds ago.
+func (p printer) heard(l api.HostLink) string {
+	if l.Up && l.ReportedAt.Sub(l.HeardAt) <= beating {
+		return "now"
+	}
+	return p.since(&l.HeardAt)
+}
+
+func (p printer) seen(h api.Host) string {
+	if h.State == api.HostUp {
+		return "now"
+	}
+	return p.since(h.SeenAt)
 }
 
 func (p printer) repairs(l api.HostLink) string {

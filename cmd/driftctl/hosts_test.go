@@ -22,10 +22,10 @@ var now = time.Date(2026, 11, 23, 18, 30, 0, 0, time.UTC)
 func before(d time.Duration) *time.Time { t := now.Add(-d); return &t }
 
 func hosts() []api.HostDetail {
-	link := api.HostLink{Orchestrator: "eu-1", Up: true, HeardAt: *before(time.Second), RoundTripUS: 131_400, HandshakeAt: before(95 * time.Second),
+	link := api.HostLink{Orchestrator: "eu-1", Up: true, ReportedAt: *before(8 * time.Second), HeardAt: *before(9 * time.Second), RoundTripUS: 131_400, HandshakeAt: before(95 * time.Second),
 		RxBytes: 1 << 40, TxBytes: 340 << 20, MTU: 1280, GatewayBackend: "kernel", HostBackend: "netstack",
 		Repairs: api.Repairs{Handshake: 2, Socket: 1, Device: 1}, RepairedAt: before(3 * time.Hour)}
-	lost := api.HostLink{Orchestrator: "eu-2", HeardAt: *before(8 * time.Minute), LostAt: before(7 * time.Minute), Reason: "nothing is heard of it for 5s", TxBytes: 148}
+	lost := api.HostLink{Orchestrator: "eu-2", ReportedAt: *before(7 * time.Minute), HeardAt: *before(8 * time.Minute), LostAt: before(7 * time.Minute), Reason: "nothing is heard of it for 5s", TxBytes: 148}
 	return []api.HostDetail{
 		{
 			Host: api.Host{Name: "mac-1", State: api.HostDegraded, Address: "10.77.1.0", Devices: 2, RoundTripUS: 131_400, SeenAt: before(time.Second), CreatedAt: *before(34 * 24 * time.Hour),

@@ -176,7 +176,8 @@ type HostLink struct {
 	Orchestrator   string     `json:"orchestrator"`
 	Up             bool       `json:"up"`
 	Reason         string     `json:"reason,omitempty" doc:"Why it is down; or what its host finds wrong with it."`
-	HeardAt        time.Time  `json:"heard_at" doc:"Last heartbeat."`
+	ReportedAt     time.Time  `json:"reported_at" doc:"When the orchestrator told all this; it does so every 10 s, and on news."`
+	HeardAt        time.Time  `json:"heard_at" doc:"Last heartbeat before the report."`
 	LostAt         *time.Time `json:"lost_at,omitempty" doc:"When it went down."`
 	RoundTripUS    int64      `json:"round_trip_us,omitempty" doc:"Microseconds that a heartbeat takes there and back."`
 	HandshakeAt    *time.Time `json:"handshake_at,omitempty" doc:"Last WireGuard handshake; it says nothing about health."`

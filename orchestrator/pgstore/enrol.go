@@ -94,7 +94,8 @@ func (s *Store) Revoke(ctx context.Context, name string, rest time.Duration) err
 		batch.Queue(`
 			UPDATE hosts SET number = NULL, join_public_key = NULL, join_psk = NULL, join_expires_at = NULL, public_key = NULL, psk = NULL,
 			    offer = NULL, ciphertext = NULL, next_public_key = NULL, next_psk = NULL, next_offer = NULL, next_ciphertext = NULL,
-			    rotate = false, rotated_at = NULL, revoked_at = now() WHERE name = $1`, name)
+			    rotate = false, rotated_at = NULL, revoked_at = now(),
+			    seen_at = greatest(seen_at, (SELECT max(heard_at) FROM host_links WHERE host = $1)) WHERE name = $1`, name)
 		batch.Queue(`INSERT INTO resting_numbers (number, host, until) VALUES ($1, $2, now() + $3)`, *number, name, rest)
 		batch.Queue(`DELETE FROM host_links WHERE host = $1`, name)
 		// A device stays until its session has ended.

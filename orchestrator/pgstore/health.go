@@ -154,7 +154,7 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 					&r.Handshake, &r.Socket, &r.Resolve, &r.Device, &l.RepairedAt); err != nil {
 					return err
 				}
-				l.Up = l.live
+				l.Up, l.ReportedAt = l.live, l.writtenAt
 				links[l.host] = append(links[l.host], l)
 			}
 			return rows.Err()

@@ -57,7 +57,7 @@ func TestLinksAreShownAsReported(t *testing.T) {
 	if l.HandshakeAt == nil || !l.HandshakeAt.Equal(shaken) || l.RepairedAt != nil {
 		t.Errorf("%+v: repairs of before the first report are no news", l)
 	}
-	l.HeardAt, l.HandshakeAt = time.Time{}, nil
+	l.ReportedAt, l.HeardAt, l.HandshakeAt = time.Time{}, time.Time{}, nil
 	if want := (api.HostLink{Orchestrator: "eu-1", Up: true, RoundTripUS: 131_000, RxBytes: 1 << 40, TxBytes: 12, MTU: 1280,
 		GatewayBackend: "netstack", HostBackend: "tun", Repairs: api.Repairs{Handshake: 4, Socket: 3, Resolve: 2, Device: 1}}); l != want {
 		t.Errorf("link %+v, want %+v", l, want)
