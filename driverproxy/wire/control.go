@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 )
 
@@ -142,6 +141,9 @@ var errOneOf = errors.New("wire: a control message sets exactly one field")
 
 // DecodeControl parses one message of the control socket. Unknown fields are errors: versions are negotiated, not guessed.
 func DecodeControl(b []byte) (Control, error) {
+	if h, ok := readHeartbeat(b); ok {
+		return Control{Heartbeat: &h}, nil
+	}
 	var c Control
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -159,14 +161,21 @@ func (c Control) Encode() ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+	if c.Heartbeat != nil {
+		if b, ok := c.Heartbeat.append(nil); ok {
+			return b, nil
+		}
+	}
 	return json.Marshal(c)
 }
 
 func (c Control) check() error {
-	v := reflect.ValueOf(c)
 	set := 0
-	for i := range v.NumField() {
-		if !v.Field(i).IsNil() {
+	for _, there := range []bool{
+		c.Hello != nil, c.Welcome != nil, c.Heartbeat != nil, c.Assign != nil, c.Assigned != nil, c.StopRecording != nil,
+		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil,
+	} {
+		if there {
 			set++
 		}
 	}
