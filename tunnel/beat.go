@@ -26,6 +26,7 @@ type pulser struct {
 	g      *remoteGateway
 	client *http.Client
 	trip   time.Duration // of the last pulse on an open connection
+	open   bool          // the last request was answered, so that its connection may still be there
 }
 
 // beat is a gateway's answer to a pulse.
@@ -55,10 +56,27 @@ func newPulser(l *Link, g *remoteGateway) *pulser {
 func (p *pulser) close() { p.drop() }
 
 // drop makes the next request dial.
-func (p *pulser) drop() { p.client.CloseIdleConnections() }
+func (p *pulser) drop() {
+	p.open = false
+	p.client.CloseIdleConnections()
+}
 
 // limit bounds a pulse that asks whether the gateway is there.
-func (p *pulser) limit() time.Duration { return min(max(askLimit, 4*p.trip), probeLimit) }
+func (p *pulser) limit() time.Duration {
+	if !p.open {
+		return probeLimit
+	}
+	return min(max(askLimit, 3*p.trip), probeLimit)
+}
+
+// probing bounds the pulse after a rung: a handshake, a dial and the pulse take three round trips. The shorter it is, the
+// sooner the next rung finds the partition healed; now and then there is time for a path that has become slower.
+func (p *pulser) probing(try int) time.Duration {
+	if try%4 == 0 {
+		return probeLimit
+	}
+	return min(max(500*time.Millisecond, 4*p.trip+150*time.Millisecond), probeLimit)
+}
 
 // pulse says how this end is and returns what the gateway says. An error that is answered comes from a gateway that
 // is there.
@@ -126,5 +144,6 @@ func (p *pulser) post(ctx context.Context, limit time.Duration, path string, bod
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%w: HTTP status %d", errSpoke, resp.StatusCode)
 	}
+	p.open = true
 	return b, nil
 }

@@ -14,6 +14,9 @@ import (
 
 const dialAttempts = 3
 
+// firstLook bounds the wait for what a keeper finds out at its start: a path measured twice, at the worst.
+const firstLook = 5 * time.Second
+
 // DialContext dials a TCP address of a gateway through the tunnel; other addresses are ErrNotGateway errors. A gateway
 // that does not answer is repaired, and dialled again when it is heard: up to 3 attempts. A gateway whose path lets no
 // packet of useful size through is an ErrPathMTU error at once.
@@ -85,28 +88,31 @@ func (g *remoteGateway) nudge() {
 }
 
 // awaitHeard waits, while the keeper repairs a gateway, or has not looked yet, until it is heard or DialTimeout has
-// passed: then a dial may find out for itself.
+// passed (for the first look, firstLook): then a dial may find out for itself.
 func (l *Link) awaitHeard(ctx context.Context, g *remoteGateway) error {
 	if !l.joined {
 		return nil
 	}
-	limit := time.NewTimer(l.cfg.DialTimeout)
-	defer limit.Stop()
-	for _, c := range []<-chan struct{}{g.ready, g.isMending()} {
-		if c == nil {
-			continue
-		}
-		select {
-		case <-c:
-		case <-limit.C:
-			return g.pathError()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-l.life.Done():
-			return net.ErrClosed
-		}
+	err := l.await(ctx, g.ready, firstLook)
+	if c := g.isMending(); err == nil && c != nil {
+		err = l.await(ctx, c, l.cfg.DialTimeout)
 	}
-	return g.pathError()
+	return errors.Join(err, g.pathError())
+}
+
+// await waits for c; that the limit passed is no error.
+func (l *Link) await(ctx context.Context, c <-chan struct{}, limit time.Duration) error {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-c:
+	case <-t.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-l.life.Done():
+		return net.ErrClosed
+	}
+	return nil
 }
 
 func (g *remoteGateway) isMending() <-chan struct{} {

@@ -56,17 +56,13 @@ func newStackTUN(addr netip.Addr, mtu int) (*stackTUN, error) {
 		mtu:    mtu,
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background()) // the life of the device, ended by Close
-	sack := tcpip.TCPSACKEnabled(true)                         // off by default in this stack
-	cubic := tcpip.CongestionControlOption("cubic")
-	for _, err := range []tcpip.Error{
-		t.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack),
-		t.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &cubic),
+	for _, err := range append(tuneTCP(t.stack),
 		t.stack.CreateNIC(stackNIC, t.ep),
 		t.stack.AddProtocolAddress(stackNIC, tcpip.ProtocolAddress{
 			Protocol:          ipv4.ProtocolNumber,
 			AddressWithPrefix: tcpip.AddrFromSlice(addr.AsSlice()).WithPrefix(),
 		}, stack.AddressProperties{}),
-	} {
+	) {
 		if err != nil {
 			_ = t.Close()
 			return nil, fmt.Errorf("network stack: %s", err)

@@ -28,7 +28,8 @@ type registry struct {
 	Expired bool
 	file    string
 	changed func()
-	spoiled bool // the answers of Rekey are damaged
+	spoiled bool      // the answers of Rekey are damaged
+	beat    wire.Beat // what pulses are answered with
 }
 
 type registered struct {
@@ -219,7 +220,18 @@ func (r *registry) spoil(yes bool) {
 }
 
 func (r *registry) Beat(context.Context, netip.Addr) (wire.Beat, error) {
-	return wire.Beat{Orchestrator: "test", Epoch: "1"}, nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := r.beat
+	b.Orchestrator, b.Epoch = "test", orDefault(b.Epoch, "1")
+	return b, nil
+}
+
+// says changes what pulses are answered with.
+func (r *registry) says(f func(*wire.Beat)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.beat)
 }
 
 func (r *registry) onChange(f func()) {
