@@ -25,7 +25,7 @@ type pulser struct {
 	l      *Link
 	g      *remoteGateway
 	client *http.Client
-	trip   time.Duration // of the last pulse on an open connection
+	trip   time.Duration // of the last pulse, from when it had a connection
 	open   bool          // the last request was answered, so that its connection may still be there
 }
 
@@ -87,9 +87,10 @@ func (p *pulser) pulse(ctx context.Context, limit time.Duration) (*beat, error) 
 	if err != nil {
 		return nil, err
 	}
-	kept := false
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { kept = i.Reused }})
-	began := time.Now()
+	kept, began := false, time.Time{}
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+		kept, began = i.Reused, time.Now()
+	}})
 	got, err := p.post(ctx, limit, wire.PathPulse, said, maxBeat)
 	if err != nil && kept && !silent(err) && !spoke(err) { // closed by the other end, which is there then
 		p.drop()
@@ -98,9 +99,7 @@ func (p *pulser) pulse(ctx context.Context, limit time.Duration) (*beat, error) 
 	if err != nil {
 		return nil, err
 	}
-	if kept {
-		p.trip = time.Since(began)
-	}
+	p.trip = time.Since(began)
 	var b beat
 	if err := json.Unmarshal(got, &b.Beat); err != nil {
 		return nil, fmt.Errorf("%w: %w", errSpoke, err)

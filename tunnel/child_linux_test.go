@@ -32,6 +32,7 @@ type childSpec struct {
 	Fleet     int
 	Every     time.Duration // gateway: 0 is the default
 	Box       *boxSpec
+	Clock     string // sleeper: a file that says by how much its wall clock is ahead
 }
 
 // childLine is what a child says, one JSON object a line.
@@ -61,6 +62,8 @@ func runChild(text string) int {
 		err = crashGateway(spec, out)
 	case spec.Role == "crash-host":
 		err = crashHost(spec)
+	case spec.Role == "sleeper":
+		err = sleeperChild(spec, out)
 	case spec.Role == "box":
 		err = boxChild(*spec.Box, out)
 	default:

@@ -41,6 +41,17 @@
 // process, no privilege needed). All are configured from the same wgtypes.Config; "auto" takes the first that this
 // machine permits. Every call to a device is bounded, and a hung or vanished device is an error with a name.
 //
+// # Keeping a host's links
+//
+// A Link has a goroutine for each gateway, its keeper. Whatever is read from a gateway is a sign of life; the keeper also
+// sends a pulse every 15 s, whose answer names the gateway's epoch and the gateways there are. Silence of 1.2 s on open
+// connections, a dial or pulse without answer, or clocks that tell of sleep make it ask, and then climb a ladder until
+// the gateway answers: new handshake, new UDP socket (first after sleep), endpoint resolved again, new device. What cannot
+// have lived through it is closed at once, so that its owner dials anew; what may have must speak within a second.
+// A device that is gone or hung is replaced by a new one. Packets of full size are sent to each gateway at the start, after
+// each repair and every 30 s; where they vanish the MTU falls from 1280 to 1200, and where that fails dials are
+// [ErrPathMTU] errors until it does not.
+//
 // # Out of scope
 //
 // Who may join and which number a host gets ([Enroller] and [PeerSource] are implemented by others), what is said over

@@ -22,6 +22,7 @@ const (
 	joinOne    = 15 * time.Second // of one request, at the gateway
 	joinAnswer = 5 * time.Second  // for a host to wait before it asks again: the same offer gets the same answer
 	joinPause  = 2 * time.Second  // between rounds over all gateways
+	joinMTU    = 576              // nobody measures the path for the two small messages of a join; the own tunnel's is measured
 	maxAnswer  = 64 << 10
 	maxHost    = 253
 	tokenUsage = "a join token was given but is not used"
@@ -77,7 +78,9 @@ func join(ctx context.Context, cfg LinkConfig, s *state) (_ *state, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := openLink(ctx, cfg, s, key, s.JoinAddr)
+	small := cfg
+	small.MTU = min(cfg.MTU, joinMTU)
+	l, err := openLink(ctx, small, s, key, s.JoinAddr)
 	if err != nil {
 		return nil, err
 	}

@@ -61,21 +61,15 @@ type clocks struct {
 }
 
 func newClocks(now func() time.Time) *clocks {
-	c := &clocks{now: now}
-	c.nap(0)
-	return c
+	return &clocks{now: now, wall: now().Round(0), mono: time.Now()}
 }
 
-// nap is how long was missed since the last look, which was to be planned ago: a machine that sleeps stops its
-// monotonic clock and not the wall clock, a process that was stopped finds both ahead. A wall clock that was set back
-// says nothing.
-func (c *clocks) nap(planned time.Duration) time.Duration {
+// nap is how long was missed. A machine that sleeps stops its monotonic clock and not the wall clock: what the two have
+// drifted apart since the last look. A process that was stopped finds both ahead: it waited for longer than planned. A
+// wall clock that was set back says nothing.
+func (c *clocks) nap(planned, waited time.Duration) time.Duration {
 	wall, mono := c.now().Round(0), time.Now()
-	ran := mono.Sub(c.mono)
-	missed := max(wall.Sub(c.wall)-ran, ran-planned, 0)
-	if c.mono.IsZero() {
-		missed = 0
-	}
+	missed := max(wall.Sub(c.wall)-mono.Sub(c.mono), waited-planned, 0)
 	c.wall, c.mono = wall, mono
 	return missed
 }

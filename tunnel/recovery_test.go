@@ -43,7 +43,7 @@ func partition(t *testing.T, d time.Duration) {
 
 // TestPartition: bare, a message written during one of 30 s arrives 51 s later. TestSoakPartition waits that long.
 func TestPartition(t *testing.T) {
-	partition(t, 4*time.Second)
+	partition(t, deadAfter+time.Second)
 }
 
 // TestRebind: a NAT that forgets the host costs no connection.

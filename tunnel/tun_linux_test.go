@@ -89,6 +89,9 @@ func startChild(ctx context.Context, t *testing.T, ns string, spec childSpec) *c
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", ns, self)
+	if ns == "" { // in that of the test
+		cmd = exec.CommandContext(ctx, self)
+	}
 	cmd.Env = append(os.Environ(), childVar+"="+string(b))
 	cmd.WaitDelay = 5 * time.Second
 	log := &strings.Builder{}

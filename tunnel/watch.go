@@ -20,6 +20,7 @@ const (
 	probeLimit   = time.Second            // of a fresh dial and its pulse, at most
 	napLimit     = 3 * time.Second        // a shorter pause is a busy machine
 	sleepLimit   = 30 * time.Second       // after a longer one every orchestrator has given this host up
+	deadAfter    = 5 * time.Second        // of silence both ends have given their control sockets up, and TCP sends again too seldom
 	speakLimit   = time.Second            // for a connection to show that it has outlived a silence
 )
 
@@ -86,7 +87,7 @@ func (k *keeper) run(ctx context.Context) {
 
 // watch waits until something is to be done, does it, and says what is wrong.
 func (k *keeper) watch(ctx context.Context) *trouble {
-	wait := k.untilNext()
+	wait, began := k.untilNext(), time.Now()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	h := k.l.held()
@@ -103,9 +104,10 @@ func (k *keeper) watch(ctx context.Context) *trouble {
 		kicked = true
 	case <-timer.C:
 	}
-	now := k.g.since()
-	if nap := k.clocks.nap(wait); nap > napLimit {
-		return &trouble{what: "this machine or process stood still for " + nap.Round(time.Second).String(), below: rungHandshake, heard: now, slept: nap >= sleepLimit}
+	// What was opened during the wait was opened when this machine was awake again, or a moment before it slept.
+	now, before := k.g.since(), k.g.since()-time.Since(began)
+	if nap := k.clocks.nap(wait, time.Since(began)); nap > napLimit {
+		return &trouble{what: "this machine or process stood still for " + nap.Round(time.Second).String(), below: rungHandshake, heard: before, slept: nap >= sleepLimit}
 	}
 	silence, waiting := k.g.silent()
 	turn, scheduled := k.g.untilTurn()
@@ -285,13 +287,13 @@ func (l *Link) count(r rung) {
 	}
 }
 
-// healed closes what died with the trouble. In the same epoch a connection may have lived through it: one that wrote
-// meanwhile must hear something back soon, and one with nothing under way is left alone.
+// healed closes what died with the trouble. In the same epoch a connection may have lived through a short one: if it wrote
+// meanwhile it must hear something back soon, and with nothing under way it is left alone.
 func (k *keeper) healed(ctx context.Context, t trouble, b *beat, asked time.Duration) {
 	now := k.g.since()
-	if t.slept {
+	if t.slept || asked-t.heard >= deadAfter {
 		n := k.g.closeConns(func(c *tracked) bool { return !c.own && c.opened <= t.heard })
-		k.log.Info("connections from before the sleep are closed", zap.Int("closed_connections", n))
+		k.log.Info("connections from before the silence are closed", zap.Int("closed_connections", n))
 	}
 	k.judgeLater(func(c *tracked) bool {
 		return c.opened <= asked && time.Duration(c.wrote.Load()) > t.heard && time.Duration(c.read.Load()) < now
