@@ -144,6 +144,7 @@ func (e *end) greets(to net.Addr, between func()) {
 		c, err := e.dial(ctx, netip.MustParseAddrPort(to.String()))
 		cancel()
 		if err == nil {
+			_ = c.SetReadDeadline(time.Now().Add(time.Second)) // its other end may go down with a device, without a word
 			b, err := io.ReadAll(c)
 			if _ = c.Close(); err == nil && string(b) == "hello" {
 				return

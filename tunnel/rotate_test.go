@@ -437,6 +437,7 @@ func TestStaleOfferIsNotTaken(t *testing.T) {
 	w.settle(t)
 	dir := t.TempDir()
 	l := openTestLink(t, LinkConfig{StateDir: dir, Token: token})
+	l.rekeying.Store(true) // the keeper's first beat must not do it as well
 	old := l.held()
 	b.spoil(true)
 	if err := l.rekey(t.Context()); !errors.Is(err, ErrConfirmation) {
