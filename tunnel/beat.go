@@ -72,7 +72,7 @@ func (p *pulser) limit() time.Duration {
 // probing bounds the pulse after a rung: a handshake, a dial and the pulse take three round trips. The shorter it is, the
 // sooner the next rung finds the partition healed; now and then there is time for a path that has become slower.
 func (p *pulser) probing(try int) time.Duration {
-	if try%4 == 0 {
+	if try%8 == 0 {
 		return probeLimit
 	}
 	return min(max(500*time.Millisecond, 4*p.trip+150*time.Millisecond), probeLimit)
