@@ -229,7 +229,7 @@ func (g *Gateway) do(ctx context.Context, w work) error {
 			errs = append(errs, err)
 		}
 	}
-	if w.verify || len(w.hosts) > 0 {
+	if w.verify { // asked for by what changed the device: most nudges, as of a host that came up, change nothing
 		err := g.Verify(ctx)
 		if err == nil {
 			g.cfg.Log.Debug("tunnel peers verified")

@@ -5,8 +5,8 @@ import "sync"
 // work is what Run does next.
 type work struct {
 	all    bool            // everything; the rest is part of it
-	hosts  map[string]bool // these, and a look at the whole device afterwards
-	verify bool            // that look alone
+	hosts  map[string]bool // these; what that changes is verified afterwards
+	verify bool            // the whole device is read back
 	poll   bool            // look for first handshakes of next keys
 }
 

@@ -181,9 +181,11 @@ func (c *Crowd) receive() {
 		}
 		kind := binary.LittleEndian.Uint32(b)
 		at := 4
-		if kind == kindResponse {
+		switch kind {
+		case kindResponse:
 			at = 8
-		} else if kind != kindData {
+		case kindCookie, kindData:
+		default:
 			continue
 		}
 		index := binary.LittleEndian.Uint32(b[at:])
@@ -196,8 +198,12 @@ func (c *Crowd) receive() {
 		if m == nil {
 			continue
 		}
-		if kind == kindResponse {
+		switch kind {
+		case kindResponse:
 			m.answer(b[:n])
+			continue
+		case kindCookie:
+			m.cookie(b[:n])
 			continue
 		}
 		if plain = m.open(plain[:0], b[:n]); len(plain) < header.IPv4MinimumSize {

@@ -18,6 +18,7 @@ import (
 
 const (
 	kindResponse = device.MessageResponseType
+	kindCookie   = device.MessageCookieReplyType
 	kindData     = device.MessageTransportType
 
 	generationBits = 4                 // lower bits of a session's index: which handshake of its host
@@ -164,6 +165,16 @@ func (m *member) answer(b []byte) {
 	if first {
 		close(m.up)
 	}
+}
+
+// cookie takes what a gateway under load wants to see in the next handshake.
+func (m *member) cookie(b []byte) {
+	if len(b) != device.MessageCookieReplySize {
+		return
+	}
+	m.macs.ConsumeReply(&device.MessageCookieReply{
+		Type: kindCookie, Receiver: binary.LittleEndian.Uint32(b[4:]), Nonce: [24]byte(b[8:32]), Cookie: [32]byte(b[32:64]),
+	})
 }
 
 // seal appends packet as a message for the gateway, nothing when there is no session; again says that it is time for another.
