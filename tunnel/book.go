@@ -20,12 +20,18 @@ type book struct {
 	accepted map[Key]Peer          // those that may be on the device
 	have     table
 
-	waiting  map[Key]bool // next keys without a handshake so far
-	promoted map[Key]bool // next keys that made one; true once the source knows
+	waiting  map[Key]bool  // next keys without a handshake so far
+	promoted map[heir]bool // next keys that made one; true once the source knows
+}
+
+// heir is the next key of a host.
+type heir struct {
+	host string
+	key  Key
 }
 
 func newBook(own Key) *book {
-	b := &book{own: own, have: table{}, promoted: map[Key]bool{}}
+	b := &book{own: own, have: table{}, promoted: map[heir]bool{}}
 	b.clear()
 	return b
 }
@@ -47,7 +53,7 @@ func (b *book) replace(want []Peer, have table) error {
 	for host, peers := range b.hosts {
 		for _, p := range peers {
 			if p.Next {
-				delete(gone, p.PublicKey)
+				delete(gone, heir{host, p.PublicKey})
 			}
 		}
 		for _, p := range b.of(host) {
@@ -66,21 +72,23 @@ func (b *book) replace(want []Peer, have table) error {
 // update takes the peers of one host and returns what that changes on the device.
 func (b *book) update(host string, want []Peer) (changes, error) {
 	return b.change(host, func() {
-		for _, p := range want {
-			if !p.Next {
-				delete(b.promoted, p.PublicKey)
-			}
-		}
+		former := b.hosts[host]
 		delete(b.hosts, host)
 		if len(want) > 0 {
 			b.hosts[host] = slices.Clone(want)
+		}
+		for _, p := range slices.Concat(former, want) {
+			next := func(q Peer) bool { return q.Next && q.PublicKey == p.PublicKey }
+			if !slices.ContainsFunc(want, next) {
+				delete(b.promoted, heir{host, p.PublicKey}) // as in replace
+			}
 		}
 	})
 }
 
 // promote gives p's host its address under the key p, and returns what that changes on the device.
 func (b *book) promote(p Peer) (changes, error) {
-	return b.change(p.Host, func() { b.promoted[p.PublicKey] = false })
+	return b.change(p.Host, func() { b.promoted[heir{p.Host, p.PublicKey}] = false })
 }
 
 // change judges a host anew after edit, and with it whom its keys and addresses touch, so that the outcome is the one of
@@ -113,7 +121,7 @@ func (b *book) change(host string, edit func()) (changes, error) {
 // the same as soon as it knows.
 func (b *book) of(host string) []Peer {
 	peers := slices.Clone(b.hosts[host])
-	i := slices.IndexFunc(peers, func(p Peer) bool { return p.Next && b.succeeded(p.PublicKey) })
+	i := slices.IndexFunc(peers, func(p Peer) bool { return p.Next && b.succeeded(p) })
 	if i < 0 {
 		return peers
 	}
@@ -126,8 +134,8 @@ func (b *book) of(host string) []Peer {
 	return peers
 }
 
-func (b *book) succeeded(k Key) bool {
-	_, done := b.promoted[k]
+func (b *book) succeeded(p Peer) bool {
+	_, done := b.promoted[heir{p.Host, p.PublicKey}]
 	return done
 }
 

@@ -52,8 +52,20 @@
 // each repair and every 30 s; where they vanish the MTU falls from 1280 to 1200, and where that fails dials are
 // [ErrPathMTU] errors until it does not.
 //
+// # Gateways
+//
+// A gateway holds its device to what its [PeerSource] says: a nudge that names a host compares and sends the peers of that
+// host only, against the table as it was read back last ([Gateway.ReconcileHost]), and everything is read back after it and
+// with each tick. A device that hangs, has vanished or is another one than was opened is opened again on the same port,
+// with address, routes, rules, listeners and peers; [Gateway.Run] does not end for that.
+//
+// What a host sends reaches the fleet port of the gateway's address, and an echo. A gateway with a network interface has
+// nftables rules for that (isolation_linux.go), in place before the interface is up and looked at with each tick; where
+// they cannot be installed the backend is not available. A netstack gateway has nothing but its listeners. Sockets that
+// Linux sends from use BBR where it is there, because over an ocean it moves ten times as much (congestion.go).
+//
 // # Out of scope
 //
 // Who may join and which number a host gets ([Enroller] and [PeerSource] are implemented by others), what is said over
-// the link (package driverproxy), firewall rules, and health states.
+// the link (package driverproxy), and health states.
 package tunnel

@@ -373,3 +373,45 @@ func TestGatewayConfig(t *testing.T) {
 		wantText(t, err, text)
 	}
 }
+
+// TestNetstackIsolates: a netstack gateway has its listeners and nothing else: other ports are closed, and what is sent
+// to other addresses, of the gateway's machine or behind it, gets no answer.
+func TestNetstackIsolates(t *testing.T) {
+	key := clamp([32]byte{1: 1})
+	host := Peer{Host: "mac", Name: "mac", PublicKey: key.Public(), PresharedKey: PresharedKey{1}, Addr: addr(ownRange, 256)}
+	other := Peer{Host: "two", Name: "two", PublicKey: clamp([32]byte{1: 3}).Public(), PresharedKey: PresharedKey{1}, Addr: addr(ownRange, 257)}
+	g := runGateway(t, newSource([]Peer{host, other}), time.Hour, testLog(t), nil)
+	l, err := g.Listen(t.Context(), 7443)
+	if err != nil {
+		t.Fatal(err)
+	}
+	greet(t, l)
+	here, err := net.Listen("tcp4", "127.0.0.1:0") // a service of this machine
+	if err != nil {
+		t.Fatal(err)
+	}
+	greet(t, here)
+	e := openEnd(t, g, key, host)
+	everything, shared := wgtypes.PeerConfig{PublicKey: wgtypes.Key(g.PublicKey()), UpdateOnly: true}, ipNet(netip.MustParsePrefix("0.0.0.0/0"))
+	everything.AllowedIPs = []net.IPNet{shared}
+	if err := e.apply(t.Context(), wgtypes.Config{Peers: []wgtypes.PeerConfig{everything}}); err != nil {
+		t.Fatal(err)
+	}
+	e.greets(l.Addr(), func() {})
+	port := here.Addr().(*net.TCPAddr).AddrPort().Port()
+	for what, to := range map[string]netip.AddrPort{
+		"another port":               netip.AddrPortFrom(g.Addr(), port),
+		"another gateway":            netip.AddrPortFrom(addr(ownRange, 2), 7443),
+		"another host":               netip.AddrPortFrom(other.Addr, 7443),
+		"the machine's own loopback": netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port),
+		"a network behind":           netip.MustParseAddrPort("192.0.2.1:80"),
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if c, err := e.dial(ctx, to); err == nil {
+			_ = c.Close()
+			t.Errorf("a host reaches %s, %s", what, to)
+		}
+		cancel()
+	}
+	e.greets(l.Addr(), func() {}) // it was not the tunnel that did not answer
+}

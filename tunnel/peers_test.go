@@ -34,6 +34,7 @@ func (m model) apply(cfg wgtypes.Config) {
 		}
 		for _, ip := range p.AllowedIPs {
 			a := prefix(ip)
+			e.Addrs = slices.DeleteFunc(slices.Clone(e.Addrs), func(b netip.Prefix) bool { return a == b })
 			for other, oe := range m {
 				oe.Addrs = slices.DeleteFunc(slices.Clone(oe.Addrs), func(b netip.Prefix) bool { return a == b })
 				m[other] = oe

@@ -72,22 +72,22 @@ func (g *Gateway) confirm(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	for _, k := range g.unconfirmed() {
-		if err := g.cfg.Peers.Promote(ctx, k); err != nil {
-			errs = append(errs, fmt.Errorf("tunnel: store that the next key %s is in use: %w", k, err))
+		if err := g.cfg.Peers.Promote(ctx, k.key); err != nil {
+			errs = append(errs, fmt.Errorf("tunnel: store that the next key %s is in use: %w", k.key, err))
 			continue
 		}
 		g.mu.Lock()
 		g.book.promoted[k] = true
 		g.mu.Unlock()
-		g.cfg.Log.Info("a host's next key is its key now", zap.Stringer("key", k))
+		g.cfg.Log.Info("a host's next key is its key now", zap.String("host", k.host), zap.Stringer("key", k.key))
 	}
 	return errors.Join(errs...)
 }
 
-func (g *Gateway) unconfirmed() []Key {
+func (g *Gateway) unconfirmed() []heir {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var out []Key
+	var out []heir
 	for k, told := range g.book.promoted {
 		if !told {
 			out = append(out, k)
