@@ -100,7 +100,11 @@ func TestTargetedEqualsFull(t *testing.T) {
 // TestOneAmongTenThousand: a change of one host is on the device in under 5 ms, and the whole is read back and verified in
 // under 200 ms. Medians, so that one pause of the machine is not taken for the rule.
 func TestOneAmongTenThousand(t *testing.T) {
-	peers := testPeers(10_000)
+	n := 10_000
+	if raceDetector {
+		n = 1_000 // it makes everything ten times as slow; the times are held without it
+	}
+	peers := testPeers(n)
 	g, d := tripGateway(t, &peers)
 	g.cfg.Peers = oneOf{&peers} // an index, as the database has
 	if err := g.Reconcile(t.Context()); err != nil {
@@ -126,11 +130,11 @@ func TestOneAmongTenThousand(t *testing.T) {
 	slices.Sort(accepted)
 	slices.Sort(verified)
 	t.Logf("accepted after %s, verified after %s", accepted[7], verified[7])
-	if accepted[7] > 5*time.Millisecond || verified[7] > 200*time.Millisecond {
+	if !raceDetector && (accepted[7] > 5*time.Millisecond || verified[7] > 200*time.Millisecond) {
 		t.Errorf("accepted after %s, verified after %s", accepted[7], verified[7])
 	}
 	// Verifying finds what someone else did.
-	if err := d.wgDevice.apply(t.Context(), wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(peers[5000].PublicKey), Remove: true}}}); err != nil {
+	if err := d.wgDevice.apply(t.Context(), wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(peers[500].PublicKey), Remove: true}}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.Verify(t.Context()); err != nil {
