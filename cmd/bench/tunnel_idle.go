@@ -47,12 +47,13 @@ const (
 // The hosts are in this process. Real are the agent (driverproxy/host with a fake device: control socket and heartbeats), keys,
 // addresses and rows of their own, WireGuard (handshakes with preshared keys every two minutes, encrypted packets over UDP), TCP,
 // and the requests of tunnel.Link for pulses and probes at their intervals. Not real is that tunneltest.Crowd carries them
-// all over one UDP socket and one TCP stack: a Link each takes 9 MB and the processor that the orchestrator is to be seen on.
+// all over a few UDP sockets and one TCP stack: a Link each takes 9 MB and the processor that the orchestrator is to be seen on.
 func (t *tunnelBench) idle(ctx context.Context) ([]figure, error) {
 	few, err := t.idleWith(ctx, idleHosts)
 	if err != nil {
 		return nil, err
 	}
+	fmt.Printf("tunnel idle: %d hosts take %.1f %% of a core\n", idleHosts, few)
 	figures := []figure{atMost("tunnel/idle-1k-hosts-cpu", few, 0, few, "% of a core", 15)}
 	limited, cancel := context.WithTimeout(ctx, idleManyLimit)
 	defer cancel()

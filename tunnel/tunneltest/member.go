@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 // https://www.wireguard.com/papers/wireguard.pdf, section 5.4.
 type member struct {
 	number uint32
+	conn   *net.UDPConn
 	key    *ecdh.PrivateKey
 	static []byte // shared by both static keys
 	psk    [32]byte
@@ -76,7 +78,7 @@ func (c *Crowd) initiate(m *member) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.conn.Write(b)
+	_, err = m.conn.Write(b)
 	return err
 }
 
