@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	crowdNIC     = 1
-	crowdSockets = 64
+	crowdNIC  = 1
+	groupSize = 50
 )
 
 // CrowdConfig is the one gateway that a crowd talks to.
@@ -33,16 +33,26 @@ type CrowdConfig struct {
 }
 
 // Crowd is many hosts in one process, cheap enough for tens of thousands: each has its own key, address and WireGuard session, and
-// all share a few UDP sockets and one TCP stack. A device each, with its queues and workers, would fill the memory and take the
-// processor from the gateway that is to be measured. To a gateway on loopback a crowd is hosts behind crowdSockets NATs, each with
-// an IP address of its own: WireGuard under load takes 20 handshakes a second from one.
+// every groupSize of them share a UDP socket and a TCP stack. A device each, with its queues and workers, would fill the memory and
+// take the processor from the gateway that is to be measured. To a gateway on loopback a group is hosts behind one NAT.
 //
 // Of WireGuard it speaks what a host that is never silent needs: handshakes that it begins itself, every two minutes, and data.
 // It keeps no watch over its sessions.
 type Crowd struct {
-	conns   []*net.UDPConn
+	to      *net.UDPAddr
+	mtu     int
 	gateway *ecdh.PublicKey
 	remote  [32]byte // the gateway's public key
+
+	mu     sync.Mutex // guards what follows
+	groups []*group
+	of     map[netip.Addr]*group
+}
+
+// group is hosts that share a socket, because WireGuard under load takes 20 handshakes a second from one IP address, and a
+// stack, which compares every packet's sender with all its addresses.
+type group struct {
+	conn    *net.UDPConn
 	stack   *stack.Stack
 	ep      *channel.Endpoint
 	running sync.WaitGroup
@@ -59,48 +69,40 @@ func OpenCrowd(cfg CrowdConfig) (*Crowd, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Crowd{remote: cfg.PublicKey, byAddr: map[[4]byte]*member{}}
-	if c.gateway, err = ecdh.X25519().NewPublicKey(cfg.PublicKey[:]); err != nil {
+	gateway, err := ecdh.X25519().NewPublicKey(cfg.PublicKey[:])
+	if err != nil {
 		return nil, err
 	}
-	for i := range crowdSockets {
-		var from *net.UDPAddr
-		if to.IP.IsLoopback() {
-			from = &net.UDPAddr{IP: net.IPv4(127, 0, 1, byte(1+i))}
-		}
-		conn, err := net.DialUDP("udp4", from, to)
-		if err == nil {
-			c.conns = append(c.conns, conn)
-			err = errors.Join(conn.SetReadBuffer(socketBuffer), conn.SetWriteBuffer(socketBuffer))
-		}
-		if err != nil {
-			return nil, errors.Join(err, c.hangUp())
-		}
+	return &Crowd{to: to, mtu: cfg.MTU, gateway: gateway, remote: cfg.PublicKey, of: map[netip.Addr]*group{}}, nil
+}
+
+// openGroup opens the n-th group, on loopback with an IP address of its own.
+func (c *Crowd) openGroup(n int) (*group, error) {
+	var from *net.UDPAddr
+	if c.to.IP.IsLoopback() {
+		from = &net.UDPAddr{IP: net.IPv4(127, 0, byte(1+n/250), byte(1+n%250))}
 	}
-	c.stack = stack.New(stack.Options{
+	conn, err := net.DialUDP("udp4", from, c.to)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(conn.SetReadBuffer(socketBuffer), conn.SetWriteBuffer(socketBuffer)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	g := &group{conn: conn, byAddr: map[[4]byte]*member{}, ep: channel.New(queueLimit, uint32(c.mtu), "")}
+	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 	})
-	c.ep = channel.New(queueLimit, uint32(cfg.MTU), "")
-	if err := c.stack.CreateNIC(crowdNIC, c.ep); err != nil {
-		return nil, errors.Join(fmt.Errorf("tunneltest: network stack: %s", err), c.hangUp())
+	if err := g.stack.CreateNIC(crowdNIC, g.ep); err != nil {
+		return nil, errors.Join(fmt.Errorf("tunneltest: network stack: %s", err), conn.Close())
 	}
-	c.stack.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: crowdNIC})
-	ctx, cancel := context.WithCancel(context.Background()) // the life of the crowd, ended by Close
-	c.cancel = cancel
-	c.running.Go(func() { c.send(ctx) })
-	for _, conn := range c.conns {
-		c.running.Go(func() { c.receive(conn) })
-	}
-	return c, nil
-}
-
-func (c *Crowd) hangUp() error {
-	var errs []error
-	for _, conn := range c.conns {
-		errs = append(errs, conn.Close())
-	}
-	return errors.Join(errs...)
+	g.stack.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: crowdNIC})
+	ctx, cancel := context.WithCancel(context.Background()) // the life of the group, ended by close
+	g.cancel = cancel
+	g.running.Go(func() { g.send(ctx, c) })
+	g.running.Go(g.receive)
+	return g, nil
 }
 
 // Add adds a host and makes its first handshake.
@@ -114,18 +116,36 @@ func (c *Crowd) Add(ctx context.Context, private, preshared [32]byte, addr netip
 		return err
 	}
 	m.macs.Init(c.remote)
-	if err := c.stack.AddProtocolAddress(crowdNIC, tcpip.ProtocolAddress{
+	if err := c.settle(m, addr); err != nil {
+		return err
+	}
+	return c.connect(ctx, m)
+}
+
+// settle gives a host its place in a group.
+func (c *Crowd) settle(m *member, addr netip.Addr) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.of)%groupSize == 0 {
+		g, err := c.openGroup(len(c.groups))
+		if err != nil {
+			return err
+		}
+		c.groups = append(c.groups, g)
+	}
+	g := c.groups[len(c.groups)-1]
+	if err := g.stack.AddProtocolAddress(crowdNIC, tcpip.ProtocolAddress{
 		Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddrFromSlice(addr.AsSlice()).WithPrefix(),
 	}, stack.AddressProperties{}); err != nil {
 		return fmt.Errorf("tunneltest: address %s: %s", addr, err)
 	}
-	c.mu.Lock()
-	m.number = uint32(len(c.members))
-	m.conn = c.conns[len(c.members)%len(c.conns)]
-	c.members = append(c.members, m)
-	c.byAddr[addr.As4()] = m
-	c.mu.Unlock()
-	return c.connect(ctx, m)
+	c.of[addr] = g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m.conn, m.number = g.conn, uint32(len(g.members))
+	g.members = append(g.members, m)
+	g.byAddr[addr.As4()] = m
+	return nil
 }
 
 // Dial returns a dialler for the host with an address.
@@ -135,7 +155,13 @@ func (c *Crowd) Dial(from netip.Addr) func(ctx context.Context, network, address
 		if err != nil {
 			return nil, err
 		}
-		conn, err := gonet.DialTCPWithBind(ctx, c.stack, full(from, 0), full(to.Addr(), to.Port()), ipv4.ProtocolNumber)
+		c.mu.Lock()
+		g := c.of[from]
+		c.mu.Unlock()
+		if g == nil {
+			return nil, fmt.Errorf("tunneltest: no host has the address %s", from)
+		}
+		conn, err := gonet.DialTCPWithBind(ctx, g.stack, full(from, 0), full(to.Addr(), to.Port()), ipv4.ProtocolNumber)
 		if err != nil {
 			return nil, err
 		}
@@ -149,21 +175,32 @@ func full(a netip.Addr, port uint16) tcpip.FullAddress {
 
 // Close ends all hosts' connections, without a word to the gateway.
 func (c *Crowd) Close() error {
-	c.cancel()
-	err := c.hangUp()
-	c.running.Wait()
-	c.stack.Close()
-	c.stack.RemoveNIC(crowdNIC)
-	c.ep.Close()
-	c.stack.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, g := range c.groups {
+		errs = append(errs, g.close())
+	}
+	c.groups = nil
+	return errors.Join(errs...)
+}
+
+func (g *group) close() error {
+	g.cancel()
+	err := g.conn.Close()
+	g.running.Wait()
+	g.stack.Close()
+	g.stack.RemoveNIC(crowdNIC)
+	g.ep.Close()
+	g.stack.Wait()
 	return err
 }
 
 // send encrypts what the stack sends, for whom it comes from.
-func (c *Crowd) send(ctx context.Context) {
+func (g *group) send(ctx context.Context, c *Crowd) {
 	packet, out := make([]byte, 0, 1<<16), make([]byte, 0, 1<<16)
 	for {
-		p := c.ep.ReadContext(ctx)
+		p := g.ep.ReadContext(ctx)
 		if p == nil {
 			return
 		}
@@ -175,9 +212,9 @@ func (c *Crowd) send(ctx context.Context) {
 		if len(packet) < header.IPv4MinimumSize {
 			continue
 		}
-		c.mu.RLock()
-		m := c.byAddr[[4]byte(packet[12:16])]
-		c.mu.RUnlock()
+		g.mu.RLock()
+		m := g.byAddr[[4]byte(packet[12:16])]
+		g.mu.RUnlock()
 		if m == nil {
 			continue
 		}
@@ -192,10 +229,10 @@ func (c *Crowd) send(ctx context.Context) {
 }
 
 // receive decrypts what the gateway sends.
-func (c *Crowd) receive(conn *net.UDPConn) {
+func (g *group) receive() {
 	b, plain := make([]byte, 1<<16), make([]byte, 0, 1<<16)
 	for {
-		n, err := conn.Read(b)
+		n, err := g.conn.Read(b)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -212,12 +249,12 @@ func (c *Crowd) receive(conn *net.UDPConn) {
 			continue
 		}
 		index := binary.LittleEndian.Uint32(b[at:])
-		c.mu.RLock()
+		g.mu.RLock()
 		var m *member
-		if i := int(index >> generationBits); i < len(c.members) {
-			m = c.members[i]
+		if i := int(index >> generationBits); i < len(g.members) {
+			m = g.members[i]
 		}
-		c.mu.RUnlock()
+		g.mu.RUnlock()
 		if m == nil {
 			continue
 		}
@@ -234,7 +271,7 @@ func (c *Crowd) receive(conn *net.UDPConn) {
 		}
 		size := min(int(binary.BigEndian.Uint16(plain[2:])), len(plain)) // without the padding
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(plain[:size])})
-		c.ep.InjectInbound(header.IPv4ProtocolNumber, p)
+		g.ep.InjectInbound(header.IPv4ProtocolNumber, p)
 		p.DecRef()
 	}
 }
