@@ -77,6 +77,7 @@ func decodePulse(r io.Reader) (wire.Pulse, error) {
 	if len(p.Reason) > maxReason {
 		p.Reason = strings.ToValidUTF8(p.Reason[:maxReason], "")
 	}
+	p.Backend, p.Reason = wire.Text(p.Backend), wire.Text(p.Reason)
 	return p, nil
 }
 

@@ -144,9 +144,13 @@ func TestRekeyHandler(t *testing.T) {
 func FuzzDecodePulse(f *testing.F) {
 	f.Add([]byte(`{"backend":"tun","mtu":1280,"round_trip_ns":1,"repairs":{"handshake":1},"reason":"é"}`))
 	f.Add([]byte(`{"reason":"` + strings.Repeat("é", maxReason) + `"}`))
+	f.Add([]byte(`{"backend":"\u0000","reason":"\u001b[2J\u0000"}`)) // no database takes it, and it is stored with what others say
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := decodePulse(bytes.NewReader(b))
+		if err == nil && (wire.Text(p.Reason) != p.Reason || wire.Text(p.Backend) != p.Backend) {
+			t.Errorf("not fit to be stored or shown: %+v", p)
+		}
 		if err == nil && (p.MTU < 0 || len(p.Reason) > maxReason || len(p.Backend) > maxReason) {
 			t.Errorf("%+v", p)
 		}

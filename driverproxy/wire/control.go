@@ -139,7 +139,8 @@ const MaxControl = 1 << 20
 
 var errOneOf = errors.New("wire: a control message sets exactly one field")
 
-// DecodeControl parses one message of the control socket. Unknown fields are errors: versions are negotiated, not guessed.
+// DecodeControl parses one message of the control socket; words in it are [Text]. Unknown fields are errors: versions are
+// negotiated, not guessed.
 func DecodeControl(b []byte) (Control, error) {
 	if h, ok := readHeartbeat(b); ok {
 		return Control{Heartbeat: &h}, nil
@@ -153,6 +154,7 @@ func DecodeControl(b []byte) (Control, error) {
 	if d.More() {
 		return Control{}, errors.New("wire: control message: data after the message")
 	}
+	c.clean()
 	return c, c.check()
 }
 

@@ -50,7 +50,7 @@ func mustJSON(t *testing.T, b []byte) Heartbeat {
 	return *c.Heartbeat
 }
 
-// FuzzHeartbeat: what the short way takes, package json reads as the same.
+// FuzzHeartbeat: what the short way takes, package json reads as the same, and writes as the same.
 func FuzzHeartbeat(f *testing.F) {
 	for _, s := range []string{
 		`{"heartbeat":{"seq":1}}`, `{"heartbeat":{"seq":12,"epoch":"e","round_trip_ns":5}}`, `{"heartbeat":{"seq":01}}`, `{"heartbeat":{"seq":1}} `,
@@ -59,11 +59,18 @@ func FuzzHeartbeat(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := viaJSON(b)
+		if err == nil && c.Heartbeat != nil { // written the same both ways
+			short, err1 := c.Encode()
+			long, err2 := json.Marshal(c)
+			if err1 != nil || err2 != nil || !bytes.Equal(short, long) {
+				t.Fatalf("%+v: %s (%v), package json writes %s (%v)", c.Heartbeat, short, err1, long, err2)
+			}
+		}
 		h, ok := readHeartbeat(b)
 		if !ok {
 			return
 		}
-		c, err := viaJSON(b)
 		if err != nil || c.Heartbeat == nil || *c.Heartbeat != h {
 			t.Fatalf("%q: read as %+v, by package json as %+v, %v", b, h, c.Heartbeat, err)
 		}
