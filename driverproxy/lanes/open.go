@@ -16,8 +16,8 @@ const (
 	redialPause = 200 * time.Millisecond
 )
 
-// moreLocked orders further lanes when chunks wait although the lanes have as much as they may carry: bytes wait, and not for
-// want of acknowledgements alone.
+// moreLocked orders further lanes when chunks wait although the lanes have as much as they may carry. What is received is
+// carried until it is on disk, so that a slow disk opens them too: this end cannot tell it from a slow line.
 func (s *Sender) moreLocked() {
 	if s.closing || s.err != nil || s.live == 0 || s.queue.waiting == 0 || s.queue.cost <= int64(s.live)*laneWindow {
 		return
@@ -103,12 +103,18 @@ func (s *Sender) settled(n int, sock Socket, err error) bool {
 }
 
 func (s *Sender) try(ctx context.Context, lane int) (Socket, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	limit := dialLimit
+	s.mu.Lock()
+	if s.live == 0 { // later nobody waits for it
+		limit = min(limit, time.Until(s.until))
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return s.cfg.Dial(ctx, lane)
 }
 
-// retire closes a lane that is idle.
+// retire closes a lane that is idle. Without a goodbye: the other end may have lost all others, and must wait for those.
 func (s *Sender) retire(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,8 +128,5 @@ func (s *Sender) retire(l *lane) {
 	s.lanes[l.n] = nil
 	s.live--
 	s.changed.Broadcast()
-	s.running.Go(func() {
-		l.sock.Bye("the lane is idle")
-		l.sock.Close()
-	})
+	s.running.Go(l.sock.Close)
 }

@@ -12,8 +12,12 @@ import (
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// grace is how long a recording without a lane waits for one; a little more than the host tries.
-const grace = redialLimit + 2*time.Second
+const (
+	// grace is how long a recording without a lane waits for one; a little more than the host tries.
+	grace = redialLimit + 2*time.Second
+	// lastWords is how long a lane is read that cannot be written to: what the host sent before it was lost is not thrown away.
+	lastWords = time.Second
+)
 
 // Errors of a Receiver.
 var (
@@ -38,6 +42,7 @@ type Receiver struct {
 	mu    sync.Mutex // guards what follows
 	merge merge
 	lanes [wire.MaxLanes]Socket // nil: there is none of this number
+	mute  [wire.MaxLanes]bool   // a write failed: it is only read, to its end
 	live  int
 	heard int // lane that was heard last
 	acked int64
@@ -80,7 +85,7 @@ func (r *Receiver) join(lane int, s Socket) error {
 	case r.final:
 		err = ErrLost
 	default:
-		r.lanes[lane], r.heard = s, lane
+		r.lanes[lane], r.mute[lane], r.heard = s, false, lane
 		if old == nil {
 			r.live++
 		}
@@ -94,7 +99,7 @@ func (r *Receiver) join(lane int, s Socket) error {
 	}
 	r.poke()
 	if acked > 0 { // the last one may have been lost with another lane
-		_ = s.WriteBinary(context.Background(), wire.Ack{Offset: acked}.Append(nil)) // if it breaks, read says so
+		_ = r.say(context.Background(), lane, s, wire.Ack{Offset: acked}.Append(nil)) // if it breaks, read says so
 	}
 	return nil
 }
@@ -119,10 +124,29 @@ func (r *Receiver) read(lane int, s Socket) error {
 			continue
 		}
 		held := wire.Held{Offset: message.(*wire.Chunk).Offset}
-		if err := s.WriteBinary(context.Background(), held.Append(nil)); err != nil {
-			return err
-		}
+		_ = r.say(context.Background(), lane, s, held.Append(nil)) // if it breaks, what is here is read nevertheless
 	}
+}
+
+// say writes to a lane, unless a write to it has failed.
+func (r *Receiver) say(ctx context.Context, lane int, s Socket, message []byte) error {
+	r.mu.Lock()
+	mute := r.lanes[lane] != s || r.mute[lane]
+	r.mu.Unlock()
+	if mute {
+		return ErrLost
+	}
+	err := s.WriteBinary(ctx, message)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lanes[lane] == s && !r.mute[lane] {
+		r.mute[lane] = true
+		s.Expire(lastWords)
+	}
+	return err
 }
 
 func (r *Receiver) put(lane int, message any) (waits bool, err error) {
@@ -253,47 +277,34 @@ func (r *Receiver) Expire(d time.Duration) {
 	}
 }
 
-// Ack says that every byte before offset is on disk. Without a lane it is said on the next one.
+// Ack says that every byte before offset is on disk. Without a lane it is said on the next one, if one comes: Receive
+// tells when none does.
 func (r *Receiver) Ack(ctx context.Context, offset int64) error {
 	for {
 		r.mu.Lock()
 		r.acked = max(r.acked, offset)
 		offset = r.acked
-		s, err := r.lanes[r.heard], r.err
-		for i := 0; s == nil && i < len(r.lanes); i++ {
-			s, r.heard = r.lanes[i], i
-		}
-		lost := r.final
+		lane, s := r.speakerLocked()
+		err := r.err
 		r.mu.Unlock()
-		switch {
-		case err != nil:
+		if s == nil || err != nil {
 			return err
-		case s == nil && lost:
-			return ErrLost
-		case s == nil:
-			return nil
 		}
-		err = s.WriteBinary(ctx, wire.Ack{Offset: offset}.Append(nil))
+		err = r.say(ctx, lane, s, wire.Ack{Offset: offset}.Append(nil))
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		s.Close() // its reader leaves
-		r.forget(s, err)
 	}
 }
 
-// forget takes a lane that cannot be written to out of use before its reader has noticed.
-func (r *Receiver) forget(s Socket, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// speakerLocked is the lane heard last, or another that can be written to; nil when there is none.
+func (r *Receiver) speakerLocked() (int, Socket) {
 	for i := range r.lanes {
-		if r.lanes[i] == s {
-			r.lanes[i] = nil
-			r.live--
-			r.cause = err
+		if n := (r.heard + i) % len(r.lanes); r.lanes[n] != nil && !r.mute[n] {
+			return n, r.lanes[n]
 		}
 	}
-	r.poke()
+	return 0, nil
 }
 
 // Close closes the lanes. Calling it again is harmless.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +22,7 @@ type pipe struct {
 	up, down *way
 	cut      chan struct{}
 	once     sync.Once
+	said     atomic.Bool // goodbye, by either end
 }
 
 // way is one direction.
@@ -87,7 +89,7 @@ func (e *end) WriteBinary(ctx context.Context, parts ...[]byte) error {
 }
 
 func (e *end) Expire(time.Duration) {}
-func (e *end) Bye(string)           { e.Close() }
+func (e *end) Bye(string)           { e.said.Store(true); e.Close() }
 func (e *end) Close()               { e.once.Do(func() { close(e.pipe.cut) }) }
 
 // world is a Sender and a Receiver, and what joins them.
@@ -357,6 +359,11 @@ func TestLanesComeWithTheBacklogAndGoWithoutIt(t *testing.T) {
 		if got := fmt.Sprint(w.live()); got != "[0]" {
 			t.Errorf("lanes %s when the backlog is gone", got)
 		}
+		for n, e := range w.ends[1:4] {
+			if e.said.Load() {
+				t.Errorf("idle lane %d left with a goodbye: to a receiver that has lost the others the recording is over", n+1)
+			}
+		}
 		if err := w.sender.Send(t.Context(), wire.End{Total: int64(len(data))}.Append(nil)); err != nil {
 			t.Fatal(err)
 		}
@@ -488,6 +495,25 @@ func TestTakenAndDroppedForever(t *testing.T) {
 		}
 		if took := time.Since(began); took > redialLimit+dialLimit {
 			t.Errorf("it took %v", took)
+		}
+		w.sender.Finish(time.Second)
+	})
+}
+
+// TestNobodyDialsLongerThanTheOtherEndWaits, though each dial hangs.
+func TestNobodyDialsLongerThanTheOtherEndWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.sender = NewSender(dropped{}, Config{Dial: func(ctx context.Context, _ int) (Socket, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		began := time.Now()
+		if err := w.send(split(stream(1<<10), func() int { return 1 << 10 })); !errors.Is(err, ErrLost) {
+			t.Errorf("send: %v", err)
+		}
+		if took := time.Since(began); took != redialLimit {
+			t.Errorf("it took %v, want %v", took, redialLimit)
 		}
 		w.sender.Finish(time.Second)
 	})

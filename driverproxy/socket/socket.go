@@ -127,10 +127,12 @@ func (c *Conn) SetSilence(d time.Duration) {
 	c.extend()
 }
 
-// Expire lets reads go on for d and no longer.
+// Expire lets reads go on for d and no longer. A later call can only shorten that.
 func (c *Conn) Expire(d time.Duration) {
 	c.mu.Lock()
-	c.hard = time.Now().Add(d)
+	if t := time.Now().Add(d); c.hard.IsZero() || t.Before(c.hard) {
+		c.hard = t
+	}
 	c.mu.Unlock()
 	c.extend()
 }
