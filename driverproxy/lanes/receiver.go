@@ -278,8 +278,10 @@ func (r *Receiver) Expire(d time.Duration) {
 }
 
 // Ack says that every byte before offset is on disk. Without a lane it is said on the next one, if one comes: Receive
-// tells when none does.
+// tells when none does. When ctx ends during an Ack the recording is closed: a host that takes nothing holds up nobody.
 func (r *Receiver) Ack(ctx context.Context, offset int64) error {
+	stop := context.AfterFunc(ctx, r.Close)
+	defer stop()
 	for {
 		r.mu.Lock()
 		r.acked = max(r.acked, offset)

@@ -117,3 +117,30 @@ func TestAGoodbyeEndsTheWait(t *testing.T) {
 		serving.Wait()
 	})
 }
+
+// full is the socket of a host that takes nothing.
+type full struct{ *dying }
+
+func (f full) WriteBinary(context.Context, ...[]byte) error {
+	<-f.closed
+	return io.ErrClosedPipe
+}
+
+// TestAHostThatTakesNothingHoldsUpNobody: whoever seals the recording ends the Ack that waits.
+func TestAHostThatTakesNothingHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewReceiver(make(chan struct{}))
+		var serving sync.WaitGroup
+		for lane := range 2 {
+			serving.Go(func() { _ = r.Serve(lane, full{newDying(io.EOF)}) })
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		began := time.Now()
+		if err := r.Ack(ctx, 3); err == nil || time.Since(began) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		serving.Wait()
+	})
+}
