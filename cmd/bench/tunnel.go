@@ -60,6 +60,9 @@ func benchTunnel(ctx context.Context, only string) (_ []figure, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", measure.name, err)
 		}
+		for _, f := range figures {
+			fmt.Printf("%s: %s %s (ours %s, reference %s)\n", f.Name, number(f.Value), f.Unit, number(f.Ours), number(f.Reference))
+		}
 		fmt.Printf("tunnel %s: %.0fs\n", measure.name, time.Since(begin).Seconds())
 		all = append(all, figures...)
 	}

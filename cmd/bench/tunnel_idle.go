@@ -34,7 +34,7 @@ const (
 	idleSettle  = 20 * time.Second // more than any period of what an idle host does
 	idleUp      = 5 * time.Minute
 
-	idleManyLimit = 7 * time.Minute
+	idleManyLimit = 4 * time.Minute
 
 	pulseEvery = 15 * time.Second // as tunnel.Link does both
 	probeEvery = 30 * time.Second

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -60,15 +61,13 @@ func (c *Crowd) connect(ctx context.Context, m *member) error {
 	t := time.NewTicker(handshakeAgain)
 	defer t.Stop()
 	for {
-		if err := c.initiate(m); err != nil {
-			return err
-		}
+		err := c.initiate(m) // refused while the gateway restarts
 		select {
 		case <-m.up:
 			return nil
 		case <-t.C:
 		case <-ctx.Done():
-			return fmt.Errorf("tunneltest: the gateway did not answer a handshake: %w", ctx.Err())
+			return fmt.Errorf("tunneltest: the gateway did not answer a handshake: %w", errors.Join(ctx.Err(), err))
 		}
 	}
 }
