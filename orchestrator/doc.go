@@ -42,6 +42,36 @@
 // A profile has one writer: a unique index lets one session that has not ended name it. Publishing a generation is one
 // compare-and-swap on the profile's row under the session's term.
 //
+// # Tunnels
+//
+// Each orchestrator has a gateway, each driver host a link with a peer for every gateway; hosts dial, gateways listen.
+// A host's state is computed when it is asked for, from what each orchestrator last wrote of its link (host_links), and
+// always has a reason:
+//
+//	 hosts add          token redeemed             control socket           the last link is lost
+//	──────────▶ invited ─────────────▶ registered ────────────────▶ up ───────────────────────────▶ stale
+//	   ▲                                  ▲    ▲                   │  ▲                               │
+//	   │                                  │    └──── goodbye ──────┤  │ all well                      │
+//	   │                                  │          something is  ▼  │                               │
+//	   │                                  └─ goodbye ──── wrong  degraded ◀────── control socket ─────┘
+//	   │ hosts add                                                            (or up, if all is well)
+//	   └────────── revoked ◀── hosts rm, from every state
+//
+// up is a live link to every orchestrator that runs; a link is live until the control socket breaks, or the orchestrator that
+// has it stops reporting for 30 s. Wrong are a missing link, missed or slow heartbeats, a reason the host gives, an MTU below
+// 1280, and for a minute each repair.
+//
+//	heartbeat  1 s, on the control socket: what health is, and how long a command takes at least    driverproxy
+//	pulse      15 s, HTTP through the tunnel: the host tells MTU and repairs, and hears of gateways and keys    tunnel
+//	watch      1.2 s without a byte on open connections, an unanswered dial or a jump of the clocks: ask, then repair
+//	ladder     new handshake → new UDP socket (first after sleep) → endpoint resolved again → new device → again
+//	MTU        full-size probes at connect, after repairs and every 30 s: 1280 → 1200 → a named error
+//
+// Postgres knows the public key and preshared key of each host, and of each gateway its public key and the next; private
+// keys never leave their machine. A gateway knows all peers, told by NOTIFY and a 10 s tick, and lets them reach its fleet
+// port only. A host knows its gateways and nothing of other hosts. Who repairs is always the host; a gateway restores
+// its own device.
+//
 // # What each log line may hold
 //
 // An [Event] has no field that could carry a payload: a route is a [webdriver.Route], out of a closed table; the rest
@@ -63,11 +93,14 @@
 //	  client/           the Go client of the API server
 //	driverproxy/        the command stream, EU end
 //	  webdriver/        W3C envelopes, errors, routes
-//	  wire/             frames between orchestrator and driver host
+//	  wire/             frames and messages between orchestrator and driver host
 //	  host/             the command stream, host end: drivers started, watched, reaped
+//	  socket/           websockets with bounded reads and writes, both ends
+//	  lanes/            one recording over several sockets, both ends
 //	  stream/           the clients' websocket of commands, both ends
 //	  drivertest/       a scriptable fake driver
-//	tunnel/             WireGuard: enrolment, addresses, peers, backends
+//	tunnel/             WireGuard: enrolment, keys and their rotation, peers, isolation, repair, backends
+//	  tunneltest/       a relay with delay, loss, cuts and rebinds, and bare WireGuard to compare with
 //	profilestate/       snapshot, seal/open, generations, restore/capture over driver commands
 //	recorder/           spool, parts, targets, finalise; capture/ is the host end; webm/ the container;
 //	                    s3server/ is versitygw for development and tests
@@ -77,7 +110,7 @@
 // Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
 //
 //	rank 0  orchestrator/api orchestrator/place driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
-//	rank 1  tunnel  driverproxy/…  profilestate  recorder/…                                            (never one another)
+//	rank 1  tunnel/…  driverproxy/…  profilestate  recorder/…                                          (never one another)
 //	rank 2  orchestrator
 //	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client
 //	rank 4  cmd/…

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -102,21 +101,7 @@ func TestHostsOverHTTP(t *testing.T) {
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	run := func(args ...string) (string, error) {
-		t.Helper()
-		var c cli
-		k, err := kong.New(&c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		parsed, err := k.Parse(append([]string{"--url", server.URL, "--service-token", "t"}, args...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var out bytes.Buffer
-		err = c.run(t.Context(), parsed.Command(), &out)
-		return out.String(), err
-	}
+	run := func(args ...string) (string, error) { t.Helper(); return runAt(t, server.URL, args...) }
 	out, err := run("--json", "hosts", "ls")
 	if err != nil || strings.Count(out, "\n") != 2 || !strings.Contains(out, `"round_trip_us":131400`) {
 		t.Errorf("hosts ls: %v\n%s", err, out)

@@ -29,25 +29,25 @@ type cli struct {
 	Hosts struct {
 		Add struct {
 			Name string `arg:"" help:"Name of the host: lower-case letters, digits and dashes."`
-		} `cmd:"" help:"Invite a driver host and print what starts it."`
+		} `cmd:"" help:"Invite a driver host: print the command that joins it, with a token for one machine. Again, for a host that has not joined: another token."`
 		Ls  struct{} `cmd:"" help:"List driver hosts: the state of each and why, its address, the round trip of a heartbeat, when it was last heard."`
 		Get struct {
-			Name string `arg:""`
+			Name string `arg:"" help:"Name of the host."`
 		} `cmd:"" help:"Show all that is known of a driver host: its links to each orchestrator, what repaired them, its devices."`
 		Rm struct {
-			Name string `arg:""`
+			Name string `arg:"" help:"Name of the host."`
 		} `cmd:"" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
 		Rotate struct {
-			Name string `arg:""`
-		} `cmd:"" help:"Have a driver host make a new tunnel key; its sessions go on."`
+			Name string `arg:"" help:"Name of the host."`
+		} `cmd:"" help:"Replace a driver host's tunnel key and preshared key, within 15s if it is connected; its sessions go on. It is done by itself every 30 days."`
 	} `cmd:"" help:"Driver hosts."`
 	Gateways struct {
-		Ls     struct{} `cmd:"" help:"List the orchestrators' ends of the tunnels."`
+		Ls     struct{} `cmd:"" help:"List gateways: the address and key of each, how old the key is, and when the next one is used."`
 		Rotate struct {
-			Name   string        `arg:"" help:"Of the orchestrator."`
-			Within time.Duration `default:"168h" help:"When the new key is used, at least 1m. A host that is not connected to any gateway until then must be added again."`
-		} `cmd:"" help:"Replace a gateway's key; sessions go on."`
-	} `cmd:"" help:"The orchestrators' ends of the tunnels."`
+			Name   string        `arg:"" help:"Name of the orchestrator, as gateways ls shows it."`
+			Within time.Duration `default:"168h" help:"When the new key is used, 1m to 720h. Hosts learn it when they connect to any gateway; one that does not until then, and has no other gateway, must be added again."`
+		} `cmd:"" help:"Replace a gateway's tunnel key; sessions go on. It is done by itself every 90 days. Join tokens that are still open must be made anew once the key has changed."`
+	} `cmd:"" help:"Gateways: the orchestrators' ends of the tunnels, one each."`
 	Devices struct {
 		Ls struct{} `cmd:"" help:"List devices."`
 	} `cmd:"" help:"Devices of the driver hosts."`
@@ -136,18 +136,16 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 	case "hosts rm <name>":
 		return fleet.RemoveHost(ctx, c.Hosts.Rm.Name)
 	case "hosts rotate <name>":
-		return fleet.RotateHost(ctx, c.Hosts.Rotate.Name)
+		return p.told(fleet.RotateHost(ctx, c.Hosts.Rotate.Name), rotatedHost(c.Hosts.Rotate.Name))
 	case "gateways ls":
 		v, err := fleet.Gateways(ctx)
-		return list(p, err, table.Row{"GATEWAY", "ADDRESS", "ENDPOINT", "KEY SINCE", "NEXT KEY", "SEEN"}, v, func(g api.Gateway) table.Row {
-			next := "-"
-			if g.NextPublicKey != "" {
-				next = "in " + (time.Duration(g.NextInSeconds) * time.Second).String()
-			}
-			return table.Row{g.Name, g.Address, g.Endpoint, ago(&g.RotatedAt), next, ago(&g.SeenAt)}
-		})
+		return list(p, err, gatewayColumns(), v, p.gatewayRow)
 	case "gateways rotate <name>":
-		return fleet.RotateGateway(ctx, c.Gateways.Rotate.Name, c.Gateways.Rotate.Within)
+		name, within := c.Gateways.Rotate.Name, c.Gateways.Rotate.Within
+		if err := checkWithin(within); err != nil {
+			return err
+		}
+		return p.told(fleet.RotateGateway(ctx, name, within), rotatedGateway(name, within))
 	case "devices ls":
 		v, err := fleet.Devices(ctx)
 		return list(p, err, table.Row{"HOST", "DEVICE", "KIND", "MODEL", "PLATFORM", "STATE", "SESSION", "REASON"}, v, func(d api.Device) table.Row {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"net/url"
 	"time"
@@ -9,7 +10,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// RotateHost has a host make a new tunnel key.
+// RotateHost has a host make a new tunnel key, within 15 s if it is connected.
 func (c *Client) RotateHost(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/v1/hosts/"+url.PathEscape(name)+"/rotate", nil, nil)
 }
@@ -21,7 +22,8 @@ func (c *Client) Gateways(ctx context.Context) ([]api.Gateway, error) {
 	return l.Gateways, err
 }
 
-// RotateGateway has a gateway make a new key and use it within that time, in whole seconds; 0 is the server's default.
+// RotateGateway has a gateway make a new key and use it within that time, from a minute to 30 days, in whole seconds; 0 is
+// the server's default.
 func (c *Client) RotateGateway(ctx context.Context, name string, within time.Duration) error {
-	return c.call(ctx, http.MethodPost, "/v1/gateways/"+url.PathEscape(name)+"/rotate", api.RotateGateway{WithinSeconds: int64(within.Seconds())}, nil)
+	return c.call(ctx, http.MethodPost, "/v1/gateways/"+url.PathEscape(name)+"/rotate", api.RotateGateway{WithinSeconds: int64(math.Ceil(within.Seconds()))}, nil)
 }

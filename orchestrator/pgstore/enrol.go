@@ -251,13 +251,23 @@ func (s *Store) Promote(ctx context.Context, next tunnel.Key) error {
 	return unavailable(err)
 }
 
-// RotateHost asks a host to make a new key. ErrNotFound.
+// RotateHost asks a host to make a new key; asked again before it has, it makes one. ErrNotFound, *ConflictError for a
+// host that has no key.
 func (s *Store) RotateHost(ctx context.Context, name string) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE hosts SET rotate = true WHERE name = $1 AND public_key IS NOT NULL`, name)
-	if err == nil && tag.RowsAffected() == 0 {
+	var joined, revoked bool
+	err := s.pool.QueryRow(ctx, `UPDATE hosts SET rotate = public_key IS NOT NULL WHERE name = $1 RETURNING public_key IS NOT NULL, revoked_at IS NOT NULL`,
+		name).Scan(&joined, &revoked)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
 		return orchestrator.ErrNotFound
+	case err != nil:
+		return unavailable(err)
+	case revoked:
+		return &orchestrator.ConflictError{Problem: fmt.Sprintf("host %q was removed and has no key; invite it anew if it is to join again", name)}
+	case !joined:
+		return &orchestrator.ConflictError{Problem: fmt.Sprintf("host %q has not joined yet and has no key to replace", name)}
 	}
-	return unavailable(err)
+	return nil
 }
 
 // RotateOldHosts asks hosts whose key is older than age to make a new one: a few at a time, the oldest first, so that a

@@ -267,7 +267,8 @@ func TestRevoke(t *testing.T) {
 	if _, err := s.Rekey(ctx, peer.Addr, newOffer(t)); !errors.Is(err, tunnel.ErrRekeyStale) {
 		t.Errorf("a removed host rotates: %v", err)
 	}
-	if err := s.RotateHost(ctx, "mac-1"); !errors.Is(err, orchestrator.ErrNotFound) {
+	var conflict *orchestrator.ConflictError
+	if err := s.RotateHost(ctx, "mac-1"); !errors.As(err, &conflict) {
 		t.Errorf("a removed host is to rotate: %v", err)
 	}
 	devices, err := s.Devices(ctx)
