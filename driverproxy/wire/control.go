@@ -142,9 +142,6 @@ var errOneOf = errors.New("wire: a control message sets exactly one field")
 // DecodeControl parses one message of the control socket; words in it are [Text]. Unknown fields are errors: versions are
 // negotiated, not guessed.
 func DecodeControl(b []byte) (Control, error) {
-	if h, ok := readHeartbeat(b); ok {
-		return Control{Heartbeat: &h}, nil
-	}
 	var c Control
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -162,11 +159,6 @@ func DecodeControl(b []byte) (Control, error) {
 func (c Control) Encode() ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, err
-	}
-	if c.Heartbeat != nil {
-		if b, ok := c.Heartbeat.append(nil); ok {
-			return b, nil
-		}
 	}
 	return json.Marshal(c)
 }

@@ -142,6 +142,18 @@ func TestBadFrames(t *testing.T) {
 	}
 }
 
+// TestEveryFieldCounts: a field that check does not know could be sent beside another.
+func TestEveryFieldCounts(t *testing.T) {
+	for i := range reflect.TypeFor[Control]().NumField() {
+		var c Control
+		v := reflect.ValueOf(&c).Elem().Field(i)
+		v.Set(reflect.New(v.Type().Elem()))
+		if err := c.check(); err != nil {
+			t.Errorf("%s alone: %v", reflect.TypeFor[Control]().Field(i).Name, err)
+		}
+	}
+}
+
 func FuzzDecodeControl(f *testing.F) {
 	for _, c := range every() {
 		b, err := c.Encode()
