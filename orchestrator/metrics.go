@@ -17,6 +17,9 @@ import (
 // scrapeLimit bounds what a scrape asks the database.
 const scrapeLimit = 5 * time.Second
 
+// saidLately is how long what a host says of its tunnel counts as true: it says it four times as often.
+const saidLately = time.Minute
+
 // Metrics serves Prometheus. Labels are names of hosts and words of fixed tables: there is nothing of a customer in them,
 // and no more of them than hosts. The states are the fleet's, of all orchestrators; links, bytes and repairs are this one's.
 func (o *Orchestrator) Metrics() http.Handler {
@@ -50,7 +53,7 @@ func newCollector(o *Orchestrator) *collector {
 		roundTrip: desc("host_heartbeat_round_trip_seconds", "Round trip of the last heartbeat between the host and this orchestrator, on the path of commands.", "host"),
 		heartbeat: desc("host_last_heartbeat_timestamp_seconds", "When this orchestrator last heard a heartbeat of the connected host.", "host"),
 		handshake: desc("host_last_handshake_timestamp_seconds", "Last WireGuard handshake of the host with this orchestrator; it says nothing about health.", "host"),
-		mtu:       desc("host_mtu_bytes", "MTU of the host's tunnel to this orchestrator; below 1280 its path loses larger packets.", "host"),
+		mtu:       desc("host_mtu_bytes", "MTU of the host's tunnel to this orchestrator, while the host says it; below 1280 its path loses larger packets.", "host"),
 		received:  desc("host_received_bytes_total", "Bytes received from the host through its tunnel.", "host"),
 		sent:      desc("host_sent_bytes_total", "Bytes sent to the host through its tunnel.", "host"),
 		repairs:   desc("host_repairs_total", "What the host did to get its tunnel to this orchestrator back, since its agent started.", "host", "rung"),
@@ -117,6 +120,7 @@ func (c *collector) links(out chan<- prometheus.Metric) {
 	c.o.health.mu.Lock()
 	tunnels := c.o.health.tunnel // replaced as a whole, never changed
 	c.o.health.mu.Unlock()
+	now := c.o.deps.Now()
 	for host, t := range tunnels {
 		counter(out, c.received, float64(t.RxBytes), host)
 		counter(out, c.sent, float64(t.TxBytes), host)
@@ -126,7 +130,7 @@ func (c *collector) links(out chan<- prometheus.Metric) {
 		if t.PulsedAt.IsZero() {
 			continue
 		}
-		if t.Pulse.MTU > 0 {
+		if t.Pulse.MTU > 0 && now.Sub(t.PulsedAt) < saidLately {
 			gauge(out, c.mtu, float64(t.Pulse.MTU), host)
 		}
 		counter(out, c.repairs, float64(t.Pulse.Repairs.Handshake), host, "handshake")

@@ -17,7 +17,9 @@
 // [Receiver] is the orchestrator's end. It gives chunks out in order, and each byte once. What comes before its turn
 // is kept, at most wire.RecordingWindow bytes, and confirmed on the lane it came by (wire.Held): an acknowledgement means
 // that the bytes are on disk, and waits for all bytes before them. A host never has more than that window unacknowledged, so a
-// chunk beyond it, or one that overlaps another, is an error that ends the recording. The end counts once all bytes before it are here.
+// chunk beyond it, or one that overlaps another, is an error that ends the recording: a hostile one has that window, and one message
+// (wire.MaxChunkData) for each lane. A lane that cannot be written to any more is read to its end. The end counts once all bytes
+// before it are here.
 //
 // Measured through a tunnel of two netstack ends (cubic, RACK, 8 MiB buffers) at 130 ms round trip and 0.1 % loss, MB/s, two seeds: 1 lane
 // 0.7-0.9, 2 lanes 1.5-2.0, 4 lanes 2.9-3.0, 8 lanes 3.6-5.3; a stock netstack stream 0.4-0.5. The default is 4: more than twenty

@@ -286,7 +286,8 @@ func TestMetrics(t *testing.T) {
 	one, _, stop := newReplicas(t, 1)
 	one.tunnel.mu.Lock()
 	one.tunnel.status = []tunnel.PeerStatus{{Host: "mac-1", RxBytes: 1234, TxBytes: 56, Handshake: time.Unix(1_700_000_000, 0), PulsedAt: time.Now(),
-		Pulse: wire.Pulse{Backend: "netstack", MTU: 1280, Repairs: wire.Repairs{Handshake: 7, Device: 2}}}}
+		Pulse: wire.Pulse{Backend: "netstack", MTU: 1280, Repairs: wire.Repairs{Handshake: 7, Device: 2}}},
+		{Host: "mac-gone", RxBytes: 8, PulsedAt: time.Now().Add(-2 * time.Minute), Pulse: wire.Pulse{MTU: 1200}}}
 	one.tunnel.mu.Unlock()
 	one.becomes(t, api.HostUp, "")
 	eventually(t, "the heartbeat is measured and the tunnel read", func() bool {
@@ -307,6 +308,9 @@ func TestMetrics(t *testing.T) {
 		if !strings.Contains(m, want) {
 			t.Errorf("not exported: %s", want)
 		}
+	}
+	if !strings.Contains(m, `driftstack_host_received_bytes_total{host="mac-gone"} 8`) || strings.Contains(m, `driftstack_host_mtu_bytes{host="mac-gone"}`) {
+		t.Error("the MTU of a host that is gone is exported, or its bytes are not")
 	}
 	problems, err := testutil.CollectAndLint(one.o.Collector())
 	if err != nil {
