@@ -243,7 +243,7 @@ func (f *Fleet) converse(h *hostConn) error {
 		case err == nil:
 			err = f.hear(h, b)
 		case bye:
-			err = fmt.Errorf("%w: %s", ErrGoodbye, wire.Text(reason))
+			err = fmt.Errorf("%w: %s", ErrGoodbye, reason)
 		case timedOut(err):
 			err = fmt.Errorf("%w for %s", ErrSilent, f.cfg.HeartbeatLimit)
 		}

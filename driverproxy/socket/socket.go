@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
 // ErrClosed is returned by Write after Close.
@@ -174,7 +176,7 @@ func (c *Conn) read(want int) ([]byte, error) {
 	c.extend()
 	kind, r, err := c.ws.NextReader()
 	if err != nil {
-		return nil, err
+		return nil, legible(err)
 	}
 	if kind != want {
 		return nil, fmt.Errorf("socket: message of type %d, want %d", kind, want)
@@ -187,13 +189,22 @@ func (c *Conn) read(want int) ([]byte, error) {
 			return b, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, legible(err)
 		}
 		if len(b) == cap(b) {
 			b = append(b, 0)[:len(b)]
 			c.extend()
 		}
 	}
+}
+
+// legible makes what the peer gave as its reason fit to be stored and shown.
+func legible(err error) error {
+	var c *websocket.CloseError
+	if errors.As(err, &c) {
+		c.Text = wire.Text(c.Text)
+	}
+	return err
 }
 
 // WriteBinary sends parts as one message. When ctx ends before it is this message's turn, nothing is sent and the error

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -172,6 +173,11 @@ func TestByeAndExpire(t *testing.T) {
 	a.Bye(strings.Repeat("why ", 100))
 	if _, err := b.ReadBinary(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) || !strings.Contains(err.Error(), "why") {
 		t.Errorf("bye: %v", err)
+	}
+	e, f := pair(t, relaxed(), relaxed())
+	e.Bye("a\x00\x1b[2J") // becomes a reason in the database
+	if _, err := f.ReadBinary(); fmt.Sprint(err) != "websocket: close 1000 (normal): a  [2J" {
+		t.Errorf("bye with control characters: %q", err)
 	}
 	c, d := pair(t, relaxed(), relaxed())
 	c.Expire(20 * time.Millisecond)
