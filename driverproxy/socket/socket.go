@@ -201,10 +201,10 @@ func (c *Conn) read(want int) ([]byte, error) {
 // legible makes what the peer gave as its reason fit to be stored and shown.
 func legible(err error) error {
 	var c *websocket.CloseError
-	if errors.As(err, &c) {
-		c.Text = wire.Text(c.Text)
+	if !errors.As(err, &c) {
+		return err
 	}
-	return err
+	return &websocket.CloseError{Code: c.Code, Text: wire.Text(c.Text)} // a copy: some of gorilla's are shared by all sockets
 }
 
 // WriteBinary sends parts as one message. When ctx ends before it is this message's turn, nothing is sent and the error
