@@ -61,13 +61,19 @@ func (c *tracked) CloseWrite() error {
 // since is the monotonic time that signs of life are compared in.
 func (g *remoteGateway) since() time.Duration { return time.Since(g.began) }
 
+// heardSince says whether anything was read since then: the gateway is there, whatever else it does not do.
+func (g *remoteGateway) heardSince(at time.Duration) bool { return time.Duration(g.heard.Load()) > at }
+
+// quiet is for how long nothing was read.
+func (g *remoteGateway) quiet() time.Duration { return g.since() - time.Duration(g.heard.Load()) }
+
 // silent is for how long nothing was read, when there is a connection on which something should be.
 func (g *remoteGateway) silent() (_ time.Duration, waiting bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for c := range g.conns {
 		if !c.own {
-			return g.since() - time.Duration(g.heard.Load()), true
+			return g.quiet(), true
 		}
 	}
 	return 0, false

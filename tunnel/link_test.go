@@ -40,6 +40,9 @@ func (d *dialDevice) apply(_ context.Context, cfg wgtypes.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.peers = append(d.peers, cfg.Peers...)
+	if len(cfg.Peers) == 0 {
+		return nil
+	}
 	last := cfg.Peers[len(cfg.Peers)-1]
 	d.d.Peers = []wgtypes.Peer{{PublicKey: last.PublicKey, PresharedKey: *last.PresharedKey, AllowedIPs: last.AllowedIPs}}
 	return nil

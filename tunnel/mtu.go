@@ -29,11 +29,11 @@ func (k *keeper) measure(ctx context.Context) *trouble {
 	for {
 		passes, t := k.passes(ctx, tries)
 		switch {
-		case t != nil || ctx.Err() != nil:
-			return t
 		case passes:
 			k.setPath(nil)
 			return nil
+		case t != nil || k.unanswered || ctx.Err() != nil: // of a gateway that answers nothing, nothing is learned
+			return t
 		}
 		mtu := k.l.held().mtu
 		if mtu <= lowMTU {
@@ -42,10 +42,11 @@ func (k *keeper) measure(ctx context.Context) *trouble {
 			k.pathAt = k.g.since() + pathRetry
 			return nil
 		}
+		gen := k.l.held().gen
 		if err := k.l.setMTU(ctx, lowMTU); err != nil {
 			k.log.Error("the MTU cannot be changed", zap.Error(err))
 			if broken(err) {
-				return &trouble{what: "the MTU cannot be changed", heard: k.g.since(), lost: err}
+				return &trouble{what: "the MTU cannot be changed", heard: k.g.since(), lost: err, gen: gen}
 			}
 			return nil
 		}
@@ -64,7 +65,7 @@ func (k *keeper) passes(ctx context.Context, tries int) (bool, *trouble) {
 		}
 		k.log.Info("a probe with full-size packets did not come back", zap.Error(err))
 		k.pulser.drop()
-		if t := k.ask(ctx, "no answer to a probe"); t != nil || ctx.Err() != nil {
+		if t := k.ask(ctx, "no answer to a probe"); t != nil || k.unanswered || ctx.Err() != nil {
 			return false, t
 		}
 	}

@@ -14,6 +14,7 @@ const (
 	silenceLimit = 1200 * time.Millisecond // nothing read on open connections for so long is suspicious
 	lookEvery    = 500 * time.Millisecond  // at the clocks
 	pulseEvery   = 15 * time.Second
+	pulseRetry   = 2 * time.Second // while a gateway is heard that does not answer pulses
 	pathEvery    = 30 * time.Second
 	pathRetry    = 5 * time.Second        // while nothing passes
 	askLimit     = 400 * time.Millisecond // of a pulse that only asks whether the gateway is there; longer when round trips are
@@ -42,6 +43,7 @@ type keeper struct {
 	beatAt          time.Duration // when that was asked for
 	judgeAt         time.Duration // when connections must have spoken; 0: none is judged
 	judged          func(*tracked) bool
+	unanswered      bool // the last pulse, by a gateway that is heard
 }
 
 // trouble is why a gateway has to be repaired.
@@ -51,6 +53,7 @@ type trouble struct {
 	heard time.Duration // connections opened until then may be dead
 	slept bool          // for so long that they certainly are
 	lost  error         // the device is gone or hung
+	gen   int           // number of the device that is lost: another keeper may have replaced it by now
 }
 
 // startKeeper must not be called after Close has begun to wait, but from a keeper.
@@ -99,7 +102,7 @@ func (k *keeper) watch(ctx context.Context) *trouble {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return &trouble{what: "the device is gone", heard: k.g.since(), lost: ErrDeviceGone}
+		return &trouble{what: "the device is gone", heard: k.g.since(), lost: ErrDeviceGone, gen: h.gen}
 	case <-k.g.kick:
 		kicked = true
 	case <-timer.C:
@@ -155,13 +158,27 @@ func (k *keeper) ask(ctx context.Context, why string) *trouble {
 	if ctx.Err() != nil {
 		return nil
 	}
-	if err != nil && !spoke(err) {
+	if err != nil && !spoke(err) && k.g.quiet() >= silenceLimit {
 		return &trouble{what: why + ": " + err.Error(), heard: max(heard, 0)}
 	}
 	k.g.setMending(false)
-	k.pulseAt = k.g.since() + pulseEvery
+	k.answered(err)
 	k.took(ctx, b, asked, 0)
 	return nil
+}
+
+// answered plans the next pulse after one that the gateway has answered, or not although it is heard: it is busy then,
+// and a repair would only add to that.
+func (k *keeper) answered(err error) {
+	silent := err != nil && !spoke(err)
+	if silent && !k.unanswered {
+		k.log.Warn("gateway is heard, but does not answer pulses; nothing is repaired for that", zap.Error(err))
+	}
+	k.unanswered, k.pulseAt = silent, k.g.since()+pulseEvery
+	if silent {
+		k.pulser.drop()
+		k.pulseAt = k.g.since() + pulseRetry
+	}
 }
 
 // took acts on a beat: a gateway of another epoch knows nothing of the connections that were opened before until.
@@ -197,30 +214,32 @@ func (k *keeper) mend(ctx context.Context, t trouble) {
 	began, last, rounds := time.Now(), t.below, 0
 	k.log.Warn("gateway is not heard, repairing", zap.String("why", t.what))
 	for {
-		step := time.Now()
-		asked := k.g.since()
-		if rounds > 0 {
-			k.g.turn() // it may have replaced its key meanwhile
-		}
+		step, asked, gen := time.Now(), k.g.since(), k.l.held().gen
+		turned := rounds%otherKey == 1 && k.g.turn() // it may have replaced its key meanwhile
 		rounds++
 		limit := k.pulser.probing(rounds)
-		r, err := k.repair(ctx, last, t.lost)
+		r, err := k.repair(ctx, last, t, rounds == 1)
+		repaired := err == nil
 		var b *beat
-		if err == nil {
+		if repaired {
 			last, t.lost = r, nil
 			k.pulser.drop() // its connection is as old as the trouble
 			b, err = k.pulser.pulse(ctx, limit)
 		} else if broken(err) {
-			t.lost = err
+			t.lost, t.gen = err, gen
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil || spoke(err) {
+		if err == nil || spoke(err) || repaired && k.g.heardSince(asked) {
 			k.log.Info("gateway is heard again", zap.Stringer("rung", r), zap.Int("tries", rounds), zap.Duration("after", time.Since(began)),
 				zap.String("why", t.what), zap.Any("repairs", k.l.Repairs()))
 			k.healed(ctx, t, b, asked)
+			k.answered(err)
 			return
+		}
+		if turned {
+			k.g.turn()
 		}
 		if rounds == 1 || rounds%60 == 0 {
 			k.log.Warn("gateway is still not heard, trying further", zap.Stringer("rung", r), zap.Int("tries", rounds), zap.Error(err))
@@ -231,18 +250,26 @@ func (k *keeper) mend(ctx context.Context, t trouble) {
 	}
 }
 
+// otherKey: one try in so many is for the other key of a gateway that has announced a next one. It is announced for days,
+// and used for a moment of them.
+const otherKey = 4
+
 // broken says of an error that the device itself is the trouble.
 func broken(err error) bool {
 	return errors.Is(err, ErrDeviceGone) || errors.Is(err, ErrDeviceHung) || errors.Is(err, ErrNotVerified)
 }
 
 // repair takes the rung after last, or makes a new device for one that is lost.
-func (k *keeper) repair(ctx context.Context, last rung, lost error) (rung, error) {
+func (k *keeper) repair(ctx context.Context, last rung, t trouble, first bool) (rung, error) {
 	l, h := k.l, k.l.held()
-	if lost != nil {
-		return rungDevice, l.restore(ctx, h.gen, lost)
+	if t.lost != nil {
+		return rungDevice, l.restore(ctx, t.gen, t.lost)
 	}
-	r := last.next(l.situation(k.g))
+	s := l.situation(k.g)
+	if first && t.below > 0 {
+		s.shared = false // that the other gateway was heard was before this machine slept
+	}
+	r := last.next(s)
 	l.count(r)
 	switch r {
 	case rungSocket:
@@ -282,8 +309,7 @@ func (l *Link) count(r rung) {
 		l.repairs.Socket++
 	case rungResolve:
 		l.repairs.Resolve++
-	case rungDevice:
-		l.repairs.Device++
+	case rungDevice: // restore counts: there are other reasons for a new device
 	}
 }
 
@@ -300,5 +326,5 @@ func (k *keeper) healed(ctx context.Context, t trouble, b *beat, asked time.Dura
 	})
 	k.took(ctx, b, asked, t.heard)
 	k.g.setMending(false)
-	k.pulseAt, k.pathAt = now+pulseEvery, now
+	k.pathAt = now
 }
