@@ -33,6 +33,7 @@ func boxChild(spec boxSpec, out *json.Encoder) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	shake := func() error { return errors.New("there is no tunnel") }
+	var tunnel wgDevice
 	if spec.Interface != "" {
 		d, err := openTUN(ctx, deviceConfig{
 			Interface: spec.Interface, Addr: spec.Addr, Routes: spec.Routes, MTU: 1280, Key: spec.Key, Log: childLog(),
@@ -41,6 +42,7 @@ func boxChild(spec boxSpec, out *json.Encoder) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, d.close()) }()
+		tunnel = d
 		endpoint, psk := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(spec.Endpoint)), wgtypes.Key(spec.PSK)
 		keepalive := time.Second // so that the gateway knows where this host is
 		shake = func() error {
@@ -66,7 +68,7 @@ func boxChild(spec boxSpec, out *json.Encoder) (err error) {
 		var line childLine
 		try := shake
 		if in.Text() != "shake" {
-			try = func() error { return boxTry(ctx, in.Text()) }
+			try = func() error { return boxTry(ctx, tunnel, in.Text()) }
 		}
 		if err := try(); err != nil {
 			line.Error = err.Error()
@@ -103,9 +105,9 @@ func serveBox(spec boxSpec) (stop func(), err error) {
 	return func() { _, _ = l.Close(), u.Close() }, nil
 }
 
-// boxTry does "LIMIT tcp TO", "LIMIT tcp TO SOURCE", "LIMIT udp TO", "LIMIT ping TO". Only an answer from the other end
+// boxTry does "LIMIT tcp TO", "LIMIT tcp TO SOURCE", "LIMIT udp TO", "LIMIT ping TO", and "LIMIT link TO" as a Link dials. Only an answer from the other end
 // is a success.
-func boxTry(ctx context.Context, text string) error {
+func boxTry(ctx context.Context, tunnel wgDevice, text string) error {
 	words := strings.Fields(text)
 	attempt, err := time.ParseDuration(words[0])
 	if err != nil {
@@ -124,7 +126,12 @@ func boxTry(ctx context.Context, text string) error {
 		network = "ip4:icmp"
 		hello = []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0} // echo request
 	}
-	c, err := d.DialContext(ctx, network, words[1])
+	dial := func() (net.Conn, error) { return d.DialContext(ctx, network, words[1]) }
+	if network == "link" {
+		network = "tcp"
+		dial = func() (net.Conn, error) { return tunnel.dial(ctx, netip.MustParseAddrPort(words[1])) }
+	}
+	c, err := dial()
 	if err != nil {
 		return err
 	}

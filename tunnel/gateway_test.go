@@ -415,3 +415,30 @@ func TestNetstackIsolates(t *testing.T) {
 	}
 	e.greets(l.Addr(), func() {}) // it was not the tunnel that did not answer
 }
+
+// TestLostDeviceIsAskedOnce: with many changes to send, each call to a device that hangs would take its whole limit.
+func TestLostDeviceIsAskedOnce(t *testing.T) {
+	d := &refusingDevice{err: ErrDeviceHung}
+	g := &Gateway{}
+	g.cur.dev = d
+	for _, c := range []struct {
+		err   error
+		calls int
+	}{{ErrDeviceHung, 1}, {errors.New("a bad peer"), 3}} {
+		d.err, d.calls = c.err, 0
+		if err := g.apply(t.Context(), make([]wgtypes.Config, 3)); !errors.Is(err, c.err) || d.calls != c.calls {
+			t.Errorf("%v: %d calls, %v", c.err, d.calls, err)
+		}
+	}
+}
+
+type refusingDevice struct {
+	wgDevice
+	err   error
+	calls int
+}
+
+func (d *refusingDevice) apply(context.Context, wgtypes.Config) error {
+	d.calls++
+	return d.err
+}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -47,7 +48,11 @@ func setInterfaceMTU(ctx context.Context, iface string, mtu int) error {
 func run(ctx context.Context, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err == nil && strings.Contains(string(out), "routing socket") {
+		err = errors.New("no route was added") // route ends with 0 all the same
+	}
+	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil

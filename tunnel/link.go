@@ -20,7 +20,7 @@ type LinkConfig struct {
 	Token       string           `json:"-"` // join token; not needed any more once the host has joined
 	Backend     string           // auto (the default), kernel, tun or netstack
 	Interface   string           // name of the network interface, default drifthost0; macOS picks its own
-	MTU         int              // default 1280; 1200 is used by itself where it must be
+	MTU         int              // default 1280; 1200 is used by itself where it must be, and as long
 	Keepalive   time.Duration    // default 15 s: whole seconds, because devices round down
 	DialTimeout time.Duration    // of one attempt, default 3 s, a third of it for the first; a silent gateway is repaired before the next
 	Now         func() time.Time `json:"-"` // wall clock, default time.Now: it is compared with the monotonic one to notice sleep
@@ -42,6 +42,7 @@ type Link struct {
 	rekeying  atomic.Bool
 	restoring sync.Mutex // one restore at a time
 	heeding   sync.Mutex // one beat at a time
+	sizing    sync.Mutex // one change of the MTU at a time
 
 	mu       sync.Mutex // guards what follows
 	state    *state     // never changed in place, see update
@@ -52,6 +53,8 @@ type Link struct {
 	gen      int           // counts devices
 	opened   time.Duration // when dev was, since began
 	mtu      int
+	sizedAt  time.Duration // when mtu was changed, since began
+	raisedAt time.Duration // when it was made larger
 	gateways []*remoteGateway
 	changed  chan struct{} // closed and made anew when gateways change
 	repairs  wire.Repairs

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"time"
 )
 
 // listener outlives the device it listens on.
@@ -46,11 +47,28 @@ func (l *listener) Accept() (net.Conn, error) {
 		if errors.As(err, &passing) && passing.Temporary() {
 			return nil, err
 		}
+		if !errors.Is(err, net.ErrClosed) { // no memory for one more connection, for example, or its device has ended
+			await(change, acceptPause)
+			continue
+		}
 		l.mu.Lock()
 		if l.inner == inner {
-			l.inner = nil // ended with its device
+			l.inner = nil
 		}
 		l.mu.Unlock()
+	}
+}
+
+// acceptPause follows an error that says nothing about the next connection.
+const acceptPause = 50 * time.Millisecond
+
+// await waits for c, but no longer than the limit.
+func await(c <-chan struct{}, limit time.Duration) {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-c:
+	case <-t.C:
 	}
 }
 

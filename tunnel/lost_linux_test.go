@@ -104,3 +104,26 @@ func hang(t *testing.T, iface string) {
 		t.Fatal(err)
 	}
 }
+
+// TestDialKeepsToTunnel: what a host dials goes into its tunnel, whatever routes the network around it hands out.
+func TestDialKeepsToTunnel(t *testing.T) {
+	needRoot(t)
+	y := newYard(t, time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	gw := startChild(ctx, t, y.gw, y.spec)
+	if l := gw.read(); l.Error != "" {
+		t.Fatalf("gateway: %+v", l)
+	}
+	host := startBox(ctx, t, y.host, y.attacker)
+	if l := host.ask("15s link 10.77.0.1:7443"); l.Error != "" {
+		t.Fatalf("before: %s", l.Error)
+	}
+	command(t, "ip", "-n", y.host, "route", "add", "10.77.0.1/32", "via", "192.0.2.1")
+	if l := host.ask("300ms tcp 10.77.0.1:7443"); l.Error == "" {
+		t.Error("the route takes nothing away")
+	}
+	if l := host.ask("15s link 10.77.0.1:7443"); l.Error != "" {
+		t.Errorf("with the route: %s", l.Error)
+	}
+}

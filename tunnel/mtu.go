@@ -15,13 +15,22 @@ const lowMTU = 1200
 // ErrPathMTU says that small packets reach the gateway and full-size ones do not, even with the low MTU.
 var ErrPathMTU = errors.New("the path to the gateway carries small packets only")
 
+// Where the low MTU is used, the configured one is tried again so often: not more, as it costs those connections a pause
+// that are opened in the moment it takes to find out that the path is as small as before.
+const (
+	raiseEvery = time.Hour
+	raisePause = time.Minute // after sleep
+)
+
 // probePath bounds one probe with full-size packets.
 const probePath = 1500 * time.Millisecond
 
 // measure finds out whether full-size packets pass, and lowers the MTU or gives the gateway's path up when they do not.
 // Trouble is returned when not even small ones do.
 func (k *keeper) measure(ctx context.Context) *trouble {
-	k.pathAt = k.g.since() + pathEvery
+	k.raise(ctx)
+	k.measuredAt = k.g.since()
+	k.pathAt = k.measuredAt + pathEvery
 	tries := 1
 	if _, used := k.g.silent(); used {
 		tries = 3 // a probe may get lost on a busy path, and what follows breaks what runs
@@ -50,7 +59,8 @@ func (k *keeper) measure(ctx context.Context) *trouble {
 			}
 			return nil
 		}
-		n := k.g.closeConns(func(c *tracked) bool { return !c.own }) // they were opened for larger packets
+		opened := k.l.sizes().raisedAt
+		n := k.g.closeConns(func(c *tracked) bool { return !c.own && c.opened >= opened }) // for larger packets
 		k.log.Warn("full-size packets do not reach the gateway, small ones do: lowering the MTU",
 			zap.Int("from", mtu), zap.Int("to", lowMTU), zap.Int("closed_connections", n))
 	}
@@ -87,10 +97,42 @@ func (k *keeper) setPath(err error) {
 	}
 }
 
-// setMTU changes the device's MTU, unless it is so small already.
+// raise tries the configured MTU again where a lower one is used: once in a while, and after sleep, since this machine may
+// be elsewhere. The other keepers measure their paths then too.
+func (k *keeper) raise(ctx context.Context) {
+	every := raiseEvery
+	if k.slept {
+		every, k.slept = raisePause, false
+	}
+	s := k.l.sizes()
+	if s.mtu >= k.l.cfg.MTU || k.g.since()-s.sizedAt < every {
+		return
+	}
+	if err := k.l.setMTU(ctx, k.l.cfg.MTU); err != nil {
+		k.log.Warn("the MTU cannot be raised", zap.Error(err))
+		return
+	}
+	k.log.Info("trying packets of the configured MTU again", zap.Int("from", s.mtu), zap.Int("to", k.l.cfg.MTU))
+}
+
+// sizes is what is known of the MTU.
+type sizes struct {
+	mtu               int
+	sizedAt, raisedAt time.Duration
+}
+
+func (l *Link) sizes() sizes {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return sizes{l.mtu, l.sizedAt, l.raisedAt}
+}
+
+// setMTU changes the device's MTU, unless it is so already.
 func (l *Link) setMTU(ctx context.Context, mtu int) error {
+	l.sizing.Lock()
+	defer l.sizing.Unlock()
 	h := l.held()
-	if h.mtu <= mtu {
+	if h.mtu == mtu {
 		return nil
 	}
 	if err := h.dev.setMTU(ctx, mtu); err != nil {
@@ -98,6 +140,10 @@ func (l *Link) setMTU(ctx context.Context, mtu int) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.sizedAt = time.Since(l.began)
+	if mtu > l.mtu {
+		l.raisedAt = l.sizedAt
+	}
 	l.mtu = mtu
 	return nil
 }

@@ -153,12 +153,17 @@ func list(ctx context.Context, of func(context.Context) ([]Peer, error)) ([]Peer
 	return peers, nil
 }
 
-// apply sends every batch: a bad one must not keep the others from the device.
+// apply sends every batch: a bad one must not keep the others from the device. One that is lost is asked no further, since
+// each call to a device that hangs takes its whole limit.
 func (g *Gateway) apply(ctx context.Context, cfgs []wgtypes.Config) error {
 	dev := g.device()
 	var errs []error
 	for _, cfg := range cfgs {
-		errs = append(errs, dev.apply(ctx, cfg))
+		err := dev.apply(ctx, cfg)
+		errs = append(errs, err)
+		if lost(err) {
+			break
+		}
 	}
 	return errors.Join(errs...)
 }

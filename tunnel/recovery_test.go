@@ -87,6 +87,38 @@ func TestSmallPath(t *testing.T) {
 	wantText(t, errors.New(x.link.reason(x.link.all()[0])), "1200 is used")
 }
 
+// TestPathWidens: the low MTU is not for good, and a path that has stayed small is found out again.
+func TestPathWidens(t *testing.T) {
+	t.Parallel()
+	x := openRelayed(t, tunneltest.RelayConfig{MaxSize: tunneltest.PathFor(lowMTU)}, LinkConfig{})
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	later := func(size int) {
+		t.Helper()
+		x.relay.SetMaxSize(size)
+		x.link.mu.Lock()
+		x.link.sizedAt -= raiseEvery
+		x.link.mu.Unlock()
+		x.restart(t) // so that the path is measured now
+	}
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for !is() {
+			if err := pause(ctx, 20*time.Millisecond); err != nil {
+				t.Fatalf("%s: MTU %d: %v", what, x.link.MTU(), err)
+			}
+		}
+	}
+	low := func() bool { return x.link.MTU() == lowMTU }
+	await("small", low)
+	startHeartbeats(t, x)
+	later(tunneltest.PathFor(lowMTU))
+	await("tried again", func() bool { return x.link.sizes().raisedAt > 0 })
+	await("still small", low)
+	later(0)
+	await("wide", func() bool { return !low() && x.link.reason(x.link.all()[0]) == "" })
+}
+
 // TestUselessPath: not even the low MTU passes. That is an error with a name, soon, and over once the path is wider.
 func TestUselessPath(t *testing.T) {
 	t.Parallel()

@@ -171,9 +171,19 @@ func (d *ctlDevice) listen(ctx context.Context, port uint16) (net.Listener, erro
 func (d *ctlDevice) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	nd := net.Dialer{
 		LocalAddr: &net.TCPAddr{IP: d.addr.AsSlice()}, // the address the gateway accepts from us
-		Control:   d.sender.control,
+		Control:   d.bound,
 	}
 	return nd.DialContext(ctx, "tcp4", to.String())
+}
+
+// bound is for sockets that are dialled: a network that hands out routes to the gateways' addresses, by DHCP for
+// example, must not get what is meant for the tunnel.
+func (d *ctlDevice) bound(network, address string, c syscall.RawConn) error {
+	var err error
+	if ctl := c.Control(func(fd uintptr) { err = bindTo(fd, d.iface, d.index) }); ctl != nil || err != nil {
+		return errors.Join(ctl, err)
+	}
+	return d.sender.control(network, address, c)
 }
 
 func (d *ctlDevice) setMTU(ctx context.Context, mtu int) error {

@@ -43,7 +43,9 @@ type keeper struct {
 	beatAt          time.Duration // when that was asked for
 	judgeAt         time.Duration // when connections must have spoken; 0: none is judged
 	judged          func(*tracked) bool
-	unanswered      bool // the last pulse, by a gateway that is heard
+	measuredAt      time.Duration // when the path was
+	slept           bool          // since then
+	unanswered      bool          // the last pulse, by a gateway that is heard
 }
 
 // trouble is why a gateway has to be repaired.
@@ -129,7 +131,7 @@ func (k *keeper) watch(ctx context.Context) *trouble {
 		k.judge()
 	case now >= k.pulseAt:
 		return k.ask(ctx, "no answer to a pulse")
-	case now >= k.pathAt:
+	case now >= k.pathAt, k.l.sizes().sizedAt > k.measuredAt:
 		return k.measure(ctx)
 	}
 	return nil
@@ -326,5 +328,5 @@ func (k *keeper) healed(ctx context.Context, t trouble, b *beat, asked time.Dura
 	})
 	k.took(ctx, b, asked, t.heard)
 	k.g.setMending(false)
-	k.pathAt = now
+	k.pathAt, k.slept = now, k.slept || t.slept
 }
