@@ -50,7 +50,8 @@
 // have lived through it is closed at once, so that its owner dials anew; what may have must speak within a second.
 // A device that is gone or hung is replaced by a new one. Packets of full size are sent to each gateway at the start, after
 // each repair and every 30 s; where they vanish the MTU falls from 1280 to 1200, and where that fails dials are
-// [ErrPathMTU] errors until it does not.
+// [ErrPathMTU] errors until it does not. 1280 is tried again after sleep, and once an hour. A gateway that is heard and does
+// not answer pulses is busy, and not repaired.
 //
 // # Gateways
 //

@@ -76,10 +76,11 @@ func startHeartbeats(t testing.TB, x *relayed) *heartbeats {
 	ctx, cancel := context.WithCancel(t.Context())
 	h := &heartbeats{answers: make(chan string)}
 	done := make(chan struct{})
+	link, fleet := x.link, x.info.Fleet() // a restart writes x
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			h.hold(ctx, x)
+			h.hold(ctx, link, fleet)
 		}
 	}()
 	h.stop = func() { cancel(); <-done }
@@ -88,8 +89,8 @@ func startHeartbeats(t testing.TB, x *relayed) *heartbeats {
 }
 
 // hold speaks on one connection until it breaks.
-func (h *heartbeats) hold(ctx context.Context, x *relayed) {
-	c, err := x.link.DialContext(ctx, "tcp", x.info.Fleet())
+func (h *heartbeats) hold(ctx context.Context, link *Link, fleet string) {
+	c, err := link.DialContext(ctx, "tcp", fleet)
 	if err != nil {
 		_ = pause(ctx, 10*time.Millisecond)
 		return

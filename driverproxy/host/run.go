@@ -38,7 +38,7 @@ type agent struct {
 	order   []string // device names, as configured
 	terms   terms
 	ports   map[int]bool       // reserved for drivers
-	links   map[*link]struct{} // those that have been welcomed
+	links   map[*link]struct{} // those that have said hello
 }
 
 // device is a device and who has it; agent.mu guards it.
