@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"go.uber.org/zap"
@@ -19,6 +21,7 @@ import (
 const (
 	maxPulse  = 16 << 10
 	maxReason = 300 // bytes of a reason that are kept
+	maxMTU    = 65535
 	maxProbe  = 64 << 10
 	serveOne  = 15 * time.Second // one request of a host
 )
@@ -71,14 +74,28 @@ func decodePulse(r io.Reader) (wire.Pulse, error) {
 	if p.MTU < 0 || p.RoundTrip < 0 || min(p.Repairs.Handshake, p.Repairs.Socket, p.Repairs.Resolve, p.Repairs.Device) < 0 {
 		return wire.Pulse{}, errors.New("not a pulse: a number is negative")
 	}
+	if p.MTU > maxMTU || max(p.Repairs.Handshake, p.Repairs.Socket, p.Repairs.Resolve, p.Repairs.Device) > math.MaxInt32 {
+		return wire.Pulse{}, errors.New("not a pulse: a number is too large")
+	}
 	if len(p.Backend) > maxReason {
 		return wire.Pulse{}, errors.New("not a pulse: the backend's name is too long")
 	}
-	if len(p.Reason) > maxReason {
+	p.Backend = printable(p.Backend)
+	if p.Reason = printable(p.Reason); len(p.Reason) > maxReason {
 		p.Reason = strings.ToValidUTF8(p.Reason[:maxReason], "")
 	}
 	p.Backend, p.Reason = wire.Text(p.Backend), wire.Text(p.Reason)
 	return p, nil
+}
+
+// printable is s as it may be stored and shown: a database takes no U+0000, and a terminal obeys what it is sent.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // servePulse remembers what a host says of its end, and answers with what it should hold. A pulse that cannot be

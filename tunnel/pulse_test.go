@@ -66,6 +66,7 @@ func TestPulse(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	for body, status := range map[string]int{
+		`{"mtu":65536}`: 400, `{"repairs":{"device":2147483648}}`: 400,
 		"": 400, "[]": 400, `{"mtu":-1}`: 400, `{"repairs":{"socket":-1}}`: 400,
 		`{"backend":"` + strings.Repeat("x", maxReason+1) + `"}`: 400,
 		`{"reason":"` + strings.Repeat("x", maxPulse) + `"}`:     400,
@@ -73,6 +74,13 @@ func TestPulse(t *testing.T) {
 		if w := ask(h, "POST", wire.PathPulse, body); w.Code != status {
 			t.Errorf("%.40s: %d", body, w.Code)
 		}
+	}
+	// What a hostile host says is stored beside what all others say, and shown to people.
+	if w := ask(h, "POST", wire.PathPulse, `{"backend":"t\u0000un","reason":"a\u0000\u001b[2Jb`+"\xff"+`é"}`); w.Code != 503 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if got := p.get(host); got.Backend != "t\ufffdun" || got.Reason != "a\ufffd\ufffd[2Jb\ufffdé" {
+		t.Errorf("kept as %q, %q", got.Backend, got.Reason)
 	}
 	if w := ask(h, "GET", wire.PathPulse, ""); w.Code != 405 {
 		t.Errorf("GET: %d", w.Code)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,7 +49,8 @@ func (s *Store) StoreLinks(ctx context.Context, backend string, links []orchestr
 		}
 		c.shaken = append(c.shaken, shaken)
 		c.pulsed = append(c.pulsed, !t.PulsedAt.IsZero())
-		c.backend, c.reason, c.mtu = append(c.backend, t.Pulse.Backend), append(c.reason, t.Pulse.Reason), append(c.mtu, int32(t.Pulse.MTU))
+		c.backend, c.reason = append(c.backend, storable(t.Pulse.Backend)), append(c.reason, storable(t.Pulse.Reason))
+		c.mtu = append(c.mtu, int32(t.Pulse.MTU))
 		r := t.Pulse.Repairs
 		c.handshake, c.socket = append(c.handshake, int32(r.Handshake)), append(c.socket, int32(r.Socket))
 		c.resolve, c.deviceNo = append(c.resolve, int32(r.Resolve)), append(c.deviceNo, int32(r.Device))
@@ -72,6 +74,11 @@ func (s *Store) StoreLinks(ctx context.Context, backend string, links []orchestr
 		WHERE l.host = u.host AND l.orchestrator = $1 AND l.lost_at IS NULL`,
 		s.name, backend, c.host, c.silent, c.round, c.shaken, c.rx, c.tx, c.pulsed, c.backend, c.mtu, c.reason, c.handshake, c.socket, c.resolve, c.deviceNo)
 	return unavailable(err)
+}
+
+// storable is text of a host as the database takes it. One host's must not keep those of all others from being stored.
+func storable(s string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "")
 }
 
 // Unwelcome implements orchestrator.HostStore: a host that is connected has joined, and its token is spent.

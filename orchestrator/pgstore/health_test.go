@@ -222,3 +222,19 @@ func TestClaimsLeaveRemovedHostsAlone(t *testing.T) {
 		t.Errorf("claimed %+v, %v", c, err)
 	}
 }
+
+// TestHostileText: what one host says does not keep the links of the others from being stored.
+func TestHostileText(t *testing.T) {
+	s := open(t, 1)
+	report := orchestrator.LinkReport{Host: "mac-1", RoundTrip: time.Millisecond, Tunnel: tunnel.PeerStatus{
+		PulsedAt: time.Now(), Pulse: wire.Pulse{Backend: "t\x00un", Reason: "a\x00b\xff"},
+	}}
+	store(t, s, report)
+	if l := hostOf(t, s).Links[0]; l.HostBackend != "tun" || l.Reason != "ab" {
+		t.Errorf("%+v", l)
+	}
+	s.HostDown(t.Context(), "mac-1", errors.New("goodbye\x00\xff"))
+	if l := hostOf(t, s).Links[0]; l.Up || l.Reason != "goodbye" {
+		t.Errorf("%+v", l)
+	}
+}

@@ -92,7 +92,7 @@ func (s *Store) HostDown(ctx context.Context, host string, cause error) {
 	goodbye := errors.Is(cause, driverproxy.ErrGoodbye)
 	_, err := s.pool.Exec(ctx, `
 		UPDATE host_links SET lost_at = now(), written_at = now(), heard_at = CASE WHEN $3 THEN now() ELSE heard_at END, goodbye = $3, reason = $4
-		WHERE host = $1 AND orchestrator = $2`, host, s.name, goodbye, cause.Error())
+		WHERE host = $1 AND orchestrator = $2`, host, s.name, goodbye, storable(cause.Error()))
 	if err != nil {
 		s.log.Warn("a host that went down is not stored as such", zap.String("host", host), zap.Error(unavailable(err)))
 	}
