@@ -61,3 +61,30 @@ func (s *Store) Dump(t testing.TB, table string) [][]byte {
 	}
 	return out
 }
+
+// Hang has the database answer nothing about a table until the test is over.
+func (s *Store) Hang(t testing.TB, table string) {
+	t.Helper()
+	tx, err := s.pool.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(context.Background(), `LOCK TABLE `+table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+}
+
+// AgeGateway makes an orchestrator one that was heard of so much earlier.
+func (s *Store) AgeGateway(t testing.TB, orchestrator string, by time.Duration) {
+	s.exec(t, `UPDATE gateways SET seen_at = seen_at - make_interval(secs => $2) WHERE orchestrator = $1`, orchestrator, by.Seconds())
+}
+
+// AgeBeats makes the answer to pulses an old one.
+func (s *Store) AgeBeats() {
+	s.beats.mu.Lock()
+	defer s.beats.mu.Unlock()
+	old := *s.beats.last
+	old.at = old.at.Add(-time.Minute)
+	s.beats.last = &old
+}

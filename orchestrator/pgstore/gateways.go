@@ -2,8 +2,10 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,7 +21,8 @@ const (
 	// gatewayLive is for how long a gateway counts as running after it was heard of; each says so every 10 s.
 	gatewayLive = 60 * time.Second
 	// gatewayKept is for how long hosts keep a tunnel to a gateway that is away: it may be updated, or moved.
-	gatewayKept = time.Hour
+	// A host that forgot it, and then loses the others for good, could not come back without a new token.
+	gatewayKept = 7 * 24 * time.Hour
 	// beatAge is how old the answer to a pulse may be.
 	beatAge = time.Second
 )
@@ -184,14 +187,29 @@ func (s *Store) Gateways(ctx context.Context) ([]tunnel.GatewayInfo, error) {
 	return out, nil
 }
 
-// beats is what pulses are answered with, for a second: with thousands of hosts one look serves them all.
+// beats is what pulses are answered with: with thousands of hosts one look a second serves them all. A host takes a pulse
+// without an answer for a broken tunnel, so that nobody waits for a database that hangs once there is an answer to give.
 type beats struct {
-	turn chan struct{} // holds one token while somebody looks; guards the rest
+	looks sync.WaitGroup // waited for by Close
 
+	mu      sync.Mutex // guards what follows
+	closed  bool
+	looking chan struct{} // closed when the look under way is over; nil: none is
+	last    *beat         // nil: none was ever found
+	err     error         // of the last look
+}
+
+// beat is never changed.
+type beat struct {
 	at       time.Time
 	gateways []gatewayRow
 	rotate   map[int]bool // numbers of the hosts that are to rotate
 }
+
+const (
+	beatLimit = 5 * time.Second        // of a look
+	beatWait  = 200 * time.Millisecond // for a look, when there is an older answer; a host waits for half a second
+)
 
 var _ tunnel.Announcer = (*Store)(nil)
 
@@ -203,47 +221,88 @@ func (s *Store) Beat(ctx context.Context, hostAddr netip.Addr) (wire.Beat, error
 	if !ok || !tunnel.IsHost(hostAddr) {
 		return wire.Beat{}, orchestrator.ErrNotFound
 	}
-	b := &s.beats
-	select {
-	case b.turn <- struct{}{}:
-		defer func() { <-b.turn }()
-	case <-ctx.Done():
-		return wire.Beat{}, fmt.Errorf("%w: %w", orchestrator.ErrUnavailable, context.Cause(ctx))
-	}
-	if time.Since(b.at) >= beatAge {
-		if err := s.lookForBeats(ctx); err != nil && b.at.IsZero() {
-			return wire.Beat{}, err
+	var err error
+	last, over, mine := s.lookForBeats()
+	if over != nil && (mine || last == nil) {
+		wait := beatLimit
+		if last != nil {
+			wait = beatWait
 		}
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-over:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		s.beats.mu.Lock()
+		last, err = s.beats.last, s.beats.err
+		s.beats.mu.Unlock()
 	}
-	return b.beat(s.name, number), nil
+	if last == nil {
+		return wire.Beat{}, errors.Join(fmt.Errorf("%w: which gateways there are is not known", orchestrator.ErrUnavailable), err)
+	}
+	return last.of(s.name, number), nil
 }
 
-// lookForBeats needs the turn.
-func (s *Store) lookForBeats(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+// lookForBeats is what was found last, and the look that is under way, if what was found is not fresh; mine says that it
+// was begun for this caller.
+func (s *Store) lookForBeats() (last *beat, over <-chan struct{}, mine bool) {
+	b := &s.beats
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last != nil && time.Since(b.last.at) < beatAge || b.closed {
+		return b.last, nil, false
+	}
+	if b.looking == nil {
+		mine = true
+		done := make(chan struct{})
+		b.looking = done
+		b.looks.Go(func() {
+			found, err := s.findBeats()
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.looking, b.err = nil, err; err == nil {
+				b.last = found
+			}
+			close(done)
+		})
+	}
+	return b.last, b.looking, mine
+}
+
+func (s *Store) findBeats() (*beat, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), beatLimit)
 	defer cancel()
 	at := time.Now()
 	gateways, err := s.gatewayRows(ctx, gatewayKept)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rows, err := s.pool.Query(ctx, `SELECT number FROM hosts WHERE rotate AND public_key IS NOT NULL`)
 	if err != nil {
-		return unavailable(err)
+		return nil, unavailable(err)
 	}
 	numbers, err := pgx.CollectRows(rows, pgx.RowTo[int])
 	if err != nil {
-		return unavailable(err)
+		return nil, unavailable(err)
 	}
 	rotate := make(map[int]bool, len(numbers))
 	for _, n := range numbers {
 		rotate[n] = true
 	}
-	s.beats.at, s.beats.gateways, s.beats.rotate = at, gateways, rotate
-	return nil
+	return &beat{at, gateways, rotate}, nil
 }
 
-func (b *beats) beat(name string, number int) wire.Beat {
+// close waits for the look under way, which is bounded; none begins any more.
+func (b *beats) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.looks.Wait()
+}
+
+func (b *beat) of(name string, number int) wire.Beat {
 	out := wire.Beat{Orchestrator: name, Rotate: b.rotate[number]}
 	for _, r := range b.gateways {
 		addr, err := tunnel.GatewayAddr(r.Number)

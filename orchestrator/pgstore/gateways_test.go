@@ -1,8 +1,11 @@
 package pgstore_test
 
 import (
+	"context"
 	"errors"
+	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,5 +121,46 @@ func TestGatewayRotation(t *testing.T) {
 	// A key that is too old.
 	if o, err := s.Announce(ctx, tunnel.Announcement{Gateway: g, Every: time.Nanosecond}); err != nil || !o.Rotate {
 		t.Errorf("an old key: %+v, %v", o, err)
+	}
+}
+
+// TestBeatsWhileTheDatabaseHangs: hosts take a pulse without an answer for a broken tunnel, and there are many.
+func TestBeatsWhileTheDatabaseHangs(t *testing.T) {
+	s := open(t, 0)
+	mustAnnounce(t, s, gatewayInfo(1))
+	host := netip.MustParseAddr("10.77.1.0")
+	if b, err := s.Beat(t.Context(), host); err != nil || len(b.Gateways) != 1 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	s.Hang(t, "gateways")
+	s.AgeBeats()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var group sync.WaitGroup
+	for range 100 {
+		group.Go(func() {
+			if b, err := s.Beat(ctx, host); err != nil || len(b.Gateways) != 1 {
+				t.Errorf("%+v, %v", b, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// TestGatewaysAreKept: hosts keep the tunnel to an orchestrator that was away for days, and new ones are not sent to it.
+func TestGatewaysAreKept(t *testing.T) {
+	s := open(t, 0)
+	mustAnnounce(t, s, gatewayInfo(1))
+	for i, away := range []time.Duration{6 * 24 * time.Hour, 8 * 24 * time.Hour} {
+		name := []string{"eu-2", "eu-3"}[i]
+		s.AddGateway(t, name, i+2)
+		s.AgeGateway(t, name, away)
+	}
+	b, err := s.Beat(t.Context(), netip.MustParseAddr("10.77.1.0"))
+	if err != nil || len(b.Gateways) != 2 || b.Gateways[1].PublicKey != "eu-2" {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if live, err := s.Gateways(t.Context()); err != nil || len(live) != 1 {
+		t.Errorf("%+v, %v", live, err)
 	}
 }

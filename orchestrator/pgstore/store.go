@@ -64,7 +64,7 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	s := &Store{pool: pool, name: name, log: log, beats: beats{turn: make(chan struct{}, 1)}}
+	s := &Store{pool: pool, name: name, log: log}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
 		return nil, err
@@ -73,7 +73,10 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 }
 
 // Close waits for running statements and closes every connection.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.beats.close()
+	s.pool.Close()
+}
 
 // Ping says whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return unavailable(s.pool.Ping(ctx)) }
