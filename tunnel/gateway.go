@@ -39,6 +39,8 @@ type Gateway struct {
 
 	cur current // the device in use
 
+	promised promise // of Announce
+
 	turn      sync.Mutex // one change of the device at a time; locked before mu
 	mu        sync.Mutex // guards book and listeners, and is not held while the source is asked
 	book      *book

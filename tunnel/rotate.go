@@ -84,7 +84,22 @@ func (g *Gateway) Keep(ctx context.Context, c KeeperConfig) {
 	}
 }
 
-// Announce announces the gateway once, does what is due, and says in what time to come again.
+// promise is when hosts turn to a next key. It can come sooner, and never later: once they were told, the gateway keeps to
+// it without its Announcer.
+type promise struct {
+	key Key
+	at  time.Time
+}
+
+// promisedIn is the time until hosts turn to a next key; ok is false while they were not told when.
+func (g *Gateway) promisedIn(next PrivateKey) (_ time.Duration, ok bool) {
+	if next.IsZero() || g.promised.key != next.Public() {
+		return 0, false
+	}
+	return g.promised.at.Sub(g.cfg.Now()), true
+}
+
+// Announce announces the gateway once, does what is due, and says in what time to come again. One call at a time.
 func (g *Gateway) Announce(ctx context.Context, c KeeperConfig) (time.Duration, error) {
 	every := orDefault(c.Every, 10*time.Second)
 	for range 4 { // each round ends a step; after a key was made, announced and taken nothing is left to do
@@ -92,14 +107,23 @@ func (g *Gateway) Announce(ctx context.Context, c KeeperConfig) (time.Duration, 
 		if err != nil {
 			return every, err
 		}
+		limit, wait := announceLimit, every
+		if in, ok := g.promisedIn(next); ok && in <= 0 {
+			if err := g.replaceKey(ctx, next); err != nil {
+				return every, err
+			}
+			continue
+		} else if ok {
+			limit, wait = min(limit, max(in, time.Second)), min(wait, in)
+		}
 		a := Announcement{Gateway: g.Info(c.Endpoint, c.FleetPort), Every: c.RotateAge}
 		if !next.IsZero() {
 			a.Gateway.NextPublicKey = next.Public()
 		}
-		orders, err := announce(ctx, c.Announcer, a)
+		orders, err := announce(ctx, c.Announcer, a, limit)
 		switch {
 		case err != nil:
-			return every, err
+			return wait, err
 		case next.IsZero() && !orders.Rotate:
 			return every, nil
 		case next.IsZero():
@@ -108,6 +132,7 @@ func (g *Gateway) Announce(ctx context.Context, c KeeperConfig) (time.Duration, 
 			}
 			g.cfg.Log.Info("the gateway has a next key")
 		case orders.NextIn > 0:
+			g.promised = promise{next.Public(), g.cfg.Now().Add(orders.NextIn)}
 			return min(every, orders.NextIn), nil
 		default:
 			if err := g.replaceKey(ctx, next); err != nil {
@@ -120,8 +145,8 @@ func (g *Gateway) Announce(ctx context.Context, c KeeperConfig) (time.Duration, 
 
 const announceLimit = 10 * time.Second
 
-func announce(ctx context.Context, to Announcer, a Announcement) (Orders, error) {
-	ctx, cancel := context.WithTimeout(ctx, announceLimit)
+func announce(ctx context.Context, to Announcer, a Announcement, limit time.Duration) (Orders, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	o, err := to.Announce(ctx, a)
 	if err != nil {

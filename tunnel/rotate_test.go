@@ -379,6 +379,42 @@ func TestGatewayRotationAfterCrash(t *testing.T) {
 	}
 }
 
+// TestGatewayKeepsItsPromise: hosts turn to the next key at the time they were told, so the gateway does as well, whether
+// its registry can be asked just then or not.
+func TestGatewayKeepsItsPromise(t *testing.T) {
+	b := newBoard()
+	now := time.Now()
+	g, err := OpenGateway(t.Context(), GatewayConfig{KeyFile: filepath.Join(t.TempDir(), "gateway.key"), Number: 1, Backend: BackendNetstack,
+		Peers: b, Now: func() time.Time { return now }, Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	c := KeeperConfig{Announcer: b, Endpoint: "127.0.0.1:1", FleetPort: 1, RotateAge: time.Hour}
+	b.set(func() { b.order[g.Addr()] = time.Hour })
+	first := g.PublicKey()
+	if in, err := g.Announce(t.Context(), c); err != nil || in != 10*time.Second {
+		t.Fatal(in, err)
+	}
+	next := b.rows[g.Addr()].info.NextPublicKey
+	b.set(func() { b.lost = errors.New("away") })
+	now = now.Add(time.Hour - 3*time.Second)
+	if in, err := g.Announce(t.Context(), c); err == nil || in <= 0 || in > 3*time.Second || g.PublicKey() != first {
+		t.Errorf("before the time: again in %v, %v, key %s", in, err, g.PublicKey())
+	}
+	now = now.Add(3 * time.Second)
+	if _, err := g.Announce(t.Context(), c); err == nil || g.PublicKey() != next {
+		t.Errorf("at the time it has key %s, hosts %s: %v", g.PublicKey(), next, err)
+	}
+	b.set(func() { b.lost = nil })
+	if _, err := g.Announce(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+	if got := b.rows[g.Addr()].info; got.PublicKey != next || got.NextPublicKey != (Key{}) {
+		t.Errorf("announced as %+v", got)
+	}
+}
+
 // TestHostRotationAfterCrash stops a host after every step of a rotation; it comes back and ends with a new key.
 func TestHostRotationAfterCrash(t *testing.T) {
 	for _, step := range []string{"next key stored", "offered", "stored as the key"} {

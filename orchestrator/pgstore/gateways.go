@@ -310,7 +310,7 @@ func (b *beat) of(name string, number int) wire.Beat {
 			continue // the table checks its numbers
 		}
 		g := wire.Gateway{Endpoint: r.Endpoint, PublicKey: r.Key, Address: addr.String(), FleetPort: uint16(r.Port), NextPublicKey: r.NextKey}
-		if r.NextIn != nil { // 0 would be "not yet known"
+		if r.NextIn != nil && r.NextKey != "" { // 0 would be "not yet known"
 			g.NextIn = max(*r.NextIn-time.Since(b.at), 1)
 		}
 		out.Gateways = append(out.Gateways, g)

@@ -157,7 +157,7 @@ func TestGatewaysAreKept(t *testing.T) {
 		s.AgeGateway(t, name, away)
 	}
 	b, err := s.Beat(t.Context(), netip.MustParseAddr("10.77.1.0"))
-	if err != nil || len(b.Gateways) != 2 || b.Gateways[1].PublicKey != "eu-2" {
+	if err != nil || len(b.Gateways) != 2 || b.Gateways[1].PublicKey != "eu-2" || b.Gateways[1].NextIn != 0 {
 		t.Errorf("%+v, %v", b, err)
 	}
 	if live, err := s.Gateways(t.Context()); err != nil || len(live) != 1 {
