@@ -271,14 +271,14 @@ func (s *Store) RotateHost(ctx context.Context, name string) error {
 }
 
 // RotateOldHosts asks hosts whose key is older than age to make a new one: a few at a time, the oldest first, so that a
-// fleet that joined on one day does not rotate in one second. It also clears away the devices that removed hosts left.
+// fleet that joined on one day does not rotate in one second. Orchestrators that do this at once pass over each other's. It also clears away the devices that removed hosts left.
 func (s *Store) RotateOldHosts(ctx context.Context, age time.Duration) error {
 	const atOnce = 20
 	var batch pgx.Batch
 	batch.Queue(`
 		UPDATE hosts SET rotate = true WHERE name IN (
 		    SELECT name FROM hosts WHERE public_key IS NOT NULL AND NOT rotate AND coalesce(rotated_at, created_at) < now() - $1::interval
-		    ORDER BY coalesce(rotated_at, created_at) LIMIT $2)`, age, atOnce)
+		    ORDER BY coalesce(rotated_at, created_at) LIMIT $2 FOR UPDATE SKIP LOCKED)`, age, atOnce)
 	batch.Queue(`DELETE FROM devices d USING hosts h WHERE h.name = d.host AND h.revoked_at IS NOT NULL AND d.session IS NULL`)
 	return unavailable(s.pool.SendBatch(ctx, &batch).Close())
 }

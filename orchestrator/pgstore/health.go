@@ -81,11 +81,11 @@ func storable(s string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "")
 }
 
-// Unwelcome implements orchestrator.HostStore: a host that is connected has joined, and its token is spent.
+// Unwelcome implements orchestrator.HostStore: a host that is connected has joined.
 func (s *Store) Unwelcome(ctx context.Context, hosts []string) ([]string, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT u.name FROM unnest($1::text[]) AS u(name) LEFT JOIN hosts h ON h.name = u.name
-		WHERE h.name IS NULL OR h.revoked_at IS NOT NULL OR h.public_key IS NULL AND h.join_public_key IS NOT NULL`, hosts)
+		WHERE h.public_key IS NULL`, hosts)
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -1,10 +1,12 @@
 package pgstore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -236,5 +238,65 @@ func TestHostileText(t *testing.T) {
 	s.HostDown(t.Context(), "mac-1", errors.New("goodbye\x00\xff"))
 	if l := hostOf(t, s).Links[0]; l.Up || l.Reason != "goodbye" {
 		t.Errorf("%+v", l)
+	}
+}
+
+// TestInvitedDuringHello: a host that is removed, and invited again, while it says hello has not joined: its token stays
+// good, and nothing of it is connected.
+func TestInvitedDuringHello(t *testing.T) {
+	s := open(t, 1)
+	ctx := t.Context()
+	if err := s.Revoke(ctx, "mac-1", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	tok := invite(t, s, "mac-1", time.Hour)
+	if err := s.HostUp(ctx, wire.Hello{Host: "mac-1"}); !errors.Is(err, orchestrator.ErrRemoved) {
+		t.Errorf("up: %v", err)
+	}
+	if got, err := s.Unwelcome(ctx, []string{"mac-1"}); err != nil || len(got) != 1 {
+		t.Errorf("not to be cut off: %v, %v", got, err)
+	}
+	if _, err := s.Redeem(ctx, tok.Addr, newOffer(t)); err != nil {
+		t.Errorf("its token: %v", err)
+	}
+}
+
+// TestHostsThatComeBack are told of to nobody: after a restart there are thousands, and each would have every gateway look
+// at all of its peers.
+func TestHostsThatComeBack(t *testing.T) {
+	s := open(t, 0)
+	hosts, listening := make(chan string, 100), make(chan struct{}, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	group.Go(func() {
+		none := func(string) {}
+		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: func(name string) { hosts <- name }, Session: none, Cancel: none,
+			Gateway: func(string) { listening <- struct{}{} }})
+	})
+	defer group.Wait()
+	defer stop()
+	<-listening
+	told := func() (names []string) { // until all that was done before is told
+		if _, err := s.Announce(ctx, tunnel.Announcement{Gateway: gatewayInfo(1), Every: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RotateGateway(ctx, "eu-1", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		<-listening
+		for len(hosts) > 0 {
+			names = append(names, <-hosts)
+		}
+		return names
+	}
+	up(t, s, "mac-1", 1)
+	if got := told(); !slices.Equal(got, []string{"", "mac-1", "mac-1", "mac-1"}) { // invited, joined, its token is spent
+		t.Errorf("told of %q", got)
+	}
+	if err := s.HostUp(ctx, wire.Hello{Host: "mac-1"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := told(); len(got) != 0 {
+		t.Errorf("told of %q", got)
 	}
 }

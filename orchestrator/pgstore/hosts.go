@@ -33,17 +33,26 @@ func (s *Store) HostByAddr(ctx context.Context, addr netip.Addr) (string, error)
 // HostUp implements driverproxy.Directory. A host that is up needs its token no more; one that was removed is refused.
 func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
-			WITH h AS (UPDATE hosts SET seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL
-			           WHERE name = $1 AND revoked_at IS NULL RETURNING name)
-			INSERT INTO host_links (host, orchestrator) SELECT name, $2 FROM h
-			ON CONFLICT (host, orchestrator) DO UPDATE SET heard_at = now(), written_at = now(), round_trip = 0, lost_at = NULL, goodbye = false, reason = ''`,
-			hello.Host, s.name)
+		// One that was removed and invited again while it said hello has not joined, and its new token is not spent.
+		var token bool
+		err := tx.QueryRow(ctx, `SELECT join_public_key IS NOT NULL FROM hosts WHERE name = $1 AND public_key IS NOT NULL FOR UPDATE`, hello.Host).Scan(&token)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return orchestrator.ErrRemoved
+		}
 		if err != nil {
 			return err
 		}
-		if tag.RowsAffected() == 0 {
-			return orchestrator.ErrRemoved
+		var batch pgx.Batch
+		batch.Queue(`UPDATE hosts SET seen_at = now(), join_public_key = NULL, join_psk = NULL, join_expires_at = NULL WHERE name = $1`, hello.Host)
+		batch.Queue(`
+			INSERT INTO host_links (host, orchestrator) VALUES ($1, $2)
+			ON CONFLICT (host, orchestrator) DO UPDATE SET heard_at = now(), written_at = now(), round_trip = 0, lost_at = NULL, goodbye = false, reason = ''`,
+			hello.Host, s.name)
+		if token { // gateways hold a peer for it; ten thousand hosts that come back after a restart are no news to them
+			batch.Queue(`SELECT pg_notify($1, $2)`, chanHosts, hello.Host)
+		}
+		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+			return err
 		}
 		names := make([]string, 0, len(hello.Devices))
 		for _, d := range hello.Devices {
@@ -56,8 +65,7 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`, hello.Host, names); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', ''), pg_notify('`+chanHosts+`', $1)`, hello.Host)
-		return err
+		return notify(ctx, tx, chanQueue, "")
 	}))
 }
 
