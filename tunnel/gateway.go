@@ -33,6 +33,8 @@ type Gateway struct {
 	addr    netip.Addr
 	open    func(ctx context.Context, backend string, cfg deviceConfig) (wgDevice, string, error)
 	pulses  pulses
+	paces   paces
+	crowds  crowds
 	nudges  nudges
 	tally   tally
 	leaving sync.WaitGroup // closes devices that were replaced
@@ -79,7 +81,7 @@ func openGateway(ctx context.Context, cfg GatewayConfig,
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{cfg: cfg, addr: addr, open: open, pulses: pulses{now: cfg.Now}, book: newBook(key.Public())}
+	g := &Gateway{cfg: cfg, addr: addr, open: open, pulses: pulses{now: cfg.Now}, paces: paces{now: cfg.Now}, book: newBook(key.Public())}
 	g.nudges.wake = make(chan struct{}, 1)
 	g.cur = current{dev: lostDevice{}, backend: cfg.Backend, key: key, port: cfg.ListenPort}
 	if err := g.openDevice(ctx, false); err != nil {
@@ -161,7 +163,7 @@ func (g *Gateway) Backend() string {
 }
 
 // Listen listens for TCP on the tunnel address, and nowhere else. The listener survives the loss of the device: it
-// accepts again once the device is restored.
+// accepts again once the device is restored. Of one host it has a bounded number of connections open.
 func (g *Gateway) Listen(ctx context.Context, port int) (net.Listener, error) {
 	if port < 0 || port > 65535 {
 		return nil, fmt.Errorf("tunnel: port %d is not between 0 and 65535", port)
@@ -172,7 +174,7 @@ func (g *Gateway) Listen(ctx context.Context, port int) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tunnel: listen on %s port %d: %w", g.addr, port, err)
 	}
-	lasting := newListener(l)
+	lasting := newListener(l, func(c net.Conn) net.Conn { return g.crowds.admit(c, g.cfg.Log) })
 	g.listeners = append(g.listeners, lasting)
 	return lasting, nil
 }

@@ -9,7 +9,8 @@ import (
 
 // listener outlives the device it listens on.
 type listener struct {
-	addr net.Addr
+	addr  net.Addr
+	admit func(net.Conn) net.Conn // nil is a connection that is refused
 
 	mu     sync.Mutex
 	inner  net.Listener  // nil while there is none that works
@@ -19,8 +20,8 @@ type listener struct {
 
 var _ net.Listener = (*listener)(nil)
 
-func newListener(inner net.Listener) *listener {
-	return &listener{addr: inner.Addr(), inner: inner, change: make(chan struct{})}
+func newListener(inner net.Listener, admit func(net.Conn) net.Conn) *listener {
+	return &listener{addr: inner.Addr(), admit: admit, inner: inner, change: make(chan struct{})}
 }
 
 // Addr implements net.Listener: the address stays.
@@ -41,6 +42,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := inner.Accept()
 		if err == nil {
+			if c = l.admit(c); c == nil {
+				continue
+			}
 			return c, nil
 		}
 		var passing interface{ Temporary() bool } // too many open files, for example: a server waits and goes on

@@ -55,7 +55,9 @@ func (g *Gateway) replace(ctx context.Context, want []Peer) error {
 		return err
 	}
 	refused := g.book.replace(want, tableOf(d))
-	g.pulses.keep(func(a netip.Addr) bool { return len(g.book.addrs[a]) > 0 })
+	known := func(a netip.Addr) bool { return len(g.book.addrs[a]) > 0 }
+	g.pulses.keep(known)
+	g.paces.keep(known)
 	return errors.Join(refused, g.converge(ctx))
 }
 

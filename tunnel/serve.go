@@ -18,19 +18,20 @@ type Served struct {
 }
 
 // Handler is the handler of the fleet listener. A join address reaches wire.PathJoin and nothing else; a host's own
-// address reaches pulse, probe and rekey, and s.Fleet at every other path. Everyone else is refused.
+// address reaches pulse, probe and rekey, and s.Fleet at every other path. Everyone else is refused, and so is who asks far
+// more often than hosts do.
 //
 // A host that joins or offers a next key is told so once this gateway's device knows the key: what a host sends to a
 // gateway that does not know it is lost, and WireGuard sends it again only after seconds.
 func (g *Gateway) Handler(s Served) http.Handler {
 	log := g.cfg.Log
-	return guard(routes{
+	return paced(&g.paces, guard(routes{
 		join:  JoinHandler(settledEnroller{s.Enroller, g}, log),
 		pulse: servePulse(&g.pulses, s.Beats, log),
 		probe: serveProbe(),
 		rekey: serveRekey(s.Enroller, g.settleAddr, log),
 		fleet: s.Fleet,
-	})
+	}))
 }
 
 type settledEnroller struct {

@@ -60,10 +60,6 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		return fmt.Errorf("--database-url: %w", err)
 	}
 	defer store.Close()
-	if err := store.AllHostsDown(ctx); err != nil {
-		return err
-	}
-
 	profiles, err := openProfiles(ctx, cfg, store)
 	if err != nil {
 		return err
@@ -93,6 +89,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if _, err := gateway.Announce(ctx, keeper); err != nil { // who has this one's number or name is told at once
 		return err
 	}
+	if err := store.AllHostsDown(ctx); err != nil { // not before the name is known to be this one's
+		return err
+	}
 	epoch := uuid.NewString()
 	fleet := driverproxy.NewFleet(driverproxy.Config{
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
@@ -115,6 +114,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		return errors.Join(err, fleetListener.Close(), public.Close())
 	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
+	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
