@@ -27,7 +27,9 @@ import (
 // before it. Both inputs have a fixed length, so the new PSK is unpredictable to whoever lacks either (NIST SP 800-56C
 // rev. 2, section 2, permits this form; hashing the ciphertext in keeps a KEM combiner secure against chosen
 // ciphertexts: Giacon, Heuer, Poettering, "KEM Combiners", PKC 2018). WireGuard mixes it into a handshake of X25519
-// (Noise IKpsk2): recorded traffic stays closed as long as one of X25519 and ML-KEM-768 holds.
+// (Noise IKpsk2): recorded traffic stays closed as long as one of X25519 and ML-KEM-768 holds. The registry holds the
+// present preshared keys: a copy of it enrols nobody and reads nothing, but leaves X25519 alone to protect what was
+// recorded under those keys.
 //
 // ML-KEM answers a damaged ciphertext with a random secret instead of an error. The confirmation tells the host so
 // before it drops the key that works.
