@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/mlkem"
 	"errors"
 	"fmt"
 	"io"
@@ -143,9 +144,7 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 		return nil, err
 	}
 	f.add(func() error { store.Close(); return nil })
-	if _, err := store.Invite(ctx, "bench", time.Hour, func(int) (orchestrator.Invitation, error) {
-		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
-	}); err != nil {
+	if err := enrolHost(ctx, store); err != nil {
 		return nil, err
 	}
 	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
@@ -183,6 +182,23 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
 	})
 	return f, f.ready(ctx, store)
+}
+
+// enrolHost has the host join.
+func enrolHost(ctx context.Context, store *pgstore.Store) error {
+	var at netip.Addr
+	if _, err := store.Invite(ctx, "bench", time.Hour, func(number int) (i orchestrator.Invitation, err error) {
+		at, err = tunnel.JoinAddr(number)
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, err
+	}); err != nil {
+		return err
+	}
+	kem, err := mlkem.GenerateKey768()
+	if err != nil {
+		return err
+	}
+	_, err = store.Redeem(ctx, at, tunnel.Offer{PublicKey: tunnel.Key{2}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
+	return err
 }
 
 func (f *fleet) parts(ctx context.Context, dir string, store *pgstore.Store, log *zap.Logger) (orchestrator.Deps, error) {

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
+	"crypto/mlkem"
 	"encoding/json"
 	"io"
 	"net"
@@ -69,7 +70,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 		t.Fatal(err)
 	}
 	t.Cleanup(r.store.Close)
-	inviteMac(t, r.store)
+	enrolMac(t, r.store)
 
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
@@ -218,11 +219,17 @@ func decode[T any](t *testing.T, b []byte) T {
 	return v
 }
 
-// inviteMac adds the host of these tests.
-func inviteMac(t *testing.T, s *pgstore.Store) {
+// enrolMac adds the host of these tests.
+func enrolMac(t *testing.T, s *pgstore.Store) {
 	t.Helper()
-	_, err := s.Invite(t.Context(), "mac-1", time.Hour, func(int) (orchestrator.Invitation, error) {
-		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, nil
+	var at netip.Addr
+	_, err := s.Invite(t.Context(), "mac-1", time.Hour, func(number int) (i orchestrator.Invitation, err error) {
+		at, err = tunnel.JoinAddr(number)
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, err
 	})
+	must(t, err)
+	kem, err := mlkem.GenerateKey768()
+	must(t, err)
+	_, err = s.Redeem(t.Context(), at, tunnel.Offer{PublicKey: tunnel.Key{2}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
 	must(t, err)
 }

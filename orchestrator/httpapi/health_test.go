@@ -123,7 +123,7 @@ func newReplicas(t *testing.T, devices int) (one, two *replica, stop func()) {
 	t.Helper()
 	dsn := postgres.Database(t)
 	one, two = newReplica(t, dsn, "eu-1"), newReplica(t, dsn, "eu-2")
-	inviteMac(t, one.store)
+	enrolMac(t, one.store)
 	_, err := one.client.PutAccount(t.Context(), "a", api.PutAccount{Recordings: "eu"})
 	must(t, err)
 	cfg := host.Config{Name: "mac-1", Agent: "test", StateDir: t.TempDir(), Dial: (&net.Dialer{}).DialContext, Log: zap.NewNop(),
