@@ -149,7 +149,7 @@ func openLink(ctx context.Context, cfg LinkConfig, s *state, key PrivateKey, add
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) == len(l.gateways) {
+	if len(errs) == len(l.gateways) && (!l.joined || broken(errors.Join(errs...))) { // a host may start before its network does
 		return nil, errors.Join(append(errs, l.Close())...)
 	}
 	if l.joined {

@@ -105,7 +105,7 @@ func (l *Link) follow(ctx context.Context, said []wire.Gateway) error {
 		l.cfg.Log.Info("gateway removed", zap.Stringer("gateway", g.addr), zap.String("endpoint", g.get().Endpoint))
 		g.stop()
 		g.closeConns(func(*tracked) bool { return true })
-		errs = append(errs, l.removePeer(ctx, g.get().PublicKey))
+		errs = append(errs, l.removePeer(l.life, g.get().PublicKey)) // ctx may be of the keeper that was stopped
 	}
 	return errors.Join(errs...)
 }

@@ -121,3 +121,24 @@ func TestSleepStartsWithSocket(t *testing.T) {
 		}
 	}
 }
+
+// TestStartWithoutNames: a host that has joined starts before its network does, and goes on trying.
+func TestStartWithoutNames(t *testing.T) {
+	r := &registry{}
+	w := startWorld(t, r, worldConfig{number: 1, dir: t.TempDir()})
+	dir, token := t.TempDir(), r.mustInvite(t, 256, "mac", w.info)
+	w.settle(t)
+	l := openTestLink(t, LinkConfig{StateDir: dir, Token: token})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.update(func(s *state) { s.Gateways = []GatewayInfo{w.info}; s.Gateways[0].Endpoint = "gone.invalid:1" }); err != nil {
+		t.Fatal(err)
+	}
+	l = openTestLink(t, LinkConfig{StateDir: dir})
+	g := l.all()[0]
+	g.mu.Lock()
+	g.info.Endpoint = w.info.Endpoint // the name resolves now
+	g.mu.Unlock()
+	checkWhoami(t, l, w.info)
+}
