@@ -29,7 +29,7 @@ func TestListenerOutlivesError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newListener(&pokedListener{Listener: inner})
+	l := newListener(&pokedListener{Listener: inner}, func(c net.Conn) net.Conn { return c })
 	c, err := net.Dial("tcp4", inner.Addr().String())
 	if err != nil {
 		t.Fatal(err)
