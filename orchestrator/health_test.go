@@ -52,7 +52,7 @@ func (s *linkStore) Unwelcome(_ context.Context, hosts []string) ([]string, erro
 		s.away--
 		return nil, errors.New("the database is away")
 	}
-	return s.gone, nil
+	return slices.DeleteFunc(slices.Clone(hosts), func(h string) bool { return !slices.Contains(s.gone, h) }), nil
 }
 
 // connected is an orchestrator with one host whose messages the test writes. Its clock stands still.

@@ -42,7 +42,7 @@ func TestRotateKeys(t *testing.T) {
 	must(t, err)
 	kem, err := mlkem.GenerateKey768()
 	must(t, err)
-	_, err = r.store.Redeem(ctx, join, tunnel.Offer{PublicKey: tunnel.Key{2}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
+	_, err = r.store.Redeem(ctx, join, tunnel.Offer{PublicKey: tunnel.Key{4}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
 	must(t, err)
 	told := func() (b wire.Beat) {
 		t.Helper()
