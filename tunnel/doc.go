@@ -36,7 +36,7 @@
 //
 // # Backends
 //
-// One small interface, [device], has three makers: "kernel" (the kernel's WireGuard), "tun" (wireguard-go in this
+// One small interface, wgDevice, has three makers: "kernel" (the kernel's WireGuard), "tun" (wireguard-go in this
 // process on a TUN device, configured through its UAPI socket) and "netstack" (wireguard-go and a TCP stack in this
 // process, no privilege needed). All are configured from the same wgtypes.Config; "auto" takes the first that this
 // machine permits. Every call to a device is bounded, and a hung or vanished device is an error with a name.
