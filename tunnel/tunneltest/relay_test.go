@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -106,10 +107,15 @@ func TestDelayKeepsOrder(t *testing.T) {
 	const delay, n = 30 * time.Millisecond, 100 // as many as the sockets of any machine hold
 	r, _, c := openTest(t, RelayConfig{Delay: delay})
 	began := time.Now()
-	for i := range n {
-		if i == n/2 {
-			r.SetDelay(0) // what comes later does not overtake
+	send(t, c, number(0))
+	for end := began.Add(10 * time.Second); !r.up.holds(); { // the delay counts from when the relay has read it
+		if time.Now().After(end) {
+			t.Fatal("the relay read nothing")
 		}
+		runtime.Gosched()
+	}
+	r.SetDelay(0) // what comes later does not overtake
+	for i := 1; i < n; i++ {
 		send(t, c, number(i))
 	}
 	for i := range n {
@@ -120,6 +126,13 @@ func TestDelayKeepsOrder(t *testing.T) {
 			t.Fatalf("after %s", took)
 		}
 	}
+}
+
+// holds says whether a datagram was ever put on the line.
+func (l *line) holds() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.last.IsZero()
 }
 
 // TestLossIsSeeded: the same seed loses the same datagrams, about as many as asked for.
