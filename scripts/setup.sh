@@ -40,6 +40,7 @@ Linux)
 			need libc6-dev 'likewise'
 		fi
 		has ip || need iproute2 'network namespaces, where the tests of the TUN tunnel run as root'
+		has nft || anyfile /usr/sbin/nft || need nftables 'these tests take the rules away that keep hosts apart, and read them'
 		if ! has node; then
 			need nodejs 'runs the unmodified selenium-webdriver script of test/selenium'
 			has npm || need npm 'installs selenium-webdriver'
