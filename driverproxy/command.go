@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
@@ -22,10 +20,12 @@ type Receipt struct {
 	Took    time.Duration // at the driver, as the host measured it; 0 if it did not answer
 }
 
-// pending is a command that waits for its answer.
+// pending is a command that waits for its answer. Session.mu guards seq and keep.
 type pending struct {
 	command webdriver.Command
-	seq     uint64 // 0 until sent; guarded by Session.mu
+	origin  wire.Origin
+	seq     uint64 // 0 until it is sent
+	keep    bool   // the host keeps the answer until it is acknowledged
 	done    chan settled
 }
 
@@ -58,6 +58,8 @@ func forClient(err error) string {
 		return f.Error()
 	case errors.Is(err, ErrHostLost):
 		return "the device's host was lost"
+	case errors.Is(err, ErrOverflow):
+		return "too much of the session was unacknowledged"
 	case errors.Is(err, ErrReleased):
 		return "the session has ended"
 	case errors.Is(err, ErrClosed):
@@ -68,30 +70,52 @@ func forClient(err error) string {
 	return "it was given up"
 }
 
-// Do sends a command and waits for its answer. Commands run in the order of the calls; many calls may wait at once.
+// Do sends a command and waits for its answer. Commands run in the order of the calls; many calls may wait at once. A socket
+// that breaks meanwhile makes it take longer, and never run twice.
 //
 // The Answer is always one that can go to a client. With a nil error it came from the host (also when the Receipt's
 // outcome is not done: the driver died under the command), or the command was malformed and went nowhere. A non-nil error says
 // why the host gave none: ctx ended, or what [Session.Err] says. The answer is then a W3C "unknown error" with
 // data.outcome "unknown" or "not_run". A command that was sent when ctx ended runs on; its answer is dropped.
+//
+// At most [wire.MaxOutstanding] commands may be without an acknowledged answer; one more ends the session with ErrOverflow.
 func (s *Session) Do(ctx context.Context, c webdriver.Command) (webdriver.Answer, Receipt, error) {
-	if err := c.Validate(); err != nil {
+	return s.do(ctx, &pending{command: c, done: make(chan settled, 1)})
+}
+
+// DoFrom is Do for a command of a client's stream. The host keeps its answer until [Session.Acknowledge], so that it is there
+// when the stream goes on at another orchestrator.
+func (s *Session) DoFrom(ctx context.Context, from wire.Origin, c webdriver.Command) (webdriver.Answer, Receipt, error) {
+	return s.do(ctx, &pending{command: c, origin: from, keep: true, done: make(chan settled, 1)})
+}
+
+func (s *Session) do(ctx context.Context, p *pending) (webdriver.Answer, Receipt, error) {
+	if err := p.command.Validate(); err != nil {
 		return err.Answer(), Receipt{Outcome: wire.OutcomeNotRun}, nil
 	}
-	if room := wire.MaxMessage - 1<<17; len(c.Body) > room {
+	if room := wire.MaxMessage - 1<<17; len(p.command.Body) > room {
 		e := webdriver.Error{Code: webdriver.InvalidArgument, Message: fmt.Sprintf("the command's body is longer than %d bytes", room)}
 		return e.Answer(), Receipt{Outcome: wire.OutcomeNotRun}, nil
 	}
-	p := &pending{command: c, done: make(chan settled, 1)}
 	s.mu.Lock()
-	if err := s.err; err != nil {
-		s.mu.Unlock()
+	err, full := s.err, s.stream.full(p.command)
+	if err == nil && !full {
+		s.stream.add(p)
+	}
+	s.mu.Unlock()
+	if err == nil && full {
+		err = ErrOverflow
+		s.end(err)
+	}
+	if err != nil {
 		r := lost(wire.OutcomeNotRun, 0, err)
 		return r.answer, r.receipt, r.err
 	}
-	s.queue = append(s.queue, p)
-	s.mu.Unlock()
 	poke(s.wake)
+	return s.settled(ctx, p)
+}
+
+func (s *Session) settled(ctx context.Context, p *pending) (webdriver.Answer, Receipt, error) {
 	select {
 	case r := <-p.done:
 		return r.answer, r.receipt, r.err
@@ -101,7 +125,7 @@ func (s *Session) Do(ctx context.Context, c webdriver.Command) (webdriver.Answer
 	}
 }
 
-// abandon takes the command out of the queue; one that was sent stays in flight, so that its answer is known for what it is.
+// abandon takes the command out of the queue; one that was sent stays, so that its answer is known for what it is.
 func (s *Session) abandon(p *pending, cause error) settled {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,82 +134,49 @@ func (s *Session) abandon(p *pending, cause error) settled {
 		return r
 	default:
 	}
+	p.keep = false
 	if p.seq != 0 {
 		return lost(wire.OutcomeUnknown, p.seq, cause)
 	}
-	s.queue = slices.DeleteFunc(s.queue, func(q *pending) bool { return q == p })
+	s.stream.drop(p)
 	return lost(wire.OutcomeNotRun, 0, cause)
 }
 
-// next takes the first command off the queue, as a frame in two parts; nil when there is none.
-func (s *Session) next(scratch []byte) ([]byte, []byte, error) {
+// Acknowledge lets the host forget the answer of a command of DoFrom or Await. Acknowledging again changes nothing.
+func (s *Session) Acknowledge(seq uint64) {
+	s.mu.Lock()
+	s.stream.acknowledge(seq)
+	s.mu.Unlock()
+}
+
+// Kept is a command that the host had taken when the session was adopted.
+type Kept struct {
+	Seq    uint64
+	Origin wire.Origin
+	p      *pending
+}
+
+// Kept lists, after an adoption, the commands whose answers nobody has acknowledged, in order. Each must be awaited and acknowledged.
+func (s *Session) Kept() []Kept {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) == 0 || s.err != nil {
-		return nil, nil, nil
-	}
-	p := s.queue[0]
-	s.queue = slices.Delete(s.queue, 0, 1)
-	s.seq++
-	p.seq = s.seq
-	s.flight = append(s.flight, p)
-	body := p.command.Body
-	head, err := wire.Command{Seq: p.seq, Ack: s.ack, Method: p.command.Method, Path: p.command.Path}.Append(scratch)
-	p.command = webdriver.Command{}
-	return head, body, err
+	return s.kept
 }
 
-// serveCommand is the handler of a session's command socket: it reads answers, beside the writer.
-func (f *Fleet) serveCommand(w http.ResponseWriter, r *http.Request) {
-	s, status, err := f.sessionOf(r)
-	if err != nil {
-		http.Error(w, err.Error(), status)
-		return
-	}
-	conn, done, err := f.accept(w, r, socket.Session(wire.MaxMessage))
-	if err != nil {
-		return
-	}
-	defer done()
-	defer f.hangUp(conn)
-	if !s.attach(conn) {
-		conn.Bye("the session has a command socket already, or has ended")
-		return
-	}
-	var writer sync.WaitGroup
-	stop := make(chan struct{})
-	writer.Go(func() {
-		if err := s.write(conn, stop); err != nil {
-			conn.Close()
-		}
-	})
-	err = s.read(conn)
-	close(stop)
-	conn.Close()
-	writer.Wait()
-	s.onBroken(err)
+// Await waits for the answer of a kept command, once. Answer, receipt and error are those of Do.
+func (s *Session) Await(ctx context.Context, k Kept) (webdriver.Answer, Receipt, error) {
+	return s.settled(ctx, k.p)
 }
 
-func (s *Session) attach(conn *socket.Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil || s.err != nil {
-		return false
-	}
-	s.conn = conn
-	close(s.attached)
-	return true
-}
-
-// write sends commands until stop is closed or the socket breaks.
+// write sends what there is to send until stop is closed or the socket breaks.
 func (s *Session) write(conn *socket.Conn, stop <-chan struct{}) error {
 	var scratch []byte
 	for {
-		head, body, err := s.next(scratch[:0])
+		frame, body, err := s.next(scratch[:0])
 		switch {
 		case err != nil:
 			return err
-		case head == nil:
+		case frame == nil:
 			select {
 			case <-s.wake:
 			case <-stop:
@@ -193,18 +184,36 @@ func (s *Session) write(conn *socket.Conn, stop <-chan struct{}) error {
 			}
 			continue
 		case len(body) <= 4096:
-			head = append(head, body...)
-			err = conn.WriteBinary(context.Background(), head)
+			frame = append(frame, body...)
+			err = conn.WriteBinary(context.Background(), frame)
 		default:
-			err = conn.WriteBinary(context.Background(), head, body)
+			err = conn.WriteBinary(context.Background(), frame, body)
 		}
 		if err != nil {
 			return err
 		}
-		if cap(head) <= 8192 {
-			scratch = head
+		if cap(frame) <= 8192 {
+			scratch = frame
 		}
 	}
+}
+
+// next is the frame to be sent now, a command's in two parts; nil when there is none.
+func (s *Session) next(scratch []byte) (frame, body []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil, nil, nil
+	}
+	if f := s.stream.forgotten(); len(f) > 0 {
+		return wire.Forget{Seqs: f}.Append(scratch), nil, nil
+	}
+	p := s.stream.next()
+	if p == nil {
+		return nil, nil, nil
+	}
+	frame, err = wire.Command{Seq: p.seq, Ack: s.stream.ack(), Origin: p.origin, Method: p.command.Method, Path: p.command.Path}.Append(scratch)
+	return frame, p.command.Body, err
 }
 
 // read hands out answers until the socket breaks.
@@ -229,14 +238,11 @@ func (s *Session) answered(a wire.Answer) error {
 		return fmt.Errorf("driverproxy: answer %d has HTTP status %d: an HTTP server cannot pass it on", a.Seq, a.Status)
 	}
 	s.mu.Lock()
-	if len(s.flight) == 0 || s.flight[0].seq != a.Seq {
-		s.mu.Unlock()
+	p := s.stream.take(a.Seq)
+	s.mu.Unlock()
+	if p == nil {
 		return fmt.Errorf("driverproxy: answer %d is not the next one: answers come in the order of the commands", a.Seq)
 	}
-	p := s.flight[0]
-	s.flight = slices.Delete(s.flight, 0, 1)
-	s.ack = a.Seq
-	s.mu.Unlock()
 	p.settle(settled{
 		answer:  webdriver.Answer{Status: a.Status, Body: a.Body},
 		receipt: Receipt{Seq: a.Seq, Outcome: a.Outcome, Took: a.Took},
@@ -255,7 +261,7 @@ func (f *Fleet) sessionOf(r *http.Request) (*Session, int, error) {
 		return nil, http.StatusBadRequest, fmt.Errorf("driverproxy: term: %w", err)
 	}
 	s := f.session(sessionKey{r.URL.Query().Get("session"), term})
-	if s == nil || s.host.addr != addr {
+	if s == nil || s.addr != addr {
 		return nil, http.StatusNotFound, fmt.Errorf("driverproxy: no such session of this host and term")
 	}
 	return s, 0, nil

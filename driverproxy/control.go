@@ -29,6 +29,7 @@ var (
 type hostConn struct {
 	name string
 	boot string
+	dial uint64
 	addr netip.Addr
 	conn *socket.Conn
 	came time.Time       // its hello, by Config.Now
@@ -51,7 +52,7 @@ func newHostConn(c *socket.Conn, addr netip.Addr, hello wire.Hello, now time.Tim
 		has[d.Name] = true
 	}
 	return &hostConn{
-		has: has, name: hello.Host, boot: hello.Boot, addr: addr, conn: c, came: now, seen: now,
+		has: has, name: hello.Host, boot: hello.Boot, dial: hello.Dial, addr: addr, conn: c, came: now, seen: now,
 		lost: make(chan struct{}), gone: make(chan struct{}), dirty: map[string]wire.Device{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -146,7 +147,7 @@ func (f *Fleet) hostSocket(conn *socket.Conn, addr netip.Addr, name string, log 
 		return fmt.Errorf("the host was refused: %w", err)
 	}
 	log.Info("host up", zap.String("agent", hello.Agent), zap.Int("devices", len(hello.Devices)))
-	cause := f.converse(h)
+	cause := f.converse(h, hello)
 	h.give(cause)
 	f.down(h)
 	log.Warn("host down", zap.Error(h.cause))
@@ -197,7 +198,7 @@ func (f *Fleet) register(ctx context.Context, h *hostConn) error {
 			return nil
 		}
 		f.mu.Unlock()
-		if old.boot == h.boot && !f.overdue(old) {
+		if old.boot == h.boot && old.dial >= h.dial && !f.overdue(old) {
 			return errConnected
 		}
 		old.give(errReplaced)
@@ -223,7 +224,7 @@ func (f *Fleet) lateLocked(h *hostConn, now time.Time) bool {
 }
 
 // converse runs the control socket until it breaks.
-func (f *Fleet) converse(h *hostConn) error {
+func (f *Fleet) converse(h *hostConn, hello *wire.Hello) error {
 	var reporter sync.WaitGroup
 	reporter.Go(func() { f.reportDevices(h) })
 	defer reporter.Wait() // before HostDown
@@ -234,6 +235,7 @@ func (f *Fleet) converse(h *hostConn) error {
 	if err != nil {
 		return err
 	}
+	f.reconcile(h, hello)
 	f.mu.Lock()
 	h.up = true
 	f.mu.Unlock()
@@ -299,7 +301,7 @@ func (f *Fleet) hear(h *hostConn, b []byte) error {
 
 // sessionOn is nil for a session that is not (any more) on the host: its answer came too late.
 func (f *Fleet) sessionOn(h *hostConn, id string, term int64) *Session {
-	if s := f.session(sessionKey{id, term}); s != nil && s.host == h {
+	if s := f.session(sessionKey{id, term}); s != nil && s.name == h.name && s.boot == h.boot {
 		return s
 	}
 	return nil
@@ -351,18 +353,17 @@ func (h *hostConn) untold(d wire.Device) {
 	}
 }
 
-// down ends what depends on the host.
+// down is called when the host's control socket is gone. Its sessions wait for it to come back, unless it said that it does not.
 func (f *Fleet) down(h *hostConn) {
 	f.mu.Lock()
 	h.up = false // from here on no session is added
 	f.mu.Unlock()
-	for _, s := range f.sessionsOf(h) {
-		s.end(h.err())
-		s.expireRecording()
-		s.dropRecording()
-		f.mu.Lock()
-		delete(f.sessions, s.key)
-		f.mu.Unlock()
+	for _, s := range f.sessionsOf(h.name) {
+		if errors.Is(h.err(), ErrGoodbye) || !s.hasStarted() {
+			s.giveUp(h.err())
+		} else {
+			s.unlink(h)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), directoryLimit)
 	defer cancel()

@@ -8,14 +8,31 @@
 //	Do     ──▶ queue ──▶ writer ──▶ command socket ──▶ answer of the same Seq     (many in flight, run in order)
 //	Release ─▶ release on control ──▶ host stops everything, answers released
 //
-// A session ends by itself when its driver died (a *[wire.Failure]) or when its host is lost ([ErrHostLost]): the control socket broke,
-// was silent for HeartbeatLimit, or the session's command socket broke. At that moment a command in flight is answered
-// as unknown and one not yet sent as not run; see [Session.Do]. The host ends and wipes on its side by itself.
+// # Broken sockets
+//
+// A session outlives its sockets. Each command has a number, and both ends keep what the other may not have:
+//
+//	orchestrator                          host
+//	commands without an answer            its journal: the highest number taken, and every command
+//	                                      whose answer is not acknowledged, with the answer once there
+//
+//	       ◀── Resume{received, kept} ──  a new command socket, dialled within 50 ms of the loss
+//	     ──── Resumed{answered} ──────▶
+//	     ──── commands above received ─▶  taken: executed once, in the order of their numbers
+//	       ◀── answers above answered ──
+//
+// So the host's journal is the authority on what was executed: a number it has is never executed again, one it does not have
+// never was. A session without its command socket, or whose host has no control socket, waits for [Config].ResumeLimit; then its
+// host is lost ([ErrHostLost]). A session ends at once when its driver died (a *[wire.Failure]), when its host says goodbye, was started anew
+// (another Boot) or is dropped, and with [ErrOverflow] when more than [wire.MaxOutstanding] commands are unacknowledged. Then
+// a command that was sent is answered as unknown and one that was not as not run; see [Session.Do].
+//
+// The host keeps a session that nobody carries for a while (host.OrphanLimit). [Fleet.Adopt] takes it over, at a higher term:
+// the new orchestrator learns from the journal which commands there are and which client streams they came from.
 //
 // A host that dials a second control socket replaces its first one at once if its agent was started anew (another
-// Boot) or if the first has missed heartbeats; otherwise the second is refused, and the host tries again
-// until the first has been found dead: one process has one control socket, so two live ones of one Boot cannot be.
+// Boot), if it dialled it later (Hello.Dial), or if the first has missed heartbeats.
 //
 // Out of scope: who may use which device (orchestrator), what a recording's bytes mean (recorder), WireGuard (tunnel),
-// the host's end (driverproxy/host), and resuming a session after a broken socket.
+// the host's end (driverproxy/host).
 package driverproxy

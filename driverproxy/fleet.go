@@ -26,6 +26,8 @@ var (
 	ErrGoodbye = errors.New("it said goodbye")
 	// ErrSilent is the cause when nothing was heard of the host for HeartbeatLimit.
 	ErrSilent = errors.New("nothing is heard of it")
+	// ErrOverflow is Session.Err when more commands or answers were unacknowledged than [wire.MaxOutstanding] and [wire.MaxMessage] allow.
+	ErrOverflow = errors.New("driverproxy: too much of the session is unacknowledged")
 	// ErrReleased is Session.Err after a Release.
 	ErrReleased = errors.New("driverproxy: the session was released")
 	// ErrClosed means that the Fleet is closed.
@@ -53,6 +55,7 @@ type Config struct {
 	Directory      Directory
 	HeartbeatEvery time.Duration    // 0: 1 s
 	HeartbeatLimit time.Duration    // 0: 5 s
+	ResumeLimit    time.Duration    // 0: ResumeLimit
 	Log            *zap.Logger      // nil: none
 	Now            func() time.Time // nil: time.Now; sockets' own deadlines follow the system's clock
 }
@@ -90,6 +93,9 @@ func NewFleet(cfg Config) *Fleet {
 	}
 	if cfg.HeartbeatLimit <= 0 {
 		cfg.HeartbeatLimit = 5 * time.Second
+	}
+	if cfg.ResumeLimit <= 0 {
+		cfg.ResumeLimit = ResumeLimit
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
@@ -130,11 +136,23 @@ func (f *Fleet) Hosts() []string {
 // that cannot gives a *[wire.Failure] (errors.As); a host that is not connected, or is lost meanwhile, [ErrHostLost]. When ctx ends
 // first, the host is told to release what it may have started. Every returned Session must be released.
 func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) {
-	s, err := f.newSession(a)
+	return f.begin(ctx, a, false, wire.Control{Assign: &wire.Assign{
+		Session: a.Session, Term: a.Term, Device: a.Device, Capabilities: a.Capabilities, Record: a.Record,
+	}})
+}
+
+// Adopt takes over a session that runs on a host, at a higher term than it had. It returns like Assign; [Session.Kept] are then
+// the commands that the former orchestrator sent. A host that does not have the session gives a *[wire.Failure] of [wire.FailureGone].
+func (f *Fleet) Adopt(ctx context.Context, a Assignment) (*Session, error) {
+	return f.begin(ctx, a, true, wire.Control{Adopt: &wire.Adopt{Session: a.Session, Term: a.Term}})
+}
+
+func (f *Fleet) begin(ctx context.Context, a Assignment, adopted bool, ask wire.Control) (*Session, error) {
+	s, h, err := f.newSession(a, adopted)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx, a); err != nil {
+	if err := s.start(ctx, h, ask); err != nil {
 		s.end(err)
 		f.forget(s)
 		return nil, err
@@ -142,23 +160,23 @@ func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) {
 	return s, nil
 }
 
-func (f *Fleet) newSession(a Assignment) (*Session, error) {
+func (f *Fleet) newSession(a Assignment, adopted bool) (*Session, *hostConn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
 	}
 	h := f.hosts[a.Host]
 	if h == nil || !h.up {
-		return nil, fmt.Errorf("assign to %s: %w", a.Host, ErrHostLost)
+		return nil, nil, fmt.Errorf("assign to %s: %w", a.Host, ErrHostLost)
 	}
 	key := sessionKey{a.Session, a.Term}
 	if f.sessions[key] != nil {
-		return nil, fmt.Errorf("driverproxy: session %s of term %d is assigned already", a.Session, a.Term)
+		return nil, nil, fmt.Errorf("driverproxy: session %s of term %d is assigned already", a.Session, a.Term)
 	}
-	s := newSession(f, h, key)
+	s := newSession(f, h, key, adopted)
 	f.sessions[key] = s
-	return s, nil
+	return s, h, nil
 }
 
 func (f *Fleet) session(key sessionKey) *Session {
@@ -178,12 +196,12 @@ func (f *Fleet) forget(s *Session) {
 }
 
 // sessionsOf lists the sessions on a host.
-func (f *Fleet) sessionsOf(h *hostConn) []*Session {
+func (f *Fleet) sessionsOf(host string) []*Session {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var of []*Session
 	for _, s := range f.sessions {
-		if s.host == h {
+		if s.name == host {
 			of = append(of, s)
 		}
 	}
@@ -222,7 +240,8 @@ func (f *Fleet) hangUp(c *socket.Conn) {
 	f.mu.Unlock()
 }
 
-// Close hangs up on all hosts, which ends their sessions, and waits for every goroutine of the Fleet.
+// Close hangs up on all hosts and waits for every goroutine of the Fleet. The sessions end here with [ErrClosed]; their hosts keep
+// what was not released, for whoever adopts it.
 func (f *Fleet) Close(ctx context.Context) error {
 	f.mu.Lock()
 	f.closed = true

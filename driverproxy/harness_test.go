@@ -131,10 +131,21 @@ type server struct {
 
 func serve(t *testing.T, heartbeatLimit time.Duration) *server {
 	t.Helper()
+	return serveFor(t, heartbeatLimit, limit)
+}
+
+// impatient does not wait long for hosts to come back.
+func impatient(t *testing.T) *server {
+	t.Helper()
+	return serveFor(t, limit, 100*time.Millisecond)
+}
+
+func serveFor(t *testing.T, heartbeatLimit, resumeLimit time.Duration) *server {
+	t.Helper()
 	s := &server{dir: &directory{}}
 	s.now.Store(time.Now().UnixNano())
 	s.Fleet = driverproxy.NewFleet(driverproxy.Config{
-		Orchestrator: "eu-1", Epoch: "e", Directory: s.dir, HeartbeatEvery: time.Second, HeartbeatLimit: heartbeatLimit,
+		Orchestrator: "eu-1", Epoch: "e", Directory: s.dir, HeartbeatEvery: time.Second, HeartbeatLimit: heartbeatLimit, ResumeLimit: resumeLimit,
 		Now: func() time.Time { return time.Unix(0, s.now.Load()) },
 	})
 	h := httptest.NewServer(s.Handler())
@@ -219,6 +230,25 @@ func (s *server) up(t *testing.T, boot string) *peer {
 	return p
 }
 
+// command dials a session's command socket, and says what the host knows; answered is what the orchestrator does.
+func (p *peer) command(id string, term int, m wire.Resume) (ws *websocket.Conn, answered uint64, err error) {
+	p.t.Helper()
+	ws, err = p.s.dial(p.t, p.from, fmt.Sprintf("%s?term=%d&session=%s", wire.PathCommand, term, id))
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := ws.WriteMessage(websocket.BinaryMessage, m.Append(nil)); err != nil {
+		return nil, 0, err
+	}
+	_ = ws.SetReadDeadline(time.Now().Add(limit))
+	_, b, err := ws.ReadMessage()
+	if err != nil {
+		return nil, 0, err
+	}
+	resumed, err := wire.DecodeResumed(b)
+	return ws, resumed.Answered, err
+}
+
 type assigned struct {
 	*driverproxy.Session
 	err error
@@ -236,7 +266,7 @@ func (p *peer) session(id string) (*driverproxy.Session, *websocket.Conn) {
 	if err != nil || m.Assign == nil {
 		p.t.Fatalf("assign: %+v %v", m, err)
 	}
-	ws, err := p.s.dial(p.t, p.from, wire.PathCommand+"?term=1&session="+id)
+	ws, _, err := p.command(id, 1, wire.Resume{})
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package driverproxy
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -47,15 +48,16 @@ func (f *Fleet) Drop(host string, cause error) bool {
 		h.up = false // from here on no session is added
 	}
 	f.mu.Unlock()
-	if h == nil {
-		return false
+	why := fmt.Errorf("%w: %s: %w", ErrHostLost, host, cause)
+	if h != nil {
+		h.give(cause)
+		why = h.err()
 	}
-	h.give(cause)
-	for _, s := range f.sessionsOf(h) {
-		s.end(h.err())
+	for _, s := range f.sessionsOf(host) { // those that wait for it as well
+		s.giveUp(why)
 		s.cutRecording()
 	}
-	return true
+	return h != nil
 }
 
 // cutRecording closes the recording socket: of a host that is not trusted any more nothing is taken.

@@ -121,7 +121,7 @@ func TestDropCutsAtOnce(t *testing.T) {
 }
 
 func TestGoodbyeIsNotSilence(t *testing.T) {
-	s := serve(t, time.Second)
+	s := serve(t, 4*time.Second)
 	p := s.up(t, "b")
 	_ = p.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, "going home"), time.Now().Add(limit))
 	eventually(t, "HostDown", func() bool { return s.dir.cause() != nil })
@@ -131,7 +131,7 @@ func TestGoodbyeIsNotSilence(t *testing.T) {
 	s.dir.forget()
 	s.up(t, "b2")
 	eventually(t, "HostDown", func() bool { return s.dir.cause() != nil })
-	if err := s.dir.cause(); !errors.Is(err, driverproxy.ErrSilent) || fmt.Sprint(err) != "nothing is heard of it for 1s" {
+	if err := s.dir.cause(); !errors.Is(err, driverproxy.ErrSilent) || fmt.Sprint(err) != "nothing is heard of it for 4s" {
 		t.Errorf("silence: %v", err)
 	}
 	s.dir.forget()

@@ -68,7 +68,7 @@ func laneOf(r *http.Request) (int, error) {
 func (s *Session) recordingFor(now time.Time) *RecordingConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.recording == nil && s.err == nil {
+	if s.recording == nil && s.err == nil && !s.adopted { // the beginning of an adopted session's is elsewhere
 		s.recording = &RecordingConn{lanes: lanes.NewReceiver(s.done), since: now}
 		s.recorder <- s.recording
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -19,41 +20,53 @@ const endGrace = time.Second
 // recordingGrace is how long a lost host's recording socket may still be read: what has arrived is not thrown away.
 const recordingGrace = 2 * time.Second
 
-var errCommandSocket = errors.New("the session's command socket broke")
-
 // Session is a driver session that runs on a host. Its methods may be called at once from many goroutines.
 type Session struct {
 	fleet *Fleet
-	host  *hostConn
 	key   sessionKey
+	name  string     // of the host
+	addr  netip.Addr // of the host
+	boot  string     // of its agent: another has none of the session
 
 	assigned chan *wire.Assigned // buffered
 	told     chan struct{}       // closed when the host has answered the assign
-	attached chan struct{}       // closed when the command socket is up
+	attached chan struct{}       // closed when the first command socket is up
 	released chan struct{}       // closed when the host has nothing of the session any more
+	lost     chan struct{}       // closed when the host is given up: it cannot be asked any more
 	done     chan struct{}
-	wake     chan struct{}       // buffered: the queue is not empty
+	wake     chan struct{}       // buffered: there is something to write
 	recorder chan *RecordingConn // buffered: the recording socket until someone takes it
+	taking   chan struct{}       // holds a token while a command socket takes the place of another
 
 	mu        sync.Mutex // guards what follows
+	host      *hostConn  // nil while it has no control socket
+	relinked  chan struct{}
 	caps      json.RawMessage
-	conn      *socket.Conn
+	adopted   bool // of another orchestrator: what it knew is asked from the host
+	conn      *carried
+	away      *time.Timer    // runs while the host has no control socket or the session no command socket
+	why       error          // of the last loss of a socket
 	recording *RecordingConn // the same socket, for expireRecording
-	queue     []*pending     // not yet sent
-	flight    []*pending     // sent, in order; Seq ack+1 is the first
-	seq, ack  uint64
-	broken    bool          // the command socket is gone
+	stream    outstanding
+	kept      []Kept
 	failure   *wire.Failure // Ended was received
 	leftover  *wire.Failure // of Released
 	grace     *time.Timer
 	err       error
 }
 
-func newSession(f *Fleet, h *hostConn, key sessionKey) *Session {
+// carried is a command socket in use.
+type carried struct {
+	conn *socket.Conn
+	over chan struct{} // closed when nothing is read from it any more
+}
+
+func newSession(f *Fleet, h *hostConn, key sessionKey, adopted bool) *Session {
 	return &Session{
-		fleet: f, host: h, key: key,
+		fleet: f, host: h, name: h.name, addr: h.addr, boot: h.boot, key: key, adopted: adopted, relinked: make(chan struct{}),
 		assigned: make(chan *wire.Assigned, 1), told: make(chan struct{}), attached: make(chan struct{}), released: make(chan struct{}),
-		done: make(chan struct{}), wake: make(chan struct{}, 1), recorder: make(chan *RecordingConn, 1),
+		lost: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), recorder: make(chan *RecordingConn, 1),
+		taking: make(chan struct{}, 1),
 	}
 }
 
@@ -67,19 +80,17 @@ func (s *Session) Capabilities() json.RawMessage {
 // Done is closed when the session has ended, by itself or by Release.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
-// Err is nil until Done; then it is [ErrHostLost] (errors.Is), a *[wire.Failure], [ErrReleased] or [ErrClosed].
+// Err is nil until Done; then it is [ErrHostLost] (errors.Is), a *[wire.Failure], [ErrOverflow], [ErrReleased] or [ErrClosed].
 func (s *Session) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// start asks the host for the session, and waits for its answer and its command socket.
-func (s *Session) start(ctx context.Context, a Assignment) (err error) {
-	err = s.host.send(ctx, wire.Control{Assign: &wire.Assign{
-		Session: a.Session, Term: a.Term, Device: a.Device, Capabilities: a.Capabilities, Record: a.Record,
-	}})
-	if err != nil {
+// start asks the host for the session, and waits for its answer and its command socket. A host that is lost meanwhile has
+// nothing that could be resumed.
+func (s *Session) start(ctx context.Context, h *hostConn, ask wire.Control) (err error) {
+	if err = h.send(ctx, ask); err != nil {
 		return err
 	}
 	select {
@@ -90,30 +101,33 @@ func (s *Session) start(ctx context.Context, a Assignment) (err error) {
 		s.mu.Lock()
 		s.caps = answer.Capabilities
 		s.mu.Unlock()
-	case <-s.host.lost:
-		return s.host.err()
+	case <-h.lost:
+		return h.err()
 	case <-s.done:
 		return s.Err()
 	case <-ctx.Done():
-		return s.abort(ctx)
+		return s.abort(ctx, h)
 	}
 	select {
 	case <-s.attached:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.watchLocked()
 		return nil
-	case <-s.host.lost:
-		return s.host.err()
+	case <-h.lost:
+		return h.err()
 	case <-s.done:
 		return s.Err()
 	case <-ctx.Done():
-		return s.abort(ctx)
+		return s.abort(ctx, h)
 	}
 }
 
 // abort tells the host to stop what it started and does not wait for it.
-func (s *Session) abort(ctx context.Context) error {
+func (s *Session) abort(ctx context.Context, h *hostConn) error {
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	err := s.host.send(bounded, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}})
+	err := h.send(bounded, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}})
 	return errors.Join(fmt.Errorf("driverproxy: assign: %w", context.Cause(ctx)), err)
 }
 
@@ -146,38 +160,13 @@ func (s *Session) onReleased(r *wire.Released) {
 func (s *Session) onEnded(failure *wire.Failure) {
 	s.mu.Lock()
 	s.failure = failure
-	wait := s.conn != nil && !s.broken
+	wait := s.conn != nil
 	if wait && s.grace == nil && s.err == nil {
 		s.grace = time.AfterFunc(endGrace, func() { s.end(failure) })
 	}
 	s.mu.Unlock()
 	if !wait {
 		s.end(failure)
-	}
-}
-
-// onBroken is called when the command socket is gone; it waits, bounded, for the reason. A host that could not start the session
-// closes the socket, cleans up for as long as that takes, and then answers the assign with why.
-func (s *Session) onBroken(cause error) {
-	select {
-	case <-s.told:
-	case <-s.done: // at the latest when Assign gives up
-	}
-	cause = fmt.Errorf("%w: %w: %w", ErrHostLost, errCommandSocket, cause)
-	s.mu.Lock()
-	s.broken = true
-	known := s.failure != nil
-	s.mu.Unlock()
-	if known {
-		s.end(cause)
-		return
-	}
-	timer := time.NewTimer(endGrace)
-	defer timer.Stop()
-	select {
-	case <-s.done:
-	case <-timer.C:
-		s.end(cause)
 	}
 }
 
@@ -192,21 +181,38 @@ func (s *Session) end(err error) {
 		err = s.failure // the host said why before it was lost
 	}
 	s.err = err
-	queue, flight, conn := s.queue, s.flight, s.conn
-	s.queue, s.flight = nil, nil
-	if s.grace != nil {
-		s.grace.Stop()
+	unanswered := s.stream.drain()
+	conn := s.conn
+	for _, t := range []*time.Timer{s.grace, s.away} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	close(s.done)
 	s.mu.Unlock()
-	for _, p := range flight {
-		p.settle(lost(wire.OutcomeUnknown, p.seq, err))
-	}
-	for _, p := range queue {
-		p.settle(lost(wire.OutcomeNotRun, 0, err))
+	for _, p := range unanswered {
+		if p.seq == 0 {
+			p.settle(lost(wire.OutcomeNotRun, 0, err))
+		} else {
+			p.settle(lost(wire.OutcomeUnknown, p.seq, err))
+		}
 	}
 	if conn != nil {
-		conn.Close()
+		conn.conn.Close()
+	}
+}
+
+// giveUp ends a session whose host is lost for good: nothing of it can be asked any more.
+func (s *Session) giveUp(err error) {
+	s.end(err)
+	s.expireRecording()
+	s.fleet.forget(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.lost:
+	default:
+		close(s.lost)
 	}
 }
 
@@ -222,27 +228,32 @@ func (s *Session) StopRecording(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.host.send(ctx, wire.Control{StopRecording: &wire.StopRecording{Session: s.key.id, Term: s.key.term}})
+	_, err = s.ask(ctx, wire.Control{StopRecording: &wire.StopRecording{Session: s.key.id, Term: s.key.term}})
+	return err
 }
 
 // Release ends the session and waits until the host says that nothing of it runs any more. A *[wire.Failure] says what could
 // not be cleaned up. [ErrHostLost]: the host could not be asked, and cleans up by itself. Calling it again is harmless.
 func (s *Session) Release(ctx context.Context) error {
-	select {
-	case <-s.released:
-		return s.releaseResult()
-	default:
-	}
-	if err := s.host.send(ctx, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}}); err != nil {
-		return err
-	}
-	select {
-	case <-s.released:
-		return s.releaseResult()
-	case <-s.host.lost:
-		return s.host.err()
-	case <-ctx.Done():
-		return fmt.Errorf("driverproxy: release: %w", context.Cause(ctx))
+	for {
+		select {
+		case <-s.released:
+			return s.releaseResult()
+		default:
+		}
+		h, err := s.ask(ctx, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}})
+		if err != nil {
+			return err
+		}
+		select {
+		case <-s.released:
+			return s.releaseResult()
+		case <-h.lost: // with the answer, maybe: it is asked again
+		case <-s.lost:
+			return s.hostErr()
+		case <-ctx.Done():
+			return fmt.Errorf("driverproxy: release: %w", context.Cause(ctx))
+		}
 	}
 }
 
@@ -253,4 +264,35 @@ func (s *Session) releaseResult() error {
 		return s.leftover
 	}
 	return nil
+}
+
+// ask sends a message to the host, which may have to come back for it. It says over which control socket.
+func (s *Session) ask(ctx context.Context, m wire.Control) (*hostConn, error) {
+	for {
+		s.mu.Lock()
+		h, relinked := s.host, s.relinked
+		s.mu.Unlock()
+		if h != nil {
+			err := h.send(ctx, m)
+			if err == nil || ctx.Err() != nil {
+				return h, err
+			}
+		}
+		select {
+		case <-relinked:
+		case <-s.lost:
+			return nil, s.hostErr()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("driverproxy: %w, and did not come back: %w", ErrHostLost, context.Cause(ctx))
+		}
+	}
+}
+
+func (s *Session) hostErr() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why != nil {
+		return s.why
+	}
+	return ErrHostLost
 }

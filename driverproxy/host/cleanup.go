@@ -21,10 +21,7 @@ func (s *session) cleanUp() *wire.Failure {
 		s.recording.end()
 	}
 	s.deleteSession()
-	if s.command != nil {
-		s.command.Bye("the session has ended")
-		s.command.Expire(lingerLimit)
-	}
+	s.drop() // with a goodbye
 	var errs []error
 	if s.inside != nil {
 		errs = append(errs, s.inside.stop())
@@ -41,9 +38,6 @@ func (s *session) cleanUp() *wire.Failure {
 		errs = append(errs, wipe(s.dir))
 	}
 	s.running.Wait() // each of them is bounded
-	if s.command != nil {
-		s.command.Close()
-	}
 	err := errors.Join(errs...)
 	if err == nil && s.dir != "" {
 		err = forget(s.dir)

@@ -18,8 +18,9 @@ import (
 
 // Times of the host's end.
 const (
-	// CommandGrace is how long a session outlives its command socket: the orchestrator is expected to release it.
-	CommandGrace = 5 * time.Second
+	// OrphanLimit is how long a session outlives its last command socket: its orchestrator is expected to come back, or another to
+	// adopt it. That is longer than it takes to find an orchestrator dead and its sessions adopted.
+	OrphanLimit = 90 * time.Second
 
 	startLimit    = 60 * time.Second // everything up to the answered New Session
 	statusLimit   = 5 * time.Second  // one try of a driver that starts
@@ -101,6 +102,8 @@ type Config struct {
 	Devices       []Device
 	Recorder      Recorder    // nil: recordings end at once, as failed
 	Log           *zap.Logger // nil: none
+
+	Orphan time.Duration // 0: OrphanLimit
 
 	RecordingLanes int // most sockets of one recording, see package lanes; 0: lanes.DefaultLanes
 

@@ -4,8 +4,10 @@
 //
 //	claim device → directory → supervisor → display → recorder → driver → New Session → serve → clean up → device ready
 //
-// and ends by a Release, by the death of its driver or browser (reported as ended), by the loss of the control socket it was assigned over
-// (at once: the orchestrator ends it at the same moment), by the loss of its command socket ([CommandGrace]), or with the agent.
+// and ends by a Release, by the death of its driver or browser (reported as ended), when nobody has carried its commands for
+// [OrphanLimit], or with the agent. It outlives its sockets, and the orchestrator that assigned it: each command is written into
+// the session's journal before it runs, its answer is kept there until it is acknowledged, and a new command socket, to
+// whichever orchestrator has the session then, begins with what the journal says (package driverproxy draws how).
 //
 // Nothing outlives its session. Every process of a session runs under a supervisor, which is the agent's own binary
 // started anew ([SuperviseMain]) in a session and process group of its own:
@@ -27,5 +29,5 @@
 // session run one at a time in the order of their numbers, each number at most once.
 //
 // Out of scope: the tunnel (Dial is given), encoding (a [Recorder] is given), which session gets which device
-// (orchestrator), and resuming after a broken socket.
+// (orchestrator).
 package host

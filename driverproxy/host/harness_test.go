@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"net"
@@ -131,7 +132,7 @@ func newFleet(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{dir: &directory{host: "mac-1", devices: map[string]wire.Device{}}, state: t.TempDir()}
 	s.fleet = driverproxy.NewFleet(driverproxy.Config{
-		Orchestrator: "eu-1", Epoch: "e1", Directory: s.dir, HeartbeatEvery: 50 * time.Millisecond, HeartbeatLimit: 10 * time.Second,
+		Orchestrator: "eu-1", Epoch: rand.Text(), Directory: s.dir, HeartbeatEvery: 50 * time.Millisecond, HeartbeatLimit: 10 * time.Second,
 		Log: testLog(t, "fleet"),
 	})
 	server := httptest.NewServer(s.fleet.Handler())
@@ -209,6 +210,15 @@ func (s *stack) nothingLeft(t *testing.T) {
 func (s *stack) ready(t *testing.T, device string) {
 	t.Helper()
 	eventually(t, device+" is ready", func() bool { return s.dir.state(device) == wire.DeviceReady })
+}
+
+// ended waits until the host has cleaned up every session.
+func (s *stack) ended(t *testing.T) {
+	t.Helper()
+	eventually(t, "the session's files are gone", func() bool {
+		files, err := os.ReadDir(filepath.Join(s.state, "sessions"))
+		return err == nil && len(files) == 0
+	})
 }
 
 func assign(t *testing.T, s *stack, a driverproxy.Assignment) *driverproxy.Session {

@@ -23,6 +23,7 @@ const (
 // link is one control socket.
 type link struct {
 	addr  string
+	epoch string // of the orchestrator, guarded by agent.mu; "" before it has said welcome
 	conn  *socket.Conn
 	ended chan struct{} // closed when the socket is given up
 	once  sync.Once
@@ -107,7 +108,7 @@ func (l *link) flush() error {
 }
 
 // talk runs one control socket to its end.
-func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) (welcomed bool, err error) {
+func (a *agent) talk(ctx context.Context, addr string, dial uint64, log *zap.Logger) (welcomed bool, err error) {
 	conn, err := a.endpoint.Dial(ctx, socket.DialFunc(a.cfg.Dial), "ws://"+addr+wire.PathControl, socket.Limits{
 		MaxMessage: wire.MaxControl, Silence: welcomeLimit, Stuck: stuckLimit,
 	})
@@ -117,6 +118,7 @@ func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) (welcome
 	l := &link{addr: addr, conn: conn, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer l.end()
 	hello := a.hello(l)
+	hello.Dial = dial
 	defer a.lost(l)
 	b, err := wire.Control{Hello: &hello}.Encode()
 	if err != nil {
@@ -133,6 +135,7 @@ func (a *agent) talk(ctx context.Context, addr string, log *zap.Logger) (welcome
 	if err != nil {
 		return false, err
 	}
+	a.welcomed(l, welcome.Epoch)
 	log.Info("control socket up", zap.String("name", welcome.Orchestrator), zap.String("epoch", welcome.Epoch))
 	conn.SetSilence(max(welcome.HeartbeatLimit, 50*time.Millisecond))
 	var writer sync.WaitGroup
@@ -207,9 +210,11 @@ func (a *agent) listen(l *link) error {
 		case m.Assign != nil:
 			a.assign(l, *m.Assign)
 		case m.StopRecording != nil:
-			if s := a.session(m.StopRecording.Session); s != nil && s.term == m.StopRecording.Term {
+			if s := a.session(m.StopRecording.Session); s != nil && s.has(m.StopRecording.Term) {
 				s.stopRecording()
 			}
+		case m.Adopt != nil:
+			a.adopt(l, *m.Adopt)
 		case m.Release != nil:
 			a.release(l, *m.Release)
 		default:

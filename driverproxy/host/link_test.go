@@ -2,76 +2,17 @@ package host_test
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/driftstack/fleet/driverproxy"
-	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
-
-// cutter dials, and can cut what it has dialled.
-type cutter struct {
-	mu    sync.Mutex
-	conns []net.Conn
-}
-
-func (c *cutter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
-	if err == nil {
-		c.mu.Lock()
-		c.conns = append(c.conns, conn)
-		c.mu.Unlock()
-	}
-	return conn, err
-}
-
-// cut breaks the i-th connection, in the order of dialling.
-func (c *cutter) cut(i int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_ = c.conns[i].Close()
-}
-
-func TestCutSockets(t *testing.T) {
-	t.Parallel()
-	for i, name := range []string{"control", "command"} { // in the order of dialling
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, driver, line := newFleet(t), drivertest.New(), &cutter{}
-			cfg := s.config(t)
-			cfg.Fake, cfg.Dial = fakes(driver), line.dial
-			s.run(t, cfg)
-			session := assign(t, s, first("s1", 1))
-			line.cut(i)
-			within(t, "the session ends", session.Done())
-			if err := session.Err(); !errors.Is(err, driverproxy.ErrHostLost) {
-				t.Errorf("Err %v, want ErrHostLost", err)
-			}
-			// Nobody releases it: the host cleans up by itself, and connects again.
-			eventually(t, "the driver's session is deleted", func() bool { open, _ := driver.Sessions(); return open == 0 })
-			s.connected(t)
-			s.ready(t, "phone")
-			again := first("s1", 2)
-			eventually(t, "the device can be had again", func() bool {
-				session, err := s.fleet.Assign(t.Context(), again)
-				again.Term++
-				if err == nil {
-					release(t, session)
-				}
-				return err == nil
-			})
-		})
-	}
-}
 
 // TestSilentOrchestrator is found out by the host.
 func TestSilentOrchestrator(t *testing.T) {

@@ -75,9 +75,9 @@ func (r *redial) after(welcomed bool, held time.Duration) time.Duration {
 func (a *agent) keepLink(ctx context.Context, addr string) {
 	log := a.cfg.Log.With(zap.String("orchestrator", addr))
 	again := newRedial()
-	for ctx.Err() == nil {
+	for dial := uint64(1); ctx.Err() == nil; dial++ {
 		begin := time.Now()
-		welcomed, err := a.talk(ctx, addr, log)
+		welcomed, err := a.talk(ctx, addr, dial, log)
 		if ctx.Err() != nil {
 			return
 		}

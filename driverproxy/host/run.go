@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -23,6 +24,7 @@ var (
 	errControlLost = errors.New("the control socket was lost")
 	errFenced      = errors.New("a newer term of the session was assigned")
 	errShutdown    = errors.New("the agent is shutting down")
+	errOrphaned    = errors.New("no orchestrator has wanted the session for too long")
 )
 
 // agent is a running host.
@@ -37,6 +39,7 @@ type agent struct {
 	devices map[string]*device
 	order   []string // device names, as configured
 	terms   terms
+	endings []wire.Ended       // the latest sessions that ended by themselves
 	ports   map[int]bool       // reserved for drivers
 	links   map[*link]struct{} // those that have said hello
 }
@@ -57,6 +60,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
+	}
+	if cfg.Orphan == 0 {
+		cfg.Orphan = OrphanLimit
 	}
 	if len(cfg.Supervisor) == 0 {
 		self, err := selfPath()
@@ -120,7 +126,12 @@ func (a *agent) hello(l *link) wire.Hello {
 	for _, name := range a.order {
 		d := a.devices[name]
 		h.Devices = append(h.Devices, d.wire(d.state, d.reason))
+		if s := d.session; s != nil && s.assigned != nil {
+			_, term, _ := s.owner.now()
+			h.Sessions = append(h.Sessions, wire.Hosted{Session: s.id, Term: term, Epoch: s.epoch})
+		}
 	}
+	h.Ended = slices.Clone(a.endings)
 	return h
 }
 
@@ -251,16 +262,79 @@ func (a *agent) free(s *session, leftover *wire.Failure, quarantine string) {
 	}
 }
 
-// lost ends the sessions that came over the link.
+// lost ends the sessions that came over the link and have not started. The others wait for their orchestrator, or another.
 func (a *agent) lost(l *link) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.links, l)
 	for _, d := range a.devices {
-		if d.session != nil && d.session.link == l {
+		if d.session == nil || d.session.assigned != nil {
+			continue
+		}
+		if of, _, _ := d.session.owner.now(); of == l {
 			d.session.cancel(errControlLost)
 		}
 	}
+}
+
+// assigned tells the orchestrator that the session runs; from now on it outlives its link.
+func (a *agent) assigned(s *session, capabilities json.RawMessage) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.assigned = capabilities
+	l, term, _ := s.owner.now()
+	l.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: term, Capabilities: capabilities}})
+	if !l.alive() {
+		s.cancel(errControlLost) // before the orchestrator could know of it
+	}
+}
+
+// endingsKept is how many endings the next hello tells, of those that nobody may have heard of.
+const endingsKept = 64
+
+// ended tells the orchestrator why a session ended: now, and in the next hello.
+func (a *agent) ended(s *session, why wire.Failure) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l, term, _ := s.owner.now()
+	e := wire.Ended{Session: s.id, Term: term, Failure: why}
+	a.endings = append(a.endings, e)
+	a.endings = slices.Delete(a.endings, 0, max(0, len(a.endings)-endingsKept))
+	s.assigned = nil // hello does not list it any more
+	l.post(wire.Control{Ended: &e})
+}
+
+// welcomed gives the link the sessions of its orchestrator, which lost them with the link before it.
+func (a *agent) welcomed(l *link, epoch string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l.epoch = epoch
+	for _, d := range a.devices {
+		if s := d.session; s != nil && s.epoch == epoch {
+			_, term, _ := s.owner.now()
+			s.owner.change(l, term)
+		}
+	}
+}
+
+// adopt gives a session to the orchestrator of the link.
+func (a *agent) adopt(l *link, m wire.Adopt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	answer := &wire.Assigned{Session: m.Session, Term: m.Term}
+	s := a.sessionLocked(m.Session)
+	switch newest := a.terms.newest(m.Session); {
+	case m.Term <= newest:
+		answer.Failure = &wire.Failure{Code: wire.FailureStaleTerm, Message: fmt.Sprintf("term %d was seen", newest)}
+	case s == nil || s.assigned == nil:
+		answer.Failure = &wire.Failure{Code: wire.FailureGone, Message: "the host does not run the session"}
+	default:
+		a.terms.see(m.Session, m.Term)
+		answer.Capabilities, s.epoch = s.assigned, l.epoch
+		s.owner.change(l, m.Term)
+		s.log.Info("another orchestrator has the session", zap.Int64("new_term", m.Term))
+	}
+	l.post(wire.Control{Assigned: answer})
 }
 
 func (a *agent) endAll(cause error) {

@@ -7,15 +7,9 @@ import (
 	"net/http"
 	"time"
 
-	"go.uber.org/zap"
-
-	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
-
-// commandsWaiting is how many commands are read ahead of the one that runs; further ones wait in the socket.
-const commandsWaiting = 64
 
 // closing knows whether the browser may be gone because the client closed it.
 type closing struct {
@@ -39,14 +33,13 @@ func (c *closing) byClient() bool {
 	}
 }
 
-// serve carries commands until the session is to end, and says why if something failed.
+// serve runs commands until the session is to end, and says why if something failed.
 func (s *session) serve(ctx context.Context) *wire.Failure {
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	lost := make(chan struct{})
 	quiet := make(chan struct{}) // closed when no command runs any more
-	s.running.Go(func() { s.proxy(serving, lost, quiet) })
-	failure := s.wait(ctx, lost)
+	s.running.Go(func() { s.work(serving, quiet) })
+	failure := s.wait(ctx)
 	stop()
 	linger := time.NewTimer(lingerLimit)
 	defer linger.Stop()
@@ -57,7 +50,7 @@ func (s *session) serve(ctx context.Context) *wire.Failure {
 	return failure
 }
 
-func (s *session) wait(ctx context.Context, lost <-chan struct{}) *wire.Failure {
+func (s *session) wait(ctx context.Context) *wire.Failure {
 	over := make(chan string, 1)
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -73,7 +66,6 @@ func (s *session) wait(ctx context.Context, lost <-chan struct{}) *wire.Failure 
 			}
 		})
 	}
-	var patience <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -91,90 +83,43 @@ func (s *session) wait(ctx context.Context, lost <-chan struct{}) *wire.Failure 
 			if s.recording != nil {
 				s.running.Go(s.recording.stop)
 			}
-		case <-lost:
-			lost = nil
-			t := time.NewTimer(CommandGrace)
-			defer t.Stop()
-			patience = t.C
-		case <-patience:
-			s.log.Warn("the session is ended: its command socket is lost")
-			return nil
 		}
 	}
 }
 
-// proxy reads commands and answers them, until the socket ends. Reading goes on after serving has ended, so that the
-// orchestrator never writes into a socket that nobody reads.
-func (s *session) proxy(serving context.Context, lost, quiet chan struct{}) {
-	commands := make(chan wire.Command, commandsWaiting)
-	s.running.Go(func() {
-		defer close(lost)
-		defer close(commands)
-		s.log.Debug("command socket ended", zap.Error(readCommands(s.command, commands)))
-		s.command.Close()
-	})
-	var buf []byte
-	answer := func(c wire.Command) {
-		a := s.execute(serving, c)
-		head := wire.Answer{Seq: a.Seq, Outcome: a.Outcome, Status: a.Status, Took: a.Took}.Append(buf[:0])
-		buf = head[:0]
-		if len(a.Body) <= 4096 {
-			head = append(head, a.Body...)
-			a.Body, buf = nil, head[:0]
-		}
-		// A broken socket ends the reader, and its commands: nothing to do here.
-		if len(a.Body) == 0 {
-			_ = s.command.WriteBinary(context.Background(), head)
-		} else {
-			_ = s.command.WriteBinary(context.Background(), head, a.Body)
-		}
-	}
-	for {
+// work runs the commands that are taken, one after the other, until serving ends; from then on they are answered as not run, until
+// the session is not carried any more.
+func (s *session) work(serving context.Context, quiet chan<- struct{}) {
+	for serving.Err() == nil {
 		select {
-		case c, ok := <-commands:
-			if !ok {
-				close(quiet)
-				return
-			}
-			answer(c)
-			continue
+		case c := <-s.carrier.commands:
+			s.answer(s.execute(serving, c))
 		case <-serving.Done():
 		}
-		break
 	}
-	for { // what has been read already is answered, as not run
+	for told := false; ; {
 		select {
-		case c, ok := <-commands:
-			if ok {
-				answer(c)
-				continue
-			}
+		case c := <-s.carrier.commands:
+			s.answer(s.execute(serving, c))
+			continue
 		default:
 		}
-		break
-	}
-	close(quiet)
-	for c := range commands {
-		answer(c)
+		if !told {
+			told = true
+			close(quiet)
+		}
+		select {
+		case c := <-s.carrier.commands:
+			s.answer(s.execute(serving, c))
+		case <-s.carried:
+			return
+		}
 	}
 }
 
-// readCommands passes on each number once, in order, until the socket ends or breaks this rule; it says which.
-func readCommands(conn *socket.Conn, commands chan<- wire.Command) error {
-	for last := uint64(0); ; {
-		b, err := conn.ReadBinary()
-		if err != nil {
-			return err
-		}
-		c, err := wire.DecodeCommand(b)
-		if err != nil {
-			return err
-		}
-		if c.Seq != last+1 {
-			return fmt.Errorf("host: command %d after %d: numbers must follow one another", c.Seq, last)
-		}
-		last = c.Seq
-		commands <- c
+func (s *session) answer(a wire.Answer) {
+	if err := s.carrier.answer(a); err != nil {
+		s.fail(overflow())
 	}
 }
 
@@ -199,7 +144,7 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 	took := time.Since(begin)
 	if err != nil {
 		if ctx.Err() == nil {
-			s.fail("the driver broke off")
+			s.fail(failed(wire.FailureDriver, "the driver broke off"))
 		}
 		if neverReached(err) {
 			return notAnswered(c.Seq, wire.OutcomeNotRun, "the driver is gone: the command was not run")
@@ -210,16 +155,16 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 		s.closing.closed = s.closing.closed || route == webdriver.RouteDeleteSession || noWindows(answer)
 	}
 	if answer.Status == http.StatusNotFound && s.sessionGone(answer, mayClose) {
-		s.fail("the driver has lost its browser")
+		s.fail(failed(wire.FailureDriver, "the driver has lost its browser"))
 	}
 	answer = w3c(answer)
 	return wire.Answer{Seq: c.Seq, Outcome: wire.OutcomeDone, Status: answer.Status, Took: took, Body: answer.Body}
 }
 
 // fail ends the session; only the first reason counts.
-func (s *session) fail(message string) {
+func (s *session) fail(why *wire.Failure) {
 	select {
-	case s.broken <- failed(wire.FailureDriver, "%s", message):
+	case s.broken <- why:
 	default:
 	}
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -20,14 +21,13 @@ import (
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// session is one session of a device. run's goroutine owns it; others use cancel, stopRecording and over only.
+// session is one session of a device. run's goroutine owns it; others use cancel, stopRecording, over and owner only.
 type session struct {
 	agent  *agent
-	link   *link
+	owner  *owner
 	device *device
 	kind   kind
 	id     string
-	term   int64
 	ask    wire.Assign
 	log    *zap.Logger
 	cancel context.CancelCauseFunc
@@ -35,7 +35,10 @@ type session struct {
 	halt   chan struct{} // buffered: the recording is to stop
 	broken chan *wire.Failure
 
-	waiting []reply // who waits for released; guarded by agent.mu
+	// guarded by agent.mu
+	waiting  []reply         // who waits for released
+	epoch    string          // of the orchestrator that has it
+	assigned json.RawMessage // capabilities that were matched; nil until it is assigned: only then it outlives its link
 
 	running    sync.WaitGroup // goroutines of the session
 	dir, mark  string
@@ -47,7 +50,9 @@ type session struct {
 	inside     *inProcess // the driver of kind fake
 	exits      []exit     // what must not exit
 	browser    <-chan struct{}
-	command    *socket.Conn
+	carrier    *carrier
+	carried    chan struct{}      // closed when commands are not carried any more
+	drop       context.CancelFunc // ends carrying
 	recording  *recording
 	closing    closing
 	quarantine string
@@ -62,11 +67,18 @@ type exit struct {
 func newSession(a *agent, l *link, d *device, m wire.Assign, cancel context.CancelCauseFunc) *session {
 	k, _ := newKind(d.Device, a.cfg.Fake) // was checked when the agent started
 	return &session{
-		agent: a, link: l, device: d, kind: k, id: m.Session, term: m.Term, ask: m, cancel: cancel,
+		agent: a, owner: newOwner(l, m.Term), device: d, kind: k, id: m.Session, epoch: l.epoch, ask: m, cancel: cancel,
+		carrier: newCarrier(), carried: make(chan struct{}), drop: func() {},
 		log:  a.cfg.Log.With(zap.String("session", m.Session), zap.Int64("term", m.Term), zap.String("device", d.Name)),
 		over: make(chan struct{}), halt: make(chan struct{}, 1), broken: make(chan *wire.Failure, 1),
 		closing: newClosing(),
 	}
+}
+
+// has says whether the session is at this term.
+func (s *session) has(term int64) bool {
+	_, now, _ := s.owner.now()
+	return now == term
 }
 
 // stopRecording may be called at any time.
@@ -88,7 +100,7 @@ func (s *session) run(ctx context.Context) {
 		if s.closing.driverPid != 0 {
 			s.browser = watchBrowser(watch, &s.running, s.closing.driverPid)
 		}
-		s.link.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: s.term, Capabilities: matched}})
+		s.agent.assigned(s, matched)
 		failure = s.serve(ctx)
 		stop()
 	}
@@ -100,12 +112,13 @@ func (s *session) run(ctx context.Context) {
 		s.recording.cancel() // nobody takes the recording of a session that did not start: its end is not to be waited for
 	}
 	if failure != nil && assigned {
-		s.link.post(wire.Control{Ended: &wire.Ended{Session: s.id, Term: s.term, Failure: *failure}})
+		s.agent.ended(s, *failure)
 	}
 	leftover := s.cleanUp()
 	s.agent.free(s, leftover, s.quarantine)
 	if failure != nil && !assigned { // only now, so that the device can be had again
-		s.link.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: s.term, Failure: failure}})
+		l, term, _ := s.owner.now()
+		l.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: term, Failure: failure}})
 	}
 }
 
@@ -118,6 +131,8 @@ func endedBy(ctx context.Context, failure *wire.Failure) *wire.Failure {
 		return &wire.Failure{Code: wire.FailureShutdown, Message: "the agent was stopped"}
 	case errors.Is(cause, errFenced):
 		return &wire.Failure{Code: wire.FailureStaleTerm, Message: "a newer term of the session was assigned"}
+	case errors.Is(cause, errOrphaned):
+		return &wire.Failure{Code: wire.FailureGone, Message: errOrphaned.Error()}
 	}
 	return nil
 }
@@ -138,9 +153,12 @@ func (s *session) start(ctx context.Context) ([]byte, *wire.Failure) {
 		return nil, failed(wire.FailureDriver, "%v", err)
 	}
 	var sockets sync.WaitGroup // an ocean away: dialled while the driver starts
+	var command *socket.Conn
 	var commandErr error
 	sockets.Go(func() {
-		s.command, commandErr = s.dial(ctx, wire.PathCommand, wire.MaxMessage)
+		if command, commandErr = s.dial(ctx, wire.PathCommand, wire.MaxMessage); commandErr == nil {
+			s.carryOn(command)
+		}
 	})
 	matched, failure := s.launch(ctx, capabilities)
 	sockets.Wait()
@@ -286,11 +304,12 @@ func (s *session) fillDisplay(ctx context.Context) {
 	}
 }
 
-// dial opens one of the session's sockets to the orchestrator that assigned it; more are names and values for the query.
+// dial opens one of the session's sockets to the orchestrator that has it; more are names and values for the query.
 func (s *session) dial(ctx context.Context, path string, most int64, more ...string) (*socket.Conn, error) {
-	q := url.Values{"session": {s.id}, "term": {strconv.FormatInt(s.term, 10)}}
+	l, term, _ := s.owner.now()
+	q := url.Values{"session": {s.id}, "term": {strconv.FormatInt(term, 10)}}
 	for i := 0; i+1 < len(more); i += 2 {
 		q.Set(more[i], more[i+1])
 	}
-	return s.agent.endpoint.Dial(ctx, socket.DialFunc(s.agent.cfg.Dial), "ws://"+s.link.addr+path+"?"+q.Encode(), socket.Session(most))
+	return s.agent.endpoint.Dial(ctx, socket.DialFunc(s.agent.cfg.Dial), "ws://"+l.addr+path+"?"+q.Encode(), socket.Session(most))
 }

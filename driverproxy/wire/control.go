@@ -14,7 +14,8 @@ type Control struct {
 	Welcome       *Welcome       `json:"welcome,omitempty"`        // orchestrator, answers hello
 	Heartbeat     *Heartbeat     `json:"heartbeat,omitempty"`      // host; the orchestrator sends it back with its epoch
 	Assign        *Assign        `json:"assign,omitempty"`         // orchestrator
-	Assigned      *Assigned      `json:"assigned,omitempty"`       // host, answers assign
+	Adopt         *Adopt         `json:"adopt,omitempty"`          // orchestrator
+	Assigned      *Assigned      `json:"assigned,omitempty"`       // host, answers assign and adopt
 	StopRecording *StopRecording `json:"stop_recording,omitempty"` // orchestrator
 	Release       *Release       `json:"release,omitempty"`        // orchestrator
 	Released      *Released      `json:"released,omitempty"`       // host, answers release
@@ -22,13 +23,25 @@ type Control struct {
 	Device        *Device        `json:"device,omitempty"`         // host, a device changed
 }
 
-// Hello introduces a host. Devices lists all of them; Boot changes with each start of the agent.
+// Hello introduces a host. Devices lists all of them; Boot changes with each start of the agent, and Dial counts its control sockets
+// to this orchestrator. Sessions are those that
+// run, whoever assigned them; Ended are the latest that ended by themselves, in case nobody was connected to hear of it.
 type Hello struct {
 	Protocol int      `json:"protocol"`
 	Host     string   `json:"host"`
 	Agent    string   `json:"agent"` // version of the agent
 	Boot     string   `json:"boot"`
+	Dial     uint64   `json:"dial"`
 	Devices  []Device `json:"devices"`
+	Sessions []Hosted `json:"sessions,omitempty"`
+	Ended    []Ended  `json:"ended,omitempty"`
+}
+
+// Hosted is a session that runs on a host, and the epoch of the orchestrator that has it.
+type Hosted struct {
+	Session string `json:"session"`
+	Term    int64  `json:"term"`
+	Epoch   string `json:"epoch"`
 }
 
 // Welcome accepts a host.
@@ -78,6 +91,13 @@ type Assign struct {
 	Record       bool            `json:"record"`
 }
 
+// Adopt takes over a session that runs on the host, at a higher term. The host forgets the former orchestrator, dials a command
+// socket to the one that adopts, and answers as for an assign.
+type Adopt struct {
+	Session string `json:"session"`
+	Term    int64  `json:"term"`
+}
+
 // Assigned says that the driver runs, or why it does not.
 type Assigned struct {
 	Session      string          `json:"session"`
@@ -123,6 +143,8 @@ const (
 	FailureCapabilities FailureCode = "capabilities_refused" // the driver refused the capabilities
 	FailureCleanup      FailureCode = "cleanup_failed"
 	FailureShutdown     FailureCode = "host_shutdown"
+	FailureGone         FailureCode = "session_gone"    // the host does not have the session that is to be adopted
+	FailureOverflow     FailureCode = "stream_overflow" // more is unacknowledged than MaxOutstanding or MaxKept
 )
 
 // Failure is a reason with words for a person. Message never quotes customer data.
@@ -166,7 +188,7 @@ func (c Control) Encode() ([]byte, error) {
 func (c Control) check() error {
 	set := 0
 	for _, there := range []bool{
-		c.Hello != nil, c.Welcome != nil, c.Heartbeat != nil, c.Assign != nil, c.Assigned != nil, c.StopRecording != nil,
+		c.Hello != nil, c.Welcome != nil, c.Heartbeat != nil, c.Assign != nil, c.Adopt != nil, c.Assigned != nil, c.StopRecording != nil,
 		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil,
 	} {
 		if there {

@@ -23,6 +23,9 @@ func (c Control) clean() {
 		for i := range c.Hello.Devices {
 			c.Hello.Devices[i].clean()
 		}
+		for i := range c.Hello.Ended {
+			c.Hello.Ended[i].Failure.clean()
+		}
 	}
 	if c.Device != nil {
 		c.Device.clean()

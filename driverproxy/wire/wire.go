@@ -3,7 +3,7 @@
 // The host dials; every socket is a websocket on the orchestrator's fleet listener:
 //
 //	GET /fleet/v1/control                          one a host: JSON text messages, [Control]
-//	GET /fleet/v1/command?session=S&term=T         one a session: binary messages, [Command] down, [Answer] up
+//	GET /fleet/v1/command?session=S&term=T         one a session: binary messages: first [Resume] up and [Resumed] down, then [Command] down, [Answer] up
 //	GET /fleet/v1/recording?session=S&term=T&lane=N  one or more a recorded session: binary, [Chunk] and [End] up, [Ack] and [Held] down
 //	POST /fleet/v1/join                            plain, over a join tunnel: [Join] up, [Joined] down
 //	POST /fleet/v1/pulse                           plain, from the tunnel itself: [Pulse] up, [Beat] down
@@ -20,11 +20,14 @@
 // Version 2 (2026-11-23): joining and rekeying exchange a preshared key with ML-KEM-768; pulse, probe and rekey;
 // heartbeats carry the round trip of the one before. A recording has up to [MaxLanes] sockets and a window; [Held].
 //
+// Version 3 (2026-11-27): sessions outlive their sockets and their orchestrator. A command socket begins with [Resume] and
+// [Resumed]; commands have an [Origin]; [Hello] lists the sessions that run, and [Adopt] takes one over.
+//
 // Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
 package wire
 
 // Version is the protocol version both ends state in [Hello] and [Welcome]; ends of different versions do not talk.
-const Version = 2
+const Version = 3
 
 // Paths on the fleet listener.
 const (

@@ -15,10 +15,12 @@ func every() []Control {
 	failure := &Failure{Code: FailureDriver, Message: "m"}
 	device := Device{Name: "d", Kind: "fake", Model: "m", PlatformName: "iOS", PlatformVersion: "1", Labels: map[string]string{"a": "b"}, State: DeviceReady, Reason: "r"}
 	return []Control{
-		{Hello: &Hello{Protocol: Version, Host: "h", Agent: "a", Boot: "b", Devices: []Device{device}}},
+		{Hello: &Hello{Protocol: Version, Host: "h", Agent: "a", Boot: "b", Devices: []Device{device},
+			Sessions: []Hosted{{Session: "s", Term: 1, Epoch: "e"}}, Ended: []Ended{{Session: "t", Term: 1, Failure: *failure}}}},
 		{Welcome: &Welcome{Protocol: Version, Orchestrator: "o", Epoch: "e", HeartbeatEvery: time.Second, HeartbeatLimit: time.Minute}},
 		{Heartbeat: &Heartbeat{Seq: 1, Epoch: "e"}},
 		{Assign: &Assign{Session: "s", Term: 1, Device: "d", Capabilities: json.RawMessage(`{"a":1}`), Record: true}},
+		{Adopt: &Adopt{Session: "s", Term: 2}},
 		{Assigned: &Assigned{Session: "s", Term: 1, Capabilities: json.RawMessage(`{}`), Failure: failure}},
 		{StopRecording: &StopRecording{Session: "s", Term: 1}},
 		{Release: &Release{Session: "s", Term: 1}},
@@ -53,7 +55,7 @@ func TestControl(t *testing.T) {
 }
 
 func TestFrames(t *testing.T) {
-	c := Command{Seq: 1, Ack: 1<<64 - 1, Method: "POST", Path: "/url", Body: []byte(`{}`)}
+	c := Command{Seq: 1, Ack: 1<<64 - 1, Origin: Origin{Stream: [16]byte{1, 15: 2}, Number: 3}, Method: "POST", Path: "/url", Body: []byte(`{}`)}
 	b, err := c.Append([]byte("before"))
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +70,19 @@ func TestFrames(t *testing.T) {
 	}
 	a := Answer{Seq: 7, Outcome: OutcomeNotRun, Status: 500, Took: time.Hour, Body: []byte("x")}
 	if got, err := DecodeAnswer(a.Append(nil)); err != nil || !reflect.DeepEqual(got, a) {
+		t.Errorf("%+v %v", got, err)
+	}
+	m := Resume{Received: 9, Kept: []Kept{{Seq: 6}, {Seq: 9, Origin: c.Origin}}}
+	if got, err := DecodeResume(m.Append(nil)); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("%+v %v", got, err)
+	}
+	if got, err := DecodeResumed(Resumed{Answered: 3}.Append(nil)); err != nil || got.Answered != 3 {
+		t.Errorf("%+v %v", got, err)
+	}
+	if got, err := DecodeOrder(b[len("before"):]); err != nil || !reflect.DeepEqual(got, &c) {
+		t.Errorf("%+v %v", got, err)
+	}
+	if got, err := DecodeOrder(Forget{Seqs: []uint64{3, 1}}.Append(nil)); err != nil || !reflect.DeepEqual(got, &Forget{Seqs: []uint64{3, 1}}) {
 		t.Errorf("%+v %v", got, err)
 	}
 	k := &Chunk{Offset: 1 << 40, CRC: Checksum([]byte("data")), Data: []byte("data")}
@@ -95,6 +110,7 @@ func TestBadFrames(t *testing.T) {
 	good := map[string][]byte{
 		"command": command, "answer": Answer{}.Append(nil), "chunk": Chunk{CRC: Checksum([]byte("x")), Data: []byte("x")}.Append(nil),
 		"end": End{}.Append(nil), "ack": Ack{}.Append(nil), "held": Held{}.Append(nil),
+		"resume": Resume{}.Append(nil), "resumed": Resumed{}.Append(nil),
 	}
 	decode := map[string]func([]byte) error{
 		"command": func(b []byte) error { _, err := DecodeCommand(b); return err },
@@ -103,6 +119,8 @@ func TestBadFrames(t *testing.T) {
 		"end":     func(b []byte) error { _, err := DecodeRecording(b); return err },
 		"ack":     func(b []byte) error { _, err := DecodeAck(b); return err },
 		"held":    func(b []byte) error { _, err := DecodeReceipt(b); return err },
+		"resume":  func(b []byte) error { _, err := DecodeResume(b); return err },
+		"resumed": func(b []byte) error { _, err := DecodeResumed(b); return err },
 	}
 	for name, frame := range good {
 		if err := decode[name](frame); err != nil {
@@ -134,6 +152,19 @@ func TestBadFrames(t *testing.T) {
 	for _, what := range []string{"ack", "held"} {
 		if _, err := DecodeReceipt(append(good[what], 0)); !errors.Is(err, ErrFrame) {
 			t.Errorf("%s and more: %v", what, err)
+		}
+	}
+	for name, m := range map[string]Resume{
+		"kept before it was received": {Received: 1, Kept: []Kept{{Seq: 2}}}, "kept twice": {Received: 3, Kept: []Kept{{Seq: 2}, {Seq: 2}}},
+		"command 0": {Received: 3, Kept: []Kept{{}}}, "too many": {Received: 5000, Kept: make([]Kept, MaxOutstanding+1)},
+	} {
+		if got, err := DecodeResume(m.Append(nil)); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s: %+v %v", name, got, err)
+		}
+	}
+	for name, b := range map[string][]byte{"half a number": append(Forget{}.Append(nil), 1), "too many": Forget{Seqs: make([]uint64, MaxOutstanding+1)}.Append(nil)} {
+		if got, err := DecodeOrder(b); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s to forget: %+v %v", name, got, err)
 		}
 	}
 	outcome := Answer{Outcome: OutcomeNotRun + 1}.Append(nil)
@@ -182,6 +213,7 @@ func FuzzFrames(f *testing.F) {
 	command, _ := Command{Seq: 1, Method: "GET", Path: "/url", Body: []byte("x")}.Append(nil)
 	for _, b := range [][]byte{
 		command, Answer{Seq: 1, Status: 200}.Append(nil), Chunk{CRC: Checksum([]byte("x")), Data: []byte("x")}.Append(nil), End{Total: 3}.Append(nil), Ack{Offset: 1}.Append(nil), Held{Offset: 1}.Append(nil),
+		Resume{Received: 7, Kept: []Kept{{Seq: 6}, {Seq: 7, Origin: Origin{Stream: [16]byte{1}, Number: 2}}}}.Append(nil), Resumed{Answered: 5}.Append(nil), Forget{Seqs: []uint64{3, 9}}.Append(nil),
 	} {
 		f.Add(b)
 	}
@@ -203,6 +235,17 @@ func FuzzFrames(f *testing.F) {
 		}
 		if a, err := DecodeAck(b); err == nil {
 			same("ack", a.Append(nil))
+		}
+		if m, err := DecodeResume(b); err == nil {
+			same("resume", m.Append(nil))
+		}
+		if m, err := DecodeResumed(b); err == nil {
+			same("resumed", m.Append(nil))
+		}
+		if m, err := DecodeOrder(b); err == nil {
+			if m, ok := m.(*Forget); ok {
+				same("forget", m.Append(nil))
+			}
 		}
 		switch v, err := DecodeReceipt(b); v := v.(type) {
 		case Ack:
