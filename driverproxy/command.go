@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
@@ -111,7 +112,7 @@ func (s *Session) do(ctx context.Context, p *pending) (webdriver.Answer, Receipt
 		r := lost(wire.OutcomeNotRun, 0, err)
 		return r.answer, r.receipt, r.err
 	}
-	poke(s.wake)
+	s.send(p)
 	return s.settled(ctx, p)
 }
 
@@ -168,35 +169,71 @@ func (s *Session) Await(ctx context.Context, k Kept) (webdriver.Answer, Receipt,
 	return s.settled(ctx, k.p)
 }
 
+// atOnce is how long a body may be that its caller writes itself.
+const atOnce = 4096
+
+// send writes a small command at once when nothing else is being written: the way over the writer costs a switch of goroutines.
+func (s *Session) send(p *pending) {
+	s.mu.Lock()
+	c, first := s.conn, s.stream.unsent == 0 && len(s.stream.queue) == 1 && s.stream.queue[0] == p
+	s.mu.Unlock()
+	if c == nil || !first || len(p.command.Body) > atOnce || !c.turn.TryLock() {
+		poke(s.wake)
+		return
+	}
+	_, err := s.writeOne(c)
+	c.turn.Unlock()
+	if err != nil {
+		c.conn.Close() // its reader ends, and another socket carries what this one did not
+	}
+	s.mu.Lock()
+	more := len(s.stream.queue) > 0 // the frame was of acknowledgements
+	s.mu.Unlock()
+	if more {
+		poke(s.wake)
+	}
+}
+
 // write sends what there is to send until stop is closed or the socket breaks.
-func (s *Session) write(conn *socket.Conn, stop <-chan struct{}) error {
-	var scratch []byte
+func (s *Session) write(c *carried, stop <-chan struct{}) error {
 	for {
-		frame, body, err := s.next(scratch[:0])
+		c.turn.Lock()
+		wrote, err := s.writeOne(c)
+		c.turn.Unlock()
 		switch {
 		case err != nil:
 			return err
-		case frame == nil:
-			select {
-			case <-s.wake:
-			case <-stop:
-				return nil
-			}
+		case wrote:
 			continue
-		case len(body) <= 4096:
-			frame = append(frame, body...)
-			err = conn.WriteBinary(context.Background(), frame)
-		default:
-			err = conn.WriteBinary(context.Background(), frame, body)
 		}
-		if err != nil {
-			return err
-		}
-		if cap(frame) <= 8192 {
-			scratch = frame
+		select {
+		case <-s.wake:
+		case <-stop:
+			return nil
 		}
 	}
 }
+
+// writeOne writes the next frame; the caller has the turn.
+func (s *Session) writeOne(c *carried) (wrote bool, err error) {
+	scratch := scratches.Get().(*[]byte)
+	defer scratches.Put(scratch)
+	frame, body, err := s.next((*scratch)[:0])
+	if frame == nil || err != nil {
+		return false, err
+	}
+	if len(body) > atOnce {
+		return true, c.conn.WriteBinary(context.Background(), frame, body)
+	}
+	frame = append(frame, body...)
+	if cap(frame) <= 2*atOnce {
+		*scratch = frame
+	}
+	return true, c.conn.WriteBinary(context.Background(), frame)
+}
+
+// scratches are buffers of frames: an idle session has none.
+var scratches = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 
 // next is the frame to be sent now, a command's in two parts; nil when there is none.
 func (s *Session) next(scratch []byte) (frame, body []byte, err error) {

@@ -49,7 +49,7 @@ func (f *Fleet) serveCommand(w http.ResponseWriter, r *http.Request) {
 	var writer sync.WaitGroup
 	stop := make(chan struct{})
 	writer.Go(func() {
-		if err := s.write(conn, stop); err != nil {
+		if err := s.write(c, stop); err != nil {
 			conn.Close()
 		}
 	})

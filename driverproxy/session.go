@@ -58,6 +58,7 @@ type Session struct {
 // carried is a command socket in use.
 type carried struct {
 	conn *socket.Conn
+	turn sync.Mutex    // held from taking a frame to having written it: frames go in the order of their numbers
 	over chan struct{} // closed when nothing is read from it any more
 }
 
