@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
@@ -216,8 +215,8 @@ func (s *Session) write(c *carried, stop <-chan struct{}) error {
 
 // writeOne writes the next frame; the caller has the turn.
 func (s *Session) writeOne(c *carried) (wrote bool, err error) {
-	scratch := scratches.Get().(*[]byte)
-	defer scratches.Put(scratch)
+	scratch := s.fleet.frames.Get().(*[]byte)
+	defer s.fleet.frames.Put(scratch)
 	frame, body, err := s.next((*scratch)[:0])
 	if frame == nil || err != nil {
 		return false, err
@@ -231,9 +230,6 @@ func (s *Session) writeOne(c *carried) (wrote bool, err error) {
 	}
 	return true, c.conn.WriteBinary(context.Background(), frame)
 }
-
-// scratches are buffers of frames: an idle session has none.
-var scratches = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 
 // next is the frame to be sent now, a command's in two parts; nil when there is none.
 func (s *Session) next(scratch []byte) (frame, body []byte, err error) {

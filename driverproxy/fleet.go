@@ -73,6 +73,7 @@ type Fleet struct {
 	cfg      Config
 	endpoint *socket.Endpoint
 	running  sync.WaitGroup // handlers of sockets
+	frames   sync.Pool      // buffers of commands' frames: an idle session has none
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -104,7 +105,7 @@ func NewFleet(cfg Config) *Fleet {
 		cfg.Now = time.Now
 	}
 	return &Fleet{
-		cfg: cfg, endpoint: &socket.Endpoint{},
+		cfg: cfg, endpoint: &socket.Endpoint{}, frames: sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }},
 		hosts: map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, conns: map[*socket.Conn]struct{}{},
 	}
 }

@@ -11,8 +11,8 @@ import (
 const (
 	idleLimit   = 30 * time.Second // a lane beside the first that carries nothing for so long is closed
 	dialLimit   = 5 * time.Second
-	dialPause   = 2 * time.Second // after a further lane could not be dialled
-	redialLimit = 8 * time.Second // for the last lane to be dialled anew
+	dialPause   = 2 * time.Second  // after a further lane could not be dialled
+	redialLimit = 32 * time.Second // for the last lane to be dialled anew: as long as a session waits for its sockets, and a little longer
 	redialPause = 200 * time.Millisecond
 )
 
