@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"path"
 	"slices"
 
@@ -51,7 +52,7 @@ func (d *Driver) command(id string, route webdriver.Route, known bool, body []by
 	if id != d.session || id == "" {
 		return failed(webdriver.InvalidSessionID, "no such session")
 	}
-	if !known {
+	if !known || route == webdriver.RouteBatch { // no driver knows it
 		return failed(webdriver.UnknownCommand, "no such command")
 	}
 	if d.keep {
@@ -102,6 +103,12 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 		return value(map[string]string{elementKey: fmt.Sprint(arguments["value"])})
 	case webdriver.RouteFindElements:
 		return value([]map[string]string{{elementKey: fmt.Sprint(arguments["value"])}})
+	case webdriver.RouteGetElementText:
+		id, err := url.PathUnescape(path.Base(path.Dir(where)))
+		if err != nil {
+			return failed(webdriver.NoSuchElement, "no such element")
+		}
+		return value("text of " + id)
 	case webdriver.RouteTakeScreenshot, webdriver.RouteTakeElementScreenshot:
 		return value(pixel)
 	case webdriver.RouteGetWindowHandle:

@@ -29,7 +29,7 @@ const (
 	ServerError               // answers 500 with an HTML page
 	Refuse                    // answers the fault's Error
 	Delay                     // executes the command after the fault's For
-	Answer                    // executes the command, and answers the fault's Answer
+	Reply                     // answers 200 with the fault's Value, and executes nothing
 )
 
 // Fault is a fault in waiting.
@@ -40,7 +40,7 @@ type Fault struct {
 	Times      int              // commands to hit; 0: one
 	Error      *webdriver.Error // for Refuse
 	For        time.Duration    // for Delay
-	Answer     webdriver.Answer // for Answer
+	Value      any              // for Reply
 }
 
 // Executed is a command the driver executed.
@@ -196,9 +196,8 @@ func (d *Driver) serve(w http.ResponseWriter, r *http.Request, request Fault, ru
 		http.Error(w, "<html>Bad Gateway</html>", http.StatusInternalServerError)
 	case Refuse:
 		write(w, fault.Error.Answer())
-	case Answer:
-		run()
-		write(w, fault.Answer)
+	case Reply:
+		write(w, value(fault.Value))
 	case Delay:
 		t := time.NewTimer(fault.For)
 		defer t.Stop()

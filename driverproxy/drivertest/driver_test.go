@@ -54,7 +54,9 @@ func TestDriver(t *testing.T) {
 		{"GET", "/session/fake-1/cookie/n", "", 200, `"value":"v"`},
 		{"DELETE", "/session/fake-1/cookie/n", "", 200, ""},
 		{"GET", "/session/fake-1/cookie/n", "", 404, "no such cookie"},
+		{"GET", "/session/fake-1/element/%23a%20b/text", "", 200, `"text of #a b"`},
 		{"GET", "/session/fake-1/nonsense", "", 404, "unknown command"},
+		{"POST", "/session/fake-1/driftstack/batch", `{"steps":[]}`, 404, "unknown command"},
 		{"DELETE", "/session/fake-1", "", 200, "null"},
 		{"GET", "/session/fake-1/url", "", 404, "invalid session id"},
 	} {
@@ -77,9 +79,10 @@ func TestFaults(t *testing.T) {
 	call(t, server.URL, "POST", "/session", `{"capabilities":{}}`)
 	d.Inject(Fault{Route: webdriver.RouteGetTitle, Effect: ServerError, Times: 2})
 	d.Inject(Fault{Effect: Garbage})
+	d.Inject(Fault{Effect: Reply, Value: []int{7}})
 	d.Inject(Fault{Route: webdriver.RouteGetTitle, Effect: Die})
-	for _, want := range []int{500, 500, 200, 0, 0} { // 0: no answer
-		if status, body := call(t, server.URL, "GET", "/session/fake-1/title", ""); status != want {
+	for i, want := range []int{500, 500, 200, 200, 0, 0} { // 0: no answer
+		if status, body := call(t, server.URL, "GET", "/session/fake-1/title", ""); status != want || i == 3 && body != `{"value":[7]}` {
 			t.Errorf("%d %s, want %d", status, body, want)
 		}
 	}

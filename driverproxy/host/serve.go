@@ -134,6 +134,9 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 		return notAnswered(c.Seq, wire.OutcomeNotRun, "the session has ended: the command was not run")
 	}
 	route, _ := webdriver.Match(c.Method, c.Path)
+	if route == webdriver.RouteBatch {
+		return s.runBatch(ctx, c)
+	}
 	mayClose := route == webdriver.RouteDeleteSession || route == webdriver.RouteCloseWindow
 	if mayClose {
 		s.closing.turn <- struct{}{}

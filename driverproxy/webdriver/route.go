@@ -80,6 +80,7 @@ const (
 	RouteGetSafariPermissions
 	RouteSetSafariPermissions
 	RouteAttachSafariDebugger
+	RouteBatch // ours: package batch
 )
 
 type endpoint struct{ method, path string }
@@ -153,6 +154,7 @@ var routes = [...]endpoint{
 	RouteGetSafariPermissions:       {http.MethodGet, "/apple/permissions"},
 	RouteSetSafariPermissions:       {http.MethodPost, "/apple/permissions"},
 	RouteAttachSafariDebugger:       {http.MethodPost, "/apple/attach_debugger"},
+	RouteBatch:                      {http.MethodPost, "/driftstack/batch"},
 }
 
 // Routes lists every known route.
