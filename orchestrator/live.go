@@ -163,8 +163,12 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 		}
 		return (&webdriver.Error{Code: code, Message: message}).Answer()
 	}
+	steps, limit, refused := l.plan(route, c.Body)
+	if refused != nil {
+		return refused.Answer()
+	}
 	// A client that leaves does not undo its command, so its command is waited for all the same.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.claim.Command)
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if route == webdriver.RouteCloseWindow && lastWindow(call, d) {
 		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
@@ -176,6 +180,9 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	begin := l.now()
 	a, receipt, err := d.Do(call, c)
 	took := l.now().Sub(begin)
+	if steps != nil && err == nil {
+		l.ran(steps, a)
+	}
 	l.emit(Event{Kind: EventCommand, Route: route, Status: a.Status, Took: took, Driver: receipt.Took,
 		BytesIn: int64(len(c.Body)), BytesOut: int64(len(a.Body))})
 	if errors.Is(err, context.DeadlineExceeded) {
