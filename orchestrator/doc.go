@@ -93,6 +93,7 @@
 //	  client/           the Go client of the API server
 //	driverproxy/        the command stream, EU end
 //	  webdriver/        W3C envelopes, errors, routes
+//	  batch/            a list of commands run beside the driver: what is sound, references, waits
 //	  wire/             frames and messages between orchestrator and driver host
 //	  host/             the command stream, host end: drivers started, watched, reaped
 //	  socket/           websockets with bounded reads and writes, both ends

@@ -1,4 +1,4 @@
-// Package client is the Go client of the orchestrator: dispatch a session, drive it, follow its log.
+// Package client is the Go client of the orchestrator: dispatch a session, drive it by commands, a stream or batches, follow its log.
 //
 // Every error of a server that answered is a *[Problem]; everything else is the network's. Out of scope: retries, which
 // only the caller knows to be safe.
@@ -18,6 +18,7 @@ import (
 
 	"github.com/tmaxmax/go-sse"
 
+	"github.com/driftstack/fleet/driverproxy/batch"
 	"github.com/driftstack/fleet/driverproxy/stream"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -109,6 +110,12 @@ func (c *Client) Do(ctx context.Context, id string, cmd webdriver.Command) (webd
 	}
 	a := webdriver.Answer{Status: resp.StatusCode, Body: b}
 	return a, a.Err()
+}
+
+// Batch runs a list of commands in one round trip. A nil error says that it was run, not that each step succeeded: see
+// [batch.Response.Err].
+func (c *Client) Batch(ctx context.Context, id string, r batch.Request) (v batch.Response, err error) {
+	return v, c.call(ctx, http.MethodPost, "/v1/sessions/"+url.PathEscape(id)+"/batch", r, &v)
 }
 
 // Stream opens the session's websocket of commands. Close it in the end.

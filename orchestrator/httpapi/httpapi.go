@@ -65,7 +65,7 @@ func New(cfg Config) http.Handler {
 func (s *server) control(mux *http.ServeMux) {
 	c := huma.DefaultConfig("Driftstack fleet", "1")
 	c.Info.Description = "Dispatches sessions onto real iPhones and tells what became of them. Driver commands go to the W3C WebDriver " +
-		"routes under /session or /wd/hub/session, or over the websocket /v1/sessions/{id}/stream."
+		"routes under /session or /wd/hub/session, over the websocket /v1/sessions/{id}/stream, or many at once to /v1/sessions/{id}/batch."
 	c.CreateHooks = nil // no $schema in answers
 	c.DocsPath = ""     // its page loads a script from elsewhere
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
@@ -81,6 +81,7 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodDelete, "/v1/sessions/{id}", "cancel-session", "End a session", http.StatusAccepted, s.cancelSession)
 	reg(a, http.MethodGet, "/v1/sessions/{id}/events", "session-events", "Read or follow a session's log", 0, s.events)
 	describeEvents(a.OpenAPI())
+	s.registerBatch(a)
 	reg(a, http.MethodGet, "/v1/sessions/{id}/recording", "session-recording", "Where a session's recording is", 0, s.recording)
 	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)

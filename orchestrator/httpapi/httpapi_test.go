@@ -484,7 +484,7 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"POST /v1/sessions", "GET /v1/sessions", "GET /v1/sessions/{id}", "DELETE /v1/sessions/{id}", "GET /v1/sessions/{id}/events",
-		"GET /v1/sessions/{id}/recording", "PUT /v1/accounts/{id}", "POST /v1/profiles", "POST /v1/hosts", "GET /v1/devices"} {
+		"GET /v1/sessions/{id}/recording", "POST /v1/sessions/{id}/batch", "PUT /v1/accounts/{id}", "POST /v1/profiles", "POST /v1/hosts", "GET /v1/devices"} {
 		if !slices.Contains(have, want) {
 			t.Errorf("%s is not documented", want)
 		}

@@ -26,6 +26,8 @@ const (
 	typeUnavailable = "urn:driftstack:problem:unavailable"
 	typeEnded       = "urn:driftstack:problem:session-ended"
 	typeInternal    = "urn:driftstack:problem:internal"
+
+	typeOutcomeUnknown = "urn:driftstack:problem:outcome-unknown"
 )
 
 // statusClientClosed is what the log of a request says whose client left; nobody receives it.
