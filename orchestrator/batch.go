@@ -7,24 +7,25 @@ import (
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
-// plan is how long a command may take, and, if it is a batch, what it consists of. A batch may take as long as a command,
-// and besides as long as its waits ask for.
-func (l *live) plan(route webdriver.Route, body []byte) (*batch.Batch, time.Duration, *webdriver.Error) {
+// limit is how long a command may take. A batch may take as long as a command, and besides as long as its waits ask for; one
+// that is malformed is refused here, before it costs a round trip.
+func (l *live) limit(route webdriver.Route, body []byte) (time.Duration, *webdriver.Error) {
 	if route != webdriver.RouteBatch {
-		return nil, l.claim.Command, nil
+		return l.claim.Command, nil
 	}
 	b, refused := batch.Parse(body)
 	if refused != nil {
-		return nil, 0, refused // costs no round trip
+		return 0, refused
 	}
-	return b, min(l.claim.Command+b.Waits(), l.claim.Max), nil
+	return min(l.claim.Command+b.Waits(), l.claim.Max), nil
 }
 
-// ran notes the steps of a batch that was answered as commands of their own: a line in the log, and the pages they went to. They
+// steps notes the steps of a batch that was answered as commands of their own: a line in the log, and the pages they went to. They
 // have no time of their own at this end.
-func (l *live) ran(b *batch.Batch, a webdriver.Answer) {
+func (l *live) steps(body []byte, a webdriver.Answer) {
+	b, refused := batch.Parse(body)
 	var r batch.Response
-	if a.Status >= 400 || a.Value(&r) != nil || len(r.Results) != b.Len() {
+	if refused != nil || a.Status >= 400 || a.Value(&r) != nil || len(r.Results) != b.Len() {
 		return
 	}
 	for i, v := range r.Results {

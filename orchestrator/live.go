@@ -163,7 +163,7 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 		}
 		return (&webdriver.Error{Code: code, Message: message}).Answer()
 	}
-	steps, limit, refused := l.plan(route, c.Body)
+	limit, refused := l.limit(route, c.Body)
 	if refused != nil {
 		return refused.Answer()
 	}
@@ -180,8 +180,8 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	begin := l.now()
 	a, receipt, err := d.Do(call, c)
 	took := l.now().Sub(begin)
-	if steps != nil && err == nil {
-		l.ran(steps, a)
+	if route == webdriver.RouteBatch && err == nil {
+		l.steps(c.Body, a)
 	}
 	l.emit(Event{Kind: EventCommand, Route: route, Status: a.Status, Took: took, Driver: receipt.Took,
 		BytesIn: int64(len(c.Body)), BytesOut: int64(len(a.Body))})

@@ -100,6 +100,10 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 		}
 		return value(nil)
 	case webdriver.RouteFindElement:
+		if wanted := fmt.Sprint(arguments["value"]); d.late[wanted] > 0 {
+			d.late[wanted]--
+			return failed(webdriver.NoSuchElement, "no such element yet")
+		}
 		return value(map[string]string{elementKey: fmt.Sprint(arguments["value"])})
 	case webdriver.RouteFindElements:
 		return value([]map[string]string{{elementKey: fmt.Sprint(arguments["value"])}})

@@ -29,7 +29,6 @@ const (
 	ServerError               // answers 500 with an HTML page
 	Refuse                    // answers the fault's Error
 	Delay                     // executes the command after the fault's For
-	Reply                     // answers 200 with the fault's Value, and executes nothing
 )
 
 // Fault is a fault in waiting.
@@ -40,7 +39,6 @@ type Fault struct {
 	Times      int              // commands to hit; 0: one
 	Error      *webdriver.Error // for Refuse
 	For        time.Duration    // for Delay
-	Value      any              // for Reply
 }
 
 // Executed is a command the driver executed.
@@ -64,6 +62,7 @@ type Driver struct {
 	asked    json.RawMessage
 	page     page
 	entered  map[webdriver.Route]chan struct{}
+	late     map[string]int // finds until an element is there, by what is looked for
 }
 
 // page is the state of the session's only window.
@@ -75,7 +74,7 @@ type page struct {
 
 // New returns a driver that keeps a log of what it executed.
 func New() *Driver {
-	return &Driver{dead: make(chan struct{}), keep: true, entered: map[webdriver.Route]chan struct{}{}}
+	return &Driver{dead: make(chan struct{}), keep: true, entered: map[webdriver.Route]chan struct{}{}, late: map[string]int{}}
 }
 
 // NewQuiet returns a driver that counts but keeps no log, for long runs.
@@ -93,6 +92,13 @@ func (d *Driver) Inject(f Fault) {
 		f.Times = 1
 	}
 	d.faults = append(d.faults, f)
+}
+
+// Late makes Find Element answer "no such element" so many times for what is looked for.
+func (d *Driver) Late(value string, times int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.late[value] = times
 }
 
 // Pending says how many faults have not hit yet.
@@ -196,8 +202,6 @@ func (d *Driver) serve(w http.ResponseWriter, r *http.Request, request Fault, ru
 		http.Error(w, "<html>Bad Gateway</html>", http.StatusInternalServerError)
 	case Refuse:
 		write(w, fault.Error.Answer())
-	case Reply:
-		write(w, value(fault.Value))
 	case Delay:
 		t := time.NewTimer(fault.For)
 		defer t.Stop()
