@@ -42,12 +42,28 @@ const (
 	hopRounds   = 5
 )
 
-// benchStream measures what a command costs between a client and the driver: orchestrator and host agent on loopback, the
-// fake driver, events stored. The reference is the same request to the same driver, without us.
+// benchStream measures what commands cost: on their way through us, and across an ocean.
 func benchStream(ctx context.Context, only string) (_ []figure, err error) {
-	if only != "" {
-		return nil, fmt.Errorf("there is no measurement %q: they are made together", only)
+	switch only {
+	case "batch":
+		return benchBatch(ctx)
+	case "hop":
+		return benchHop(ctx)
+	case "":
+	default:
+		return nil, fmt.Errorf("there is no measurement %q: stream/hop or stream/batch", only)
 	}
+	hop, err := benchHop(ctx)
+	if err != nil {
+		return nil, err
+	}
+	across, err := benchBatch(ctx)
+	return append(hop, across...), err
+}
+
+// benchHop measures what a command costs between a client and the driver: orchestrator and host agent on loopback, the
+// fake driver, events stored. The reference is the same request to the same driver, without us.
+func benchHop(ctx context.Context) (_ []figure, err error) {
 	f, err := openFleet(ctx, hopSessions)
 	if err != nil {
 		return nil, err
@@ -118,7 +134,8 @@ type fleet struct {
 	http   *http.Client
 }
 
-func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
+// openFleet has its host dial the orchestrator at what via makes of its address, if there is one.
+func openFleet(ctx context.Context, devices int, via ...func(addr string) (string, error)) (_ *fleet, err error) {
 	f := &fleet{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * devices}}}
 	defer func() {
 		if err != nil {
@@ -160,6 +177,11 @@ func openFleet(ctx context.Context, devices int) (_ *fleet, err error) {
 		return nil, err
 	}
 	f.add(within(deps.Fleet.Close))
+	for _, v := range via {
+		if fleetAddr, err = v(fleetAddr); err != nil {
+			return nil, err
+		}
+	}
 	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
 	if err != nil {
 		return nil, err
