@@ -29,6 +29,7 @@ const (
 	ServerError               // answers 500 with an HTML page
 	Refuse                    // answers the fault's Error
 	Delay                     // executes the command after the fault's For
+	Reply                     // executes the command, and answers the fault's Value
 )
 
 // Fault is a fault in waiting.
@@ -39,6 +40,7 @@ type Fault struct {
 	Times      int              // commands to hit; 0: one
 	Error      *webdriver.Error // for Refuse
 	For        time.Duration    // for Delay
+	Value      any              // for Reply
 }
 
 // Executed is a command the driver executed.
@@ -202,6 +204,9 @@ func (d *Driver) serve(w http.ResponseWriter, r *http.Request, request Fault, ru
 		http.Error(w, "<html>Bad Gateway</html>", http.StatusInternalServerError)
 	case Refuse:
 		write(w, fault.Error.Answer())
+	case Reply:
+		run()
+		write(w, value(fault.Value))
 	case Delay:
 		t := time.NewTimer(fault.For)
 		defer t.Stop()
