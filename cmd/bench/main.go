@@ -50,7 +50,7 @@ type part func(ctx context.Context, only string) ([]figure, error)
 func parts() map[string]part { return map[string]part{"stream": benchStream, "tunnel": benchTunnel} }
 
 type options struct {
-	Only string `help:"One part: stream or tunnel; or one measurement: stream/hop, stream/batch, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/ocean." placeholder:"PART"`
+	Only string `help:"One part: stream or tunnel; or one measurement: stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/ocean." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 

@@ -44,21 +44,36 @@ const (
 
 // benchStream measures what commands cost: on their way through us, and across an ocean.
 func benchStream(ctx context.Context, only string) (_ []figure, err error) {
-	switch only {
-	case "batch":
-		return benchBatch(ctx)
-	case "hop":
-		return benchHop(ctx)
-	case "":
-	default:
-		return nil, fmt.Errorf("there is no measurement %q: stream/hop or stream/batch", only)
+	return measureAll(ctx, "stream", only, []measurement{{"hop", benchHop}, {"tunnel", benchThroughTunnel}, {"batch", benchBatch}, {"idle", benchIdleSessions}})
+}
+
+// measurement is a piece of a part that can be run alone.
+type measurement struct {
+	name string
+	run  func(context.Context) ([]figure, error)
+}
+
+// measureAll runs the measurements, or the one that is asked for.
+func measureAll(ctx context.Context, part, only string, list []measurement) (all []figure, _ error) {
+	for _, m := range list {
+		if only != "" && only != m.name {
+			continue
+		}
+		begin := time.Now()
+		figures, err := m.run(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+		for _, f := range figures {
+			fmt.Printf("%s: %s %s (ours %s, reference %s)\n", f.Name, number(f.Value), f.Unit, number(f.Ours), number(f.Reference))
+		}
+		fmt.Printf("%s %s: %.0fs\n", part, m.name, time.Since(begin).Seconds())
+		all = append(all, figures...)
 	}
-	hop, err := benchHop(ctx)
-	if err != nil {
-		return nil, err
+	if len(all) == 0 {
+		return nil, fmt.Errorf("there is no measurement %q", only)
 	}
-	across, err := benchBatch(ctx)
-	return append(hop, across...), err
+	return all, nil
 }
 
 // benchHop measures what a command costs between a client and the driver: orchestrator and host agent on loopback, the
@@ -164,31 +179,49 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 	if err := enrolHost(ctx, store); err != nil {
 		return nil, err
 	}
+	g := ground{store: store, directory: loopback{store}, dial: (&net.Dialer{}).DialContext, serve: func(h http.Handler) (addr string, err error) {
+		addr, err = f.serve(h)
+		for _, v := range via {
+			if err == nil {
+				addr, err = v(addr)
+			}
+		}
+		return addr, err
+	}}
+	return f, f.on(ctx, g, dir, devices)
+}
+
+// ground is what a fleet stands on: its database, and the way between orchestrator and host.
+type ground struct {
+	store     *pgstore.Store
+	directory driverproxy.Directory
+	serve     func(fleet http.Handler) (addr string, err error)
+	dial      host.DialFunc
+}
+
+// on brings orchestrator and host up.
+func (f *fleet) on(ctx context.Context, g ground, dir string, devices int) error {
+	store, log := g.store, zap.NewNop()
 	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
-		return nil, err
+		return err
 	}
-	deps, err := f.parts(ctx, dir, store, log)
+	deps, err := f.parts(ctx, dir, g, log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	o := orchestrator.New(deps)
-	fleetAddr, err := f.serve(deps.Fleet.Handler())
+	fleetAddr, err := g.serve(deps.Fleet.Handler())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	f.add(within(deps.Fleet.Close))
-	for _, v := range via {
-		if fleetAddr, err = v(fleetAddr); err != nil {
-			return nil, err
-		}
-	}
 	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	f.url = "http://" + public
 	if f.client, err = client.New(f.url, benchToken); err != nil {
-		return nil, err
+		return err
 	}
 	f.start(func(ctx context.Context) error { o.Run(ctx); return nil })
 	f.start(func(ctx context.Context) error {
@@ -201,9 +234,9 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 	}
 	f.start(func(ctx context.Context) error {
 		return host.Run(ctx, host.Config{Name: "bench", Agent: "bench", StateDir: filepath.Join(dir, "host"), Orchestrators: host.Fixed(fleetAddr),
-			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
+			Dial: g.dial, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
 	})
-	return f, f.ready(ctx, store)
+	return f.ready(ctx, store)
 }
 
 // enrolHost has the host join.
@@ -223,7 +256,8 @@ func enrolHost(ctx context.Context, store *pgstore.Store) error {
 	return err
 }
 
-func (f *fleet) parts(ctx context.Context, dir string, store *pgstore.Store, log *zap.Logger) (orchestrator.Deps, error) {
+func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger) (orchestrator.Deps, error) {
+	store := g.store
 	d := orchestrator.Deps{ID: uuid.NewString(), Sessions: store, Hosts: store, Log: log, Now: time.Now, QueueLimit: 1000, LeaseTTL: 15 * time.Second}
 	key := filepath.Join(dir, "root.key")
 	if err := profilestate.CreateRootKey(key); err != nil {
@@ -243,7 +277,7 @@ func (f *fleet) parts(ctx context.Context, dir string, store *pgstore.Store, log
 		return d, err
 	}
 	f.add(within(d.Recorder.Close))
-	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: loopback{store}, Log: log})
+	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: g.directory, Log: log})
 	return d, nil
 }
 
@@ -333,6 +367,11 @@ func (f *fleet) direct(ctx context.Context) (string, error) {
 
 // get runs one command and says how long it took.
 func (f *fleet) get(ctx context.Context, url string) (time.Duration, error) {
+	return f.getStatus(ctx, url, http.StatusOK)
+}
+
+// getStatus is get for an answer of any status.
+func (f *fleet) getStatus(ctx context.Context, url string, status int) (time.Duration, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
@@ -344,7 +383,7 @@ func (f *fleet) get(ctx context.Context, url string) (time.Duration, error) {
 		return 0, err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
 		return 0, fmt.Errorf("%s: %d, %v", url, resp.StatusCode, err)
 	}
 	return time.Since(begin), nil

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
@@ -45,31 +44,9 @@ func benchTunnel(ctx context.Context, only string) (_ []figure, err error) {
 	}
 	defer func() { err = errors.Join(err, within(cluster.Stop)()) }()
 	t := &tunnelBench{dir: dir, cluster: cluster}
-	var all []figure
-	for _, measure := range []struct {
-		name string
-		run  func(context.Context) ([]figure, error)
-	}{
+	return measureAll(ctx, "tunnel", only, []measurement{
 		{"path", t.path}, {"reconcile", t.reconcile}, {"change", t.change}, {"idle", t.idle}, {"ocean", t.ocean},
-	} {
-		if only != "" && only != measure.name {
-			continue
-		}
-		begin := time.Now()
-		figures, err := measure.run(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", measure.name, err)
-		}
-		for _, f := range figures {
-			fmt.Printf("%s: %s %s (ours %s, reference %s)\n", f.Name, number(f.Value), f.Unit, number(f.Ours), number(f.Reference))
-		}
-		fmt.Printf("tunnel %s: %.0fs\n", measure.name, time.Since(begin).Seconds())
-		all = append(all, figures...)
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("there is no measurement %q", only)
-	}
-	return all, nil
+	})
 }
 
 type tunnelBench struct {
