@@ -96,15 +96,20 @@ func benchHop(ctx context.Context) (_ []figure, err error) {
 		}
 		ours = append(ours, f.url+"/session/"+id+"/title")
 	}
+	callers, err := openCallers(ctx, &f.undo, http.StatusOK, append(ours, direct)...)
+	if err != nil {
+		return nil, err
+	}
+	through, past := callers[:hopSessions], callers[hopSessions]
 	for range 500 { // warm up
-		if err := errors.Join(second(f.get(ctx, direct)), second(f.get(ctx, ours[0]))); err != nil {
+		if err := errors.Join(second(past.call()), second(through[0].call())); err != nil {
 			return nil, err
 		}
 	}
 	var a, b []time.Duration
 	for range hopCommands {
-		one, err1 := f.get(ctx, direct)
-		two, err2 := f.get(ctx, ours[0])
+		one, err1 := past.call()
+		two, err2 := through[0].call()
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
@@ -113,17 +118,16 @@ func benchHop(ctx context.Context) (_ []figure, err error) {
 	reference, mine := micros(median(a)), micros(median(b))
 	var rates []float64
 	for range hopRounds {
-		rate, err := f.rate(ctx, ours)
+		r, err := throughputOf(through)
 		if err != nil {
 			return nil, err
 		}
-		rates = append(rates, rate)
+		rates = append(rates, r)
 	}
-	slices.Sort(rates)
-	through := rates[len(rates)/2]
+	throughput := middle(rates)
 	return []figure{
 		atMost("stream/hop-added-p50", mine, reference, mine-reference, "us", 100),
-		atLeast("stream/hop-throughput-16", through, 0, through, "1/s", 10000),
+		atLeast("stream/hop-throughput-16", throughput, 0, throughput, "1/s", 10000),
 	}, nil
 }
 
@@ -365,39 +369,15 @@ func (f *fleet) direct(ctx context.Context) (string, error) {
 	return "http://" + addr + "/session/" + id + "/title", nil
 }
 
-// get runs one command and says how long it took.
-func (f *fleet) get(ctx context.Context, url string) (time.Duration, error) {
-	return f.getStatus(ctx, url, http.StatusOK)
-}
-
-// getStatus is get for an answer of any status.
-func (f *fleet) getStatus(ctx context.Context, url string, status int) (time.Duration, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("Authorization", "Bearer "+benchToken)
-	begin := time.Now()
-	resp, err := f.http.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
-		return 0, fmt.Errorf("%s: %d, %v", url, resp.StatusCode, err)
-	}
-	return time.Since(begin), nil
-}
-
-// rate is the commands a second of all sessions together.
-func (f *fleet) rate(ctx context.Context, urls []string) (float64, error) {
-	errs := make([]error, len(urls))
+// throughputOf is the commands a second of all sessions together.
+func throughputOf(callers []*caller) (float64, error) {
+	errs := make([]error, len(callers))
 	begin := time.Now()
 	var all sync.WaitGroup
-	for i, url := range urls {
+	for i, c := range callers {
 		all.Go(func() {
 			for range hopPerRound {
-				if _, err := f.get(ctx, url); err != nil {
+				if _, err := c.call(); err != nil {
 					errs[i] = err
 					return
 				}
@@ -405,5 +385,5 @@ func (f *fleet) rate(ctx context.Context, urls []string) (float64, error) {
 		})
 	}
 	all.Wait()
-	return float64(hopPerRound*len(urls)) / time.Since(begin).Seconds(), errors.Join(errs...)
+	return float64(hopPerRound*len(callers)) / time.Since(begin).Seconds(), errors.Join(errs...)
 }

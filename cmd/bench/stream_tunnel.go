@@ -44,15 +44,21 @@ func benchThroughTunnel(ctx context.Context) (_ []figure, err error) {
 		return nil, err
 	}
 	defer echo.echo.Close()
-	command, hop := f.url+"/session/"+id+"/title", f.url+"/session/"+id+"/nonsense"
+	at := f.url + "/session/" + id
+	answered, err1 := openCallers(ctx, &f.undo, http.StatusOK, at+"/title", direct)
+	refused, err2 := openCallers(ctx, &f.undo, http.StatusNotFound, at+"/nonsense")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	command, past, hop := answered[0], answered[1], refused[0]
 	message := make([]byte, echoSize)
 	var mine, bare, ratios []float64
 	for round := range throughRounds + 1 {
 		var a, b, c, d []time.Duration
 		for range throughInRound {
-			w, err1 := f.get(ctx, command)
-			x, err2 := f.get(ctx, direct)
-			y, err3 := f.getStatus(ctx, hop, http.StatusNotFound)
+			w, err1 := command.call()
+			x, err2 := past.call()
+			y, err3 := hop.call()
 			z, err4 := roundTrip(ctx, echo.echo, message)
 			if err := errors.Join(err1, err2, err3, err4); err != nil {
 				return nil, err
@@ -65,11 +71,11 @@ func benchThroughTunnel(ctx context.Context) (_ []figure, err error) {
 		ours, echoed := micros(median(a))-micros(median(b))-micros(median(c)), micros(median(d))
 		mine, bare, ratios = append(mine, ours), append(bare, echoed), append(ratios, ours/echoed)
 	}
-	rate, err := f.rate(ctx, []string{command})
+	r, err := throughputOf([]*caller{command})
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("stream tunnel: %.0f commands/s of one client, %.0f echoes/s\n", rate, 1e6/middle(bare))
+	fmt.Printf("stream tunnel: %.0f commands/s of one client, %.0f echoes/s\n", r, 1e6/middle(bare))
 	return []figure{atMost("stream/tunnel-vs-echo", middle(mine), middle(bare), middle(ratios), "ratio", 1.3)}, nil
 }
 
