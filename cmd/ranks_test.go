@@ -67,6 +67,7 @@ var homes = map[string][]string{
 	module + "orchestrator/pgstore/pgcluster": {"cmd/devstack", "cmd/bench"},
 	module + "recorder/s3server":              {"cmd/devstack"},
 	module + "tunnel/tunneltest":              {"cmd/bench"},
+	module + "driverproxy/socket/sockettest":  {},
 }
 
 // listed is what `go list -json` says of a package.

@@ -96,7 +96,8 @@
 //	  batch/            a list of commands run beside the driver: what is sound, references, waits
 //	  wire/             frames and messages between orchestrator and driver host
 //	  host/             the command stream, host end: drivers started, watched, reaped
-//	  socket/           websockets with bounded reads and writes, both ends
+//	  socket/           websockets with bounded reads and writes, both ends; sockettest/ is a network in memory
+//	  bulk/             bodies of commands and answers, read into one piece of memory
 //	  lanes/            one recording over several sockets, both ends
 //	  stream/           the clients' websocket of commands, both ends
 //	  drivertest/       a scriptable fake driver

@@ -2,6 +2,9 @@
 // time is dead. Both ends of the command stream use it.
 //
 // Long messages travel in fragments, so that pings get between them and so that a slow line counts as alive for as long as bytes move.
+// A websocket does not say how long a message of several fragments will be. An unsolicited pong before it does, so that this
+// package's other end can read it into one piece of memory; any other end pays it no heed (RFC 6455, 5.5.3).
+//
 // Out of scope: what a message means, and reconnecting.
 package socket
 
@@ -13,11 +16,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
 
+	"github.com/driftstack/fleet/driverproxy/bulk"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
@@ -92,6 +98,7 @@ func (e *Endpoint) DialWith(ctx context.Context, dial DialFunc, url string, head
 type Conn struct {
 	ws     *websocket.Conn
 	limits Limits
+	in     incoming
 	writer chan struct{} // holds a token while someone writes
 	closed chan struct{}
 	once   sync.Once
@@ -104,14 +111,16 @@ type Conn struct {
 
 func open(ws *websocket.Conn, l Limits) *Conn {
 	c := &Conn{ws: ws, limits: l, writer: make(chan struct{}, 1), closed: make(chan struct{})}
+	c.in.conn = c
 	ws.SetReadLimit(l.MaxMessage)
 	answerPing := ws.PingHandler()
 	ws.SetPingHandler(func(data string) error {
 		c.extend()
 		return answerPing(data)
 	})
-	ws.SetPongHandler(func(string) error {
+	ws.SetPongHandler(func(data string) error {
 		c.extend()
+		c.in.announced(data)
 		return nil
 	})
 	c.extend()
@@ -181,21 +190,45 @@ func (c *Conn) read(want int) ([]byte, error) {
 	if kind != want {
 		return nil, fmt.Errorf("socket: message of type %d, want %d", kind, want)
 	}
-	b := make([]byte, 0, 512)
-	for {
-		n, err := r.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
-		if errors.Is(err, io.EOF) {
-			return b, nil
-		}
-		if err != nil {
-			return nil, legible(err)
-		}
-		if len(b) == cap(b) {
-			b = append(b, 0)[:len(b)]
-			c.extend()
-		}
+	b, err := bulk.Read(c.in.of(r), c.in.size, c.limits.MaxMessage)
+	c.in.size = 0
+	if err != nil {
+		return nil, legible(err)
 	}
+	return b, nil
+}
+
+// announcement begins the pong that says how long the next message is.
+const announcement = "next message: "
+
+// incoming is the message that is read: a socket has one reader at a time, so that its fields need no lock.
+type incoming struct {
+	conn *Conn
+	r    io.Reader
+	size int64 // as announced, or 0
+	n    int   // bytes since the silence was last put off
+}
+
+// announced takes the length of the next message out of a pong that tells it.
+func (in *incoming) announced(pong string) {
+	if n, ok := strings.CutPrefix(pong, announcement); ok {
+		in.size, _ = strconv.ParseInt(n, 10, 64) // 0 if it is no number: then the message is read without it
+	}
+}
+
+func (in *incoming) of(r io.Reader) *incoming {
+	in.r, in.n = r, 0
+	return in
+}
+
+// Read puts off the silence for as long as bytes move.
+func (in *incoming) Read(p []byte) (int, error) {
+	n, err := in.r.Read(p)
+	if in.n += n; in.n >= fragment {
+		in.n = 0
+		in.conn.extend()
+	}
+	return n, err
 }
 
 // legible makes what the peer gave as its reason fit to be stored and shown.
@@ -242,6 +275,12 @@ func (c *Conn) write(ctx context.Context, kind int, parts [][]byte) error {
 	_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
 	if len(parts) == 1 && total <= fragment {
 		return c.ws.WriteMessage(kind, parts[0])
+	}
+	if total > fragment {
+		size := strconv.AppendInt([]byte(announcement), int64(total), 10)
+		if err := c.ws.WriteControl(websocket.PongMessage, size, time.Now().Add(c.limits.Stuck)); err != nil {
+			return err
+		}
 	}
 	w, err := c.ws.NextWriter(kind)
 	if err != nil {

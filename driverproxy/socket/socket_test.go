@@ -8,13 +8,18 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
+
+	"github.com/driftstack/fleet/driverproxy/socket/sockettest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -67,6 +72,134 @@ func TestMessages(t *testing.T) {
 	if _, err := b.ReadBinary(); err == nil {
 		t.Error("a text message was taken for a binary one")
 	}
+}
+
+// allocated is what f allocates, which is at least what it held at its peak.
+func allocated(f func()) float64 {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return float64(after.TotalAlloc-before.TotalAlloc) / (1 << 20)
+}
+
+// A long message is in the memory of either end once: sending it takes none, and receiving it not much more than it is long.
+func TestLongMessageIsHeldOnce(t *testing.T) {
+	long := relaxed()
+	long.MaxMessage = 128 << 20
+	a, b := pair(t, long, long)
+	message := make([]byte, 100<<20)
+	for name, c := range map[string][2]*Conn{"down": {a, b}, "up": {b, a}} {
+		got := allocated(func() {
+			var sending sync.WaitGroup
+			sending.Go(func() {
+				if err := c[0].WriteBinary(t.Context(), message[:1000], message[1000:]); err != nil {
+					t.Error(err)
+				}
+			})
+			if m, err := c[1].ReadBinary(); err != nil || len(m) != len(message) {
+				t.Errorf("%s: %d bytes, %v", name, len(m), err)
+			}
+			sending.Wait()
+		})
+		if got > 125 {
+			t.Errorf("%s: %.0f MiB were allocated for a message of 100 MiB", name, got)
+		}
+	}
+}
+
+// Whatever a peer says about a message's length, the message is what is read.
+func TestWrongAnnouncement(t *testing.T) {
+	a, b := pair(t, relaxed(), relaxed())
+	want := bytes.Repeat([]byte("xyz7"), 100_000)
+	for _, says := range []string{"x", "-1", "0", "1", "399999", "400001", "99999999999999999999"} {
+		sent := make(chan error, 1)
+		go func() {
+			err := b.ws.WriteControl(websocket.PongMessage, []byte(announcement+says), time.Now().Add(limit))
+			if err == nil {
+				err = b.ws.WriteMessage(websocket.BinaryMessage, want)
+			}
+			sent <- err
+		}()
+		if got, err := a.ReadBinary(); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("announced as %q: %d bytes, %v", says, len(got), err)
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// piped runs f with the accepted and the dialled end of a socket, on a clock of its own.
+func piped(t *testing.T, n *sockettest.Network, accepted, dialled Limits, f func(a, b *Conn)) {
+	t.Helper()
+	var e Endpoint
+	conns := make(chan *Conn, 1)
+	stop := n.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := e.Accept(w, r, accepted)
+		if err != nil {
+			t.Error(err)
+		}
+		conns <- c
+	}))
+	defer stop()
+	b, err := e.Dial(t.Context(), n.Dial, "ws://pipe/path", dialled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	a := <-conns
+	defer a.Close()
+	f(a, b)
+}
+
+// A message that takes longer than the silence is read for as long as its bytes move.
+func TestSlowMessageIsLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quick, patient := relaxed(), relaxed()
+		quick.Silence = 2 * time.Second
+		n := sockettest.New()
+		n.Slow = func(bytes int) time.Duration { return time.Duration(bytes) * time.Second / (640 << 10) }
+		piped(t, n, quick, patient, func(a, b *Conn) {
+			message, sent, begin := make([]byte, 8<<20), make(chan error, 1), time.Now()
+			go func() { sent <- b.WriteBinary(t.Context(), message) }()
+			if m, err := a.ReadBinary(); err != nil || len(m) != len(message) || time.Since(begin) < 5*quick.Silence {
+				t.Errorf("%d bytes after %v, %v", len(m), time.Since(begin), err)
+			}
+			if err := <-sent; err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+// Sockets of a session that nobody uses are pinged from either end, and live.
+func TestIdleSocketIsPinged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := sockettest.New()
+		piped(t, n, Session(1<<20), Session(1<<20), func(a, b *Conn) {
+			var reading sync.WaitGroup
+			for _, c := range []*Conn{a, b} {
+				reading.Go(func() {
+					if m, err := c.ReadBinary(); err != nil || string(m) != "still here" {
+						t.Errorf("%q, %v", m, err)
+					}
+				})
+			}
+			<-time.After(time.Hour)
+			dialer, server := n.Links()[0].Longest(time.Now())
+			if dialer > MaxPing || server > MaxPing {
+				t.Errorf("silent for %v and %v, want at most %v", dialer, server, MaxPing)
+			}
+			for _, c := range []*Conn{a, b} {
+				if err := c.WriteBinary(t.Context(), []byte("still here")); err != nil {
+					t.Error(err)
+				}
+			}
+			reading.Wait()
+		})
+	})
 }
 
 func TestManyWriters(t *testing.T) {
