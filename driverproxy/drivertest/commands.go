@@ -46,7 +46,7 @@ func (d *Driver) newSession(body []byte) webdriver.Answer {
 	return value(map[string]any{"sessionId": d.session, "capabilities": matched})
 }
 
-func (d *Driver) command(id string, route webdriver.Route, known bool, body []byte, where string) webdriver.Answer {
+func (d *Driver) command(id string, route webdriver.Route, known bool, q received, where string) webdriver.Answer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if id != d.session || id == "" {
@@ -56,11 +56,11 @@ func (d *Driver) command(id string, route webdriver.Route, known bool, body []by
 		return failed(webdriver.UnknownCommand, "no such command")
 	}
 	if d.keep {
-		d.executed = append(d.executed, Executed{Session: id, Route: route, Body: string(body)})
+		d.executed = append(d.executed, Executed{Session: id, Route: route, Body: string(q.body), Bytes: q.bytes, CRC: q.crc})
 	}
 	var arguments map[string]any
-	if len(body) > 0 {
-		if err := json.Unmarshal(body, &arguments); err != nil {
+	if len(q.body) > 0 {
+		if err := json.Unmarshal(q.body, &arguments); err != nil {
 			return failed(webdriver.InvalidArgument, "the body is no JSON object")
 		}
 	}

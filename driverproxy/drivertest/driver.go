@@ -6,10 +6,13 @@
 package drivertest
 
 import (
+	"bytes"
 	"encoding/json"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +32,7 @@ const (
 	ServerError               // answers 500 with an HTML page
 	Refuse                    // answers the fault's Error
 	Delay                     // executes the command after the fault's For
-	Reply                     // executes the command, and answers the fault's Value
+	Flood                     // answers 200 with a string of so many Bytes
 )
 
 // Fault is a fault in waiting.
@@ -40,14 +43,39 @@ type Fault struct {
 	Times      int              // commands to hit; 0: one
 	Error      *webdriver.Error // for Refuse
 	For        time.Duration    // for Delay
-	Value      any              // for Reply
+	Bytes      int              // for Flood
 }
 
 // Executed is a command the driver executed.
 type Executed struct {
 	Session string
 	Route   webdriver.Route
-	Body    string
+	Body    string // empty if it was longer than 1 MiB: then it was not kept, nor looked into
+	Bytes   int64  // its length
+	CRC     uint32 // its IEEE checksum
+}
+
+// keptBody is the longest body that is kept.
+const keptBody = 1 << 20
+
+// received is what came with a command.
+type received struct {
+	body  []byte
+	bytes int64
+	crc   uint32
+}
+
+// read reads a body; a long one passes by.
+func read(r *http.Request) (q received, err error) {
+	sum := crc32.NewIEEE()
+	if r.ContentLength > keptBody {
+		q.bytes, err = io.Copy(sum, r.Body)
+	} else {
+		q.body, err = io.ReadAll(io.TeeReader(r.Body, sum))
+		q.bytes = int64(len(q.body))
+	}
+	q.crc = sum.Sum32()
+	return q, err
 }
 
 // Driver is one fake driver: like safaridriver it has one session at most. The zero value is not usable; see New.
@@ -152,7 +180,7 @@ func (d *Driver) Dead() <-chan struct{} { return d.dead }
 
 // ServeHTTP implements http.Handler.
 func (d *Driver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
+	q, err := read(r)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -165,14 +193,14 @@ func (d *Driver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodGet && r.URL.Path == "/status":
 		write(w, value(map[string]any{"ready": true, "message": "fake driver"}))
 	case r.Method == http.MethodPost && r.URL.Path == "/session":
-		d.serve(w, r, Fault{NewSession: true}, func() webdriver.Answer { return d.newSession(body) })
+		d.serve(w, r, Fault{NewSession: true}, func() webdriver.Answer { return d.newSession(q.body) })
 	default:
 		id, path, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/session/"), "/")
 		if path != "" {
 			path = "/" + path
 		}
 		route, known := webdriver.Match(r.Method, path)
-		d.serve(w, r, Fault{Route: route}, func() webdriver.Answer { return d.command(id, route, known, body, path) })
+		d.serve(w, r, Fault{Route: route}, func() webdriver.Answer { return d.command(id, route, known, q, path) })
 	}
 }
 
@@ -204,9 +232,8 @@ func (d *Driver) serve(w http.ResponseWriter, r *http.Request, request Fault, ru
 		http.Error(w, "<html>Bad Gateway</html>", http.StatusInternalServerError)
 	case Refuse:
 		write(w, fault.Error.Answer())
-	case Reply:
-		run()
-		write(w, value(fault.Value))
+	case Flood:
+		flood(w, fault.Bytes)
 	case Delay:
 		t := time.NewTimer(fault.For)
 		defer t.Stop()
@@ -217,6 +244,23 @@ func (d *Driver) serve(w http.ResponseWriter, r *http.Request, request Fault, ru
 			panic(http.ErrAbortHandler)
 		}
 	}
+}
+
+// flood answers with a string of n bytes, without holding it.
+func flood(w http.ResponseWriter, n int) {
+	const before, after = `{"value":"`, `"}`
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(before)+n+len(after)))
+	_, _ = io.WriteString(w, before) // the client may be gone
+	piece := bytes.Repeat([]byte("x"), min(n, 64<<10))
+	for n > 0 {
+		m, err := w.Write(piece[:min(n, len(piece))])
+		if err != nil {
+			return
+		}
+		n -= m
+	}
+	_, _ = io.WriteString(w, after)
 }
 
 func (d *Driver) take(request Fault) (Fault, bool) {

@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -17,64 +17,75 @@ import (
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
-// driver talks HTTP to one driver. One command at a time.
+// driver talks HTTP to one driver.
 type driver struct {
-	base   string // http://127.0.0.1:port
-	id     string // session id at the driver; set by newSession
-	client *http.Client
+	addr string
+	id   string // session id at the driver; set by newSession
+
+	mu     sync.Mutex  // guards what follows
+	kept   *connection // that no request uses; nil: none
+	closed bool        // none is kept any more
 }
 
-func newDriver(addr string) *driver {
-	return &driver{base: "http://" + addr, client: &http.Client{
-		Transport: &http.Transport{
-			MaxIdleConnsPerHost: 2, IdleConnTimeout: 0, DisableCompression: true,
-			DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+func newDriver(addr string) *driver { return &driver{addr: addr} }
+
+// close closes the kept connection, and that of a request that runs once it ends.
+func (d *driver) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if d.kept != nil {
+		_ = d.kept.Close() // nobody uses it
+		d.kept = nil
+	}
 }
 
-func (d *driver) close() { d.client.CloseIdleConnections() }
+// connect takes the kept connection, or makes one. Both are before the request is sent: an error means that it was not.
+func (d *driver) connect(ctx context.Context) (*connection, error) {
+	d.mu.Lock()
+	c := d.kept
+	d.kept = nil
+	d.mu.Unlock()
+	if c != nil {
+		if c.idle() {
+			return c, nil
+		}
+		_ = c.Close() // the driver has
+	}
+	return dialDriver(ctx, d.addr)
+}
 
-// once makes net/http send a request at most once: it would repeat a GET without a body when a kept connection breaks.
-type once struct{}
-
-func (once) Read([]byte) (int, error) { return 0, io.EOF }
-func (once) Close() error             { return nil }
+func (d *driver) keep(c *connection) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed || d.kept != nil {
+		_ = c.Close() // nobody uses it
+		return
+	}
+	d.kept = c
+}
 
 // do runs a command of the session.
 func (d *driver) do(ctx context.Context, c webdriver.Command) (webdriver.Answer, error) {
 	return d.send(ctx, c.Method, "/session/"+d.id+c.Path, c.Body)
 }
 
-func (d *driver) send(ctx context.Context, method, path string, body []byte) (webdriver.Answer, error) {
-	r, err := http.NewRequestWithContext(ctx, method, d.base+path, nil)
+// send sends a request once. The path is one that webdriver.Command.Validate lets through: it has no line breaks.
+func (d *driver) send(ctx context.Context, method, path string, content []byte) (webdriver.Answer, error) {
+	c, err := d.connect(ctx)
 	if err != nil {
 		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
 	}
-	r.Body = once{}
-	if method == http.MethodPost {
-		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		r.Header.Set("Content-Type", "application/json; charset=utf-8")
+	a, keep, err := c.exchange(ctx, method, path, content)
+	if keep && err == nil {
+		d.keep(c)
+	} else {
+		_ = c.Close() // what was not read is not wanted
 	}
-	answer, err := d.client.Do(r)
 	if err != nil {
 		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
 	}
-	defer answer.Body.Close()
-	var b bytes.Buffer
-	if answer.ContentLength > 0 {
-		b.Grow(int(min(answer.ContentLength, wire.MaxMessage)) + bytes.MinRead)
-	}
-	n, err := b.ReadFrom(io.LimitReader(answer.Body, wire.MaxMessage))
-	if err != nil {
-		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
-	}
-	if n > wire.MaxMessage-64 {
-		e := webdriver.Error{Code: webdriver.UnknownError, Message: "the driver's answer is longer than the stream carries"}
-		return e.Answer(), nil
-	}
-	return webdriver.Answer{Status: answer.StatusCode, Body: b.Bytes()}, nil
+	return a, nil
 }
 
 // neverReached says that the driver has not seen the command.

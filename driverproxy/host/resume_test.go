@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -72,7 +71,6 @@ func TestSessionOutlivesItsSockets(t *testing.T) {
 func TestCutAtEveryPoint(t *testing.T) {
 	t.Parallel()
 	_, l, driver, session := overLine(t)
-	big := strings.Repeat("x", 10<<20)
 	n := 0
 	try := func(b budget, answer int) {
 		t.Helper()
@@ -82,7 +80,7 @@ func TestCutAtEveryPoint(t *testing.T) {
 		url := fmt.Sprint("http://site/", n)
 		do[any](t, session, "POST", "/url", map[string]string{"url": url})
 		if answer > 0 {
-			driver.Inject(drivertest.Fault{Route: webdriver.RouteGetPageSource, Effect: drivertest.Reply, Value: big})
+			driver.Inject(drivertest.Fault{Route: webdriver.RouteGetPageSource, Effect: drivertest.Flood, Bytes: answer})
 			if got := do[string](t, session, "GET", "/source", nil); len(got) != answer {
 				t.Fatalf("%+v: %d bytes", b, len(got))
 			}
