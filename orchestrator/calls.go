@@ -87,6 +87,9 @@ func (o *Orchestrator) Command(ctx context.Context, session string, c webdriver.
 	if l := o.find(session); l != nil {
 		return l.do(ctx, c)
 	}
+	if _, unknown := c.Endpoint(); unknown != nil { // first, as the specification has it
+		return unknown.Answer()
+	}
 	return o.absent(ctx, session)
 }
 

@@ -133,6 +133,10 @@ func (l *live) idleLeft() time.Duration {
 
 // do runs one command of the client. The answer is always one that can be sent.
 func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
+	route, unknown := c.Endpoint()
+	if unknown != nil {
+		return unknown.Answer()
+	}
 	select {
 	case <-l.serving:
 	case <-l.closed:
@@ -155,13 +159,8 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 		l.idleAt = l.now()
 	}()
 
-	route, known := webdriver.Match(c.Method, c.Path)
-	if !known {
-		code, message := webdriver.UnknownCommand, "no such command: "+c.Method+" "+c.Path
-		if webdriver.MatchPath(c.Path) {
-			code, message = webdriver.UnknownMethod, "the path "+c.Path+" does not take "+c.Method
-		}
-		return (&webdriver.Error{Code: code, Message: message}).Answer()
+	if bad := c.Parameters(); bad != nil {
+		return bad.Answer()
 	}
 	limit, refused := l.limit(route, c.Body)
 	if refused != nil {

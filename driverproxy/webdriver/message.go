@@ -9,6 +9,7 @@
 package webdriver
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -87,6 +88,19 @@ func (c Command) Validate() *Error {
 			`and has no query, fragment or ".." segment`}
 	}
 	return nil
+}
+
+// Parameters checks what the specification has a remote end check before it runs any command: the body of a POST is a JSON
+// object. Of a body above 64 KiB only the ends are looked at: the driver reads it anyway, and finds the rest.
+func (c Command) Parameters() *Error {
+	if c.Method != http.MethodPost {
+		return nil
+	}
+	b := bytes.Trim(c.Body, " \t\r\n")
+	if len(b) > 1 && b[0] == '{' && b[len(b)-1] == '}' && (len(b) > 64<<10 || json.Valid(b)) {
+		return nil
+	}
+	return &Error{Code: InvalidArgument, Message: "the body of a POST must be a JSON object: send {} where a command has no parameters"}
 }
 
 const maxPath = 1<<16 - 1

@@ -187,6 +187,19 @@ func MatchPath(path string) bool {
 	return false
 }
 
+// Endpoint finds the command's endpoint as "match a request" of the specification does. The error is an unknown command or an
+// unknown method.
+func (c Command) Endpoint() (Route, *Error) {
+	route, ok := Match(c.Method, c.Path)
+	switch {
+	case ok:
+		return route, nil
+	case MatchPath(c.Path):
+		return route, &Error{Code: UnknownMethod, Message: "the path " + c.Path + " does not take " + c.Method}
+	}
+	return route, &Error{Code: UnknownCommand, Message: "no such command: " + c.Method + " " + c.Path}
+}
+
 func matchPath(template, path string) bool {
 	for template != "" && path != "" {
 		var want, got string

@@ -52,6 +52,35 @@ func TestUnknownCommandsTellNothing(t *testing.T) {
 	}
 }
 
+func TestEndpoint(t *testing.T) {
+	for c, want := range map[[2]string]Code{
+		{"GET", "/url"}: "", {"DELETE", ""}: "", {"POST", "/element/active"}: UnknownMethod, {"GET", ""}: UnknownMethod, {"PUT", "/url"}: UnknownMethod,
+		{"GET", "/nonsense"}: UnknownCommand, {"PUT", "/nonsense"}: UnknownCommand, {"GET", "/url/"}: UnknownCommand, {"GET", "/"}: UnknownCommand,
+	} {
+		r, err := Command{Method: c[0], Path: c[1]}.Endpoint()
+		if want == "" && (err != nil || r == RouteUnknown) || want != "" && (err == nil || err.Code != want || r != RouteUnknown) {
+			t.Errorf("%s %s: %v %v, want %q", c[0], c[1], r, err, want)
+		}
+	}
+}
+
+func TestParameters(t *testing.T) {
+	long := `{"file":"` + strings.Repeat("x", 1<<20) + `"}`
+	for _, body := range []string{`{}`, " {}\r\n", `{"a":[1,{"b":null}]}`, long} {
+		if err := (Command{Method: "POST", Body: []byte(body)}).Parameters(); err != nil {
+			t.Errorf("%.20s: %v", body, err)
+		}
+	}
+	for _, body := range []string{``, ` `, `{`, `}`, `null`, `[]`, `"{}"`, `{}{}`, `{"a"}`, `{]}`, "\xef\xbb\xbf{", long[1:], long[:len(long)-1]} {
+		if err := (Command{Method: "POST", Body: []byte(body)}).Parameters(); err == nil || err.Code != InvalidArgument {
+			t.Errorf("%.20s: %v, want invalid argument", body, err)
+		}
+	}
+	if err := (Command{Method: "GET", Body: []byte("no JSON")}).Parameters(); err != nil {
+		t.Errorf("a GET has no parameters: %v", err)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	status := map[Code]int{NoSuchElement: 404, InvalidArgument: 400, UnknownMethod: 405, Timeout: 500, SessionNotCreated: 500, StaleElementReference: 404, UnexpectedAlertOpen: 500, "made up": 500}
 	for code, want := range status {

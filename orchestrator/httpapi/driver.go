@@ -5,11 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"path"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/bulk"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
@@ -17,36 +22,65 @@ import (
 )
 
 const (
-	bodyLimit      = 5 * time.Minute // for the whole body: 100 MiB over a slow line
+	bodyLimit      = 5 * time.Minute // for a whole body, in or out: 100 MiB over a slow line
 	newSessionBody = 1 << 20
 	commandBody    = wire.MaxMessage - 1<<17 // room for the frame around it
+	drainedBody    = 4 * wire.MaxMessage     // of a body that is too long: who is still sending reads no answer
 )
 
-// driver registers the W3C WebDriver routes, bare and where Selenium's clients look for them.
-func (s *server) driver(mux *http.ServeMux) {
-	for _, prefix := range []string{"", "/wd/hub"} {
-		mux.HandleFunc("GET "+prefix+"/status", s.status)
-		mux.HandleFunc("POST "+prefix+"/session", s.newSession)
-		mux.HandleFunc("DELETE "+prefix+"/session/{id}", s.deleteSession)
-		mux.HandleFunc(prefix+"/session/{id}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
-			// The mux unescapes; the driver wants the path as the client wrote it.
-			path := strings.TrimPrefix(r.URL.EscapedPath(), prefix+"/session/")
-			_, path, _ = strings.Cut(path, "/")
-			s.command(w, r, "/"+path)
-		})
-		mux.HandleFunc(prefix+"/session", unknownCommand)
-		mux.HandleFunc(prefix+"/session/", unknownCommand)
-		mux.HandleFunc(prefix+"/session/{id}", unknownCommand)
+// hub is where Selenium's clients look for the W3C routes; they are there and at the root.
+const hub = "/wd/hub"
+
+// isDriverPath says whether a path, clean or not, is the W3C routes'. They have no mux: it would answer a path that is not
+// clean with a redirect and one that it does not know in plain text, and W3C clients understand neither.
+func isDriverPath(p string) bool {
+	return hasDriverPrefix(p) || hasDriverPrefix(path.Clean("/"+p))
+}
+
+func hasDriverPrefix(p string) bool {
+	for _, prefix := range []string{hub, "/session", "/status"} {
+		if rest, ok := strings.CutPrefix(p, prefix); ok && (rest == "" || rest[0] == '/') {
+			return true
+		}
 	}
-	mux.HandleFunc("/wd/hub/", unknownCommand)
+	return false
 }
 
-func unknownCommand(w http.ResponseWriter, r *http.Request) {
-	writeW3C(w, http.StatusNotFound, webdriver.UnknownCommand, "no such command: "+r.Method+" "+r.URL.Path)
+// drive routes a request to a driver path, as "match a request" of the specification does.
+func (s *server) drive(w http.ResponseWriter, r *http.Request) {
+	// As the client wrote it: the driver wants it so.
+	p := strings.TrimPrefix(r.URL.EscapedPath(), hub)
+	id, command, deeper := strings.Cut(strings.TrimPrefix(p, "/session/"), "/")
+	switch {
+	case p == "/status":
+		only(w, r, http.MethodGet, s.status)
+	case p == "/session":
+		only(w, r, http.MethodPost, s.newSession)
+	case id == "" || !strings.HasPrefix(p, "/session/"):
+		writeAnswer(w, (&webdriver.Error{Code: webdriver.UnknownCommand, Message: "no such command: " + r.Method + " " + r.URL.Path}).Answer())
+	case !deeper:
+		only(w, r, http.MethodDelete, func(w http.ResponseWriter, r *http.Request) {
+			writeAnswer(w, s.Orchestrator.Quit(r.Context(), unescape(id)))
+		})
+	default:
+		s.command(w, r, unescape(id), "/"+command)
+	}
 }
 
-func isDriverPath(path string) bool {
-	return path == "/session" || strings.HasPrefix(path, "/session/") || strings.HasPrefix(path, "/wd/hub/")
+// unescape: the server has parsed the path, so that its escapes are known to be right.
+func unescape(segment string) string {
+	plain, _ := url.PathUnescape(segment)
+	return plain
+}
+
+// only serves an endpoint that takes one method.
+func only(w http.ResponseWriter, r *http.Request, method string, serve http.HandlerFunc) {
+	if r.Method != method {
+		e := webdriver.Error{Code: webdriver.UnknownMethod, Message: r.URL.Path + " takes " + method + ", not " + r.Method}
+		writeAnswer(w, e.Answer())
+		return
+	}
+	serve(w, r)
 }
 
 func (s *server) status(w http.ResponseWriter, r *http.Request) {
@@ -150,7 +184,7 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 	}
 	var invalid *orchestrator.InvalidError
 	if errors.As(err, &invalid) {
-		writeW3C(w, http.StatusBadRequest, webdriver.InvalidArgument, invalid.Error())
+		writeAnswer(w, (&webdriver.Error{Code: webdriver.InvalidArgument, Message: invalid.Error()}).Answer())
 		return
 	}
 	if after := retryAfter(err); after > 0 {
@@ -160,49 +194,64 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 	writeNotCreated(w, p.Status, p.Detail, map[string]any{"reason": p.Type})
 }
 
-// writeNotCreated answers with a status of at most 500, which is W3C's for "session not created": released Selenium clients
-// for Python take every status above for success.
+// writeNotCreated answers as W3C has it, with 500; only a full queue has a status of its own, because HTTP clients know to
+// come back after it. Nothing is above 500: released Selenium clients for Python take that for success.
 func writeNotCreated(w http.ResponseWriter, status int, message string, data map[string]any) {
 	a := (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: message, Data: data}).Answer()
-	a.Status = min(status, http.StatusInternalServerError)
+	if status == http.StatusTooManyRequests {
+		a.Status = status
+	}
 	writeAnswer(w, a)
 }
 
-func (s *server) deleteSession(w http.ResponseWriter, r *http.Request) {
-	writeAnswer(w, s.Orchestrator.Quit(r.Context(), r.PathValue("id")))
-}
-
-func (s *server) command(w http.ResponseWriter, r *http.Request, path string) {
+func (s *server) command(w http.ResponseWriter, r *http.Request, session, path string) {
 	b, ok := readBody(w, r, commandBody)
 	if !ok {
 		return
 	}
-	writeAnswer(w, s.Orchestrator.Command(r.Context(), r.PathValue("id"), webdriver.Command{Method: r.Method, Path: path, Body: b}))
+	if r.Method != http.MethodPost { // only a POST has parameters
+		b = nil
+	}
+	writeAnswer(w, s.Orchestrator.Command(r.Context(), session, webdriver.Command{Method: r.Method, Path: path, Body: b}))
 }
 
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
+// readBody reads a body into one piece of memory, or answers why not.
+func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, bool) {
+	if r.ContentLength == 0 {
+		return nil, true
+	}
 	// A body that trickles in holds nobody up for ever; the answer's writer sets no deadline of its own.
 	c := http.NewResponseController(w)
 	_ = c.SetReadDeadline(time.Now().Add(bodyLimit)) // not every server has one
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	_ = c.SetReadDeadline(time.Time{})
-	if err != nil {
-		writeW3C(w, http.StatusBadRequest, webdriver.InvalidArgument, "the request body cannot be read: "+err.Error())
-		return nil, false
+	b, err := []byte(nil), bulk.ErrTooLong
+	if r.ContentLength <= most {
+		b, err = bulk.Read(r.Body, r.ContentLength, most)
 	}
-	return b, true
+	if errors.Is(err, bulk.ErrTooLong) && r.Header.Get("Expect") == "" { // who expects to be told sends nothing before
+		_, _ = io.CopyN(io.Discard, r.Body, drainedBody)
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	if err == nil {
+		return b, true
+	}
+	message := "the request's body cannot be read: " + err.Error()
+	if errors.Is(err, bulk.ErrTooLong) {
+		message = fmt.Sprintf("the request's body is longer than %d bytes", most)
+	}
+	writeAnswer(w, (&webdriver.Error{Code: webdriver.InvalidArgument, Message: message}).Answer())
+	return nil, false
 }
 
 func writeAnswer(w http.ResponseWriter, a webdriver.Answer) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Cache-Control", "no-cache")
+	h.Set("Content-Length", strconv.Itoa(len(a.Body))) // or the client would not know how much room to make
+	if len(a.Body) > 64<<10 { // what the system does not take at once is held until the client takes it
+		c := http.NewResponseController(w)
+		_ = c.SetWriteDeadline(time.Now().Add(bodyLimit)) // not every server has one
+		defer func() { _ = c.SetWriteDeadline(time.Time{}) }()
+	}
 	w.WriteHeader(a.Status)
-	_, _ = w.Write(a.Body)
-}
-
-func writeW3C(w http.ResponseWriter, status int, code webdriver.Code, message string) {
-	a := (&webdriver.Error{Code: code, Message: message}).Answer()
-	a.Status = status
-	writeAnswer(w, a)
+	_, _ = w.Write(a.Body) // the client may be gone
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
@@ -51,14 +52,19 @@ func New(cfg Config) http.Handler {
 	s := &server{cfg}
 	mux := http.NewServeMux()
 	s.control(mux)
-	s.driver(mux)
 	mux.HandleFunc("GET /v1/sessions/{id}/stream", s.stream)
 	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, &huma.ErrorModel{Status: http.StatusNotFound, Title: "Not Found",
 			Detail: "there is no " + r.Method + " " + r.URL.Path + "; the routes are in /openapi.json"})
 	})
-	return s.authenticate(mux)
+	return s.recovered(s.authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isDriverPath(r.URL.Path) {
+			s.drive(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})))
 }
 
 // control registers the control plane.
@@ -133,7 +139,9 @@ func (s *server) authenticate(next http.Handler) http.Handler {
 		w.Header().Add("WWW-Authenticate", `Bearer realm="driftstack"`)
 		w.Header().Add("WWW-Authenticate", `Basic realm="driftstack"`)
 		if isDriverPath(r.URL.Path) {
-			writeW3C(w, http.StatusUnauthorized, "unknown error", detail)
+			a := (&webdriver.Error{Code: webdriver.UnknownError, Message: detail}).Answer()
+			a.Status = http.StatusUnauthorized // W3C has no code for it, and clients show the message
+			writeAnswer(w, a)
 			return
 		}
 		writeProblem(w, &huma.ErrorModel{Status: http.StatusUnauthorized, Title: "Unauthorized", Detail: detail})
