@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
@@ -66,17 +67,34 @@ func TestBatchIsDocumentedAsItIs(t *testing.T) {
 			t.Errorf("%v has %v, and %v has %v", documented, a, real, b)
 		}
 	}
-	b, err := json.Marshal(batchExample())
-	if err != nil {
+	w := httptest.NewRecorder()
+	New(Config{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/openapi.json", nil))
+	type media struct {
+		Content map[string]struct {
+			Schema  map[string]string `json:"schema"`
+			Example json.RawMessage   `json:"example"`
+		} `json:"content"`
+	}
+	var doc struct {
+		Paths map[string]map[string]struct {
+			RequestBody media            `json:"requestBody"`
+			Responses   map[string]media `json:"responses"`
+		} `json:"paths"`
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &doc); err != nil {
 		t.Fatal(err)
 	}
-	if _, refused := batch.Parse(b); refused != nil {
-		t.Errorf("%s: %v", b, refused)
+	op := doc.Paths["/v1/sessions/{id}/batch"]["post"]
+	asked, answered := op.RequestBody.Content["application/json"], op.Responses["200"].Content["application/json"]
+	if asked.Schema["$ref"] != "#/components/schemas/Batch" || answered.Schema["$ref"] != "#/components/schemas/BatchResponse" {
+		t.Errorf("%v is answered by %v", asked.Schema, answered.Schema)
 	}
-	b, err = json.Marshal(batchAnswerExample())
+	if _, refused := batch.Parse(asked.Example); refused != nil {
+		t.Errorf("%s: %v", asked.Example, refused)
+	}
 	var r batch.Response
-	if err != nil || json.Unmarshal(b, &r) != nil {
-		t.Fatalf("%s, %v", b, err)
+	if err := json.Unmarshal(answered.Example, &r); err != nil || len(r.Results) != 3 {
+		t.Fatalf("%s, %v", answered.Example, err)
 	}
 	var e *webdriver.Error
 	if err := r.Results[1].Err(); !errors.As(err, &e) || e.Code != webdriver.NoSuchElement || r.Results[1].Status != http.StatusNotFound {
