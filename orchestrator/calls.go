@@ -24,7 +24,7 @@ func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Ses
 		return api.Session{}, err
 	}
 	return api.Session{
-		ID: n.ID, Account: n.Account, Profile: n.Profile, Name: n.Name, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
+		ID: n.ID, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
 		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
 	}, nil
 }

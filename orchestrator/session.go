@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -26,6 +27,7 @@ type NewSession struct {
 	Account      string
 	Profile      string
 	Name         string
+	Labels       api.Labels
 	Want         api.DeviceWant
 	Recording    bool
 	Capabilities json.RawMessage // one W3C capability object, or nil
@@ -55,7 +57,7 @@ type Claim struct {
 // plan turns the request into a NewSession with its defaults.
 func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	s := NewSession{
-		ID: id, Account: r.Account, Profile: r.Profile, Name: r.Name, Want: r.Device,
+		ID: id, Account: r.Account, Profile: r.Profile, Name: r.Name, Labels: r.Labels, Want: r.Device,
 		Recording:  r.Recording == nil || *r.Recording,
 		Idle:       seconds(r.Timeouts.IdleSeconds, DefaultIdle),
 		Max:        seconds(r.Timeouts.MaxSeconds, DefaultMax),
@@ -77,6 +79,9 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	}
 	if r.Account == "" {
 		return s, &InvalidError{"account", "name the account the session belongs to"}
+	}
+	if err := checkLabels(r.Labels); err != nil {
+		return s, err
 	}
 	if len(r.Device.Labels) > 32 {
 		return s, &InvalidError{"device.labels", "at most 32 labels"}
@@ -106,6 +111,21 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		return s, &InvalidError{"capabilities", w.Message}
 	}
 	return s, err
+}
+
+func checkLabels(labels api.Labels) error {
+	if len(labels) > api.MaxLabels {
+		return &InvalidError{"labels", fmt.Sprintf("at most %d labels", api.MaxLabels)}
+	}
+	for key, value := range labels {
+		switch n := utf8.RuneCountInString(key); {
+		case n == 0 || n > api.MaxLabelKey || strings.Contains(key, "="):
+			return &InvalidError{"labels", fmt.Sprintf("a key has 1 to %d characters and no =", api.MaxLabelKey)}
+		case utf8.RuneCountInString(value) > api.MaxLabelValue:
+			return &InvalidError{"labels", fmt.Sprintf("a value has at most %d characters", api.MaxLabelValue)}
+		}
+	}
+	return nil
 }
 
 func seconds(n int, or time.Duration) time.Duration {

@@ -53,9 +53,10 @@ type cli struct {
 	} `cmd:"" help:"Devices of the driver hosts."`
 	Sessions struct {
 		Ls struct {
-			Account string `help:"Only this account's."`
-			State   string `help:"Only in this state: queued, starting, running, finishing or ended."`
-			Limit   int    `default:"50" help:"At most so many."`
+			Account string   `help:"Only this account's."`
+			State   string   `help:"Only in this state: queued, starting, running, finishing or ended."`
+			Label   []string `sep:"none" placeholder:"KEY=VALUE" help:"Only with this label; repeatable."`
+			Limit   int      `default:"50" help:"At most so many."`
 		} `cmd:"" help:"List sessions, newest first."`
 		Get struct {
 			ID string `arg:""`
@@ -155,6 +156,7 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		q := url.Values{"limit": {strconv.Itoa(c.Sessions.Ls.Limit)}}
 		set(q, "account", c.Sessions.Ls.Account)
 		set(q, "state", c.Sessions.Ls.State)
+		q["label"] = c.Sessions.Ls.Label
 		v, err := fleet.Sessions(ctx, q)
 		return list(p, err, table.Row{"SESSION", "ACCOUNT", "STATE", "REASON", "DEVICE", "CREATED", "RAN"}, v.Sessions, func(s api.Session) table.Row {
 			return table.Row{s.ID, s.Account, s.State, s.Reason, device(s), ago(&s.CreatedAt), ran(s)}

@@ -29,6 +29,7 @@ type Session struct {
 	Account      string       `json:"account"`
 	Profile      string       `json:"profile,omitempty"`
 	Name         string       `json:"name,omitempty"`
+	Labels       Labels       `json:"labels,omitempty"`
 	State        SessionState `json:"state" enum:"queued,starting,running,finishing,ended"`
 	Reason       string       `json:"reason,omitempty" doc:"Why it ended; set when state is ended."`
 	Detail       string       `json:"detail,omitempty" doc:"Words for a person about the reason."`
@@ -45,6 +46,16 @@ type Session struct {
 	EndedAt      *time.Time   `json:"ended_at,omitempty"`
 	Capabilities any          `json:"capabilities,omitempty" doc:"What the driver matched."`
 }
+
+// Labels are a customer's own names for a session, to find it by. They are in no log, and no driver or host is told them.
+type Labels map[string]string
+
+// Bounds of Labels, in characters.
+const (
+	MaxLabels     = 32
+	MaxLabelKey   = 64
+	MaxLabelValue = 256
+)
 
 // DeviceWant says which devices a session may run on. An absent field fits every device.
 type DeviceWant struct {
@@ -67,6 +78,7 @@ type CreateSession struct {
 	Account      string          `json:"account" minLength:"1" maxLength:"128" doc:"Account the session belongs to."`
 	Profile      string          `json:"profile,omitempty" maxLength:"128" doc:"Profile whose cookies and localStorage the session starts with and saves at its end."`
 	Name         string          `json:"name,omitempty" maxLength:"256"`
+	Labels       Labels          `json:"labels,omitempty" maxProperties:"32" doc:"Names of your own, to find the session by: GET /v1/sessions?label=KEY=VALUE. A key has 1 to 64 characters and no =, a value up to 256."`
 	Device       DeviceWant      `json:"device,omitempty"`
 	Recording    *bool           `json:"recording,omitempty" doc:"Record the screen; default true."`
 	Timeouts     Timeouts        `json:"timeouts,omitempty"`

@@ -247,6 +247,7 @@ func writeAnswer(w http.ResponseWriter, a webdriver.Answer) {
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Cache-Control", "no-cache")
 	h.Set("Content-Length", strconv.Itoa(len(a.Body))) // or the client would not know how much room to make
+
 	if len(a.Body) > 64<<10 { // what the system does not take at once is held until the client takes it
 		c := http.NewResponseController(w)
 		_ = c.SetWriteDeadline(time.Now().Add(bodyLimit)) // not every server has one

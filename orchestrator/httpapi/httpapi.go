@@ -180,15 +180,33 @@ func (s *server) createSession(ctx context.Context, in *struct{ Body api.CreateS
 }
 
 func (s *server) listSessions(ctx context.Context, in *struct {
-	Account string `query:"account" maxLength:"128"`
-	Profile string `query:"profile" maxLength:"128"`
-	Host    string `query:"host" maxLength:"63"`
-	State   string `query:"state" enum:"queued,starting,running,finishing,ended"`
-	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
-	Cursor  string `query:"cursor" maxLength:"256" doc:"next of the page before"`
+	Account string   `query:"account" maxLength:"128"`
+	Profile string   `query:"profile" maxLength:"128"`
+	Host    string   `query:"host" maxLength:"63"`
+	State   string   `query:"state" enum:"queued,starting,running,finishing,ended"`
+	Label   []string `query:"label,explode" maxItems:"32" doc:"KEY=VALUE: only sessions with that label. Repeat it for sessions that have them all."`
+	Limit   int      `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	Cursor  string   `query:"cursor" maxLength:"256" doc:"next of the page before"`
 }) (*body[api.SessionList], error) {
-	v, err := s.Store.List(ctx, pgstore.SessionFilter{Account: in.Account, Profile: in.Profile, Host: in.Host, State: in.State, Limit: in.Limit, Cursor: in.Cursor})
+	labels, err := parseLabels(in.Label)
+	if err != nil {
+		return nil, s.problem(err)
+	}
+	v, err := s.Store.List(ctx, pgstore.SessionFilter{Account: in.Account, Profile: in.Profile, Host: in.Host, State: in.State, Labels: labels, Limit: in.Limit, Cursor: in.Cursor})
 	return &body[api.SessionList]{v}, s.problem(err)
+}
+
+// parseLabels reads KEY=VALUE; a key ends at the first =.
+func parseLabels(list []string) (api.Labels, error) {
+	labels := api.Labels{}
+	for _, l := range list {
+		key, value, ok := strings.Cut(l, "=")
+		if had, twice := labels[key]; !ok || key == "" || twice && had != value {
+			return nil, &orchestrator.InvalidError{Field: "label", Problem: "write each as KEY=VALUE, and no key with two values"}
+		}
+		labels[key] = value
+	}
+	return labels, nil
 }
 
 func (s *server) getSession(ctx context.Context, in *struct {

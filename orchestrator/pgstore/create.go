@@ -24,8 +24,8 @@ WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
                     EXISTS (SELECT FROM devices d WHERE ` + fits + ` AND ` + notRevoked + `) AS device,
                     (SELECT count(*) FROM (SELECT FROM sessions WHERE state = 'queued' LIMIT $15) q) < $15 AS room),
      ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_caps,
-                                   recording, placement, idle_seconds, max_seconds, command_seconds, queue_until)
-             SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14)
+                                   recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels)
+             SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14), $16
              FROM acc, chk WHERE profile AND device AND room
              RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins)
@@ -35,13 +35,9 @@ SELECT account, profile, device, room, (SELECT created_at FROM ins), (SELECT pg_
 func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Time, error) {
 	var at *time.Time
 	var account, profile, device, room, ignore bool
-	labels := n.Want.Labels
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	err := s.pool.QueryRow(ctx, createSQL, n.ID, n.Account, n.Want.Kind, n.Want.Model, n.Want.Host, labels,
+	err := s.pool.QueryRow(ctx, createSQL, n.ID, n.Account, n.Want.Kind, n.Want.Model, n.Want.Host, object(n.Want.Labels),
 		n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
-		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit,
+		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit, object(n.Labels),
 	).Scan(&account, &profile, &device, &room, &at, &ignore)
 	switch {
 	case violates(err, "sessions_profile"):
@@ -68,6 +64,14 @@ func (s *Store) holder(ctx context.Context, profile string) string {
 		return "that has just ended"
 	}
 	return id
+}
+
+// object keeps a map that is not there from becoming JSON's null.
+func object(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
 }
 
 func jsonOrNull(b []byte) any {

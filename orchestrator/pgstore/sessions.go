@@ -16,7 +16,7 @@ import (
 
 const sessionColumns = `id, account, coalesce(profile, ''), name, state, reason, detail, host, device, term,
 	want_kind, want_model, want_host, want_labels, recording, idle_seconds, max_seconds, command_seconds, generation,
-	created_at, started_at, running_at, ended_at, coalesce(caps::text, '')`
+	created_at, started_at, running_at, ended_at, coalesce(caps::text, ''), labels`
 
 func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	var v api.Session
@@ -24,7 +24,7 @@ func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	err := row.Scan(&v.ID, &v.Account, &v.Profile, &v.Name, &v.State, &v.Reason, &v.Detail, &v.Host, &v.Device, &v.Term,
 		&v.Want.Kind, &v.Want.Model, &v.Want.Host, &v.Want.Labels, &v.Recording,
 		&v.Timeouts.IdleSeconds, &v.Timeouts.MaxSeconds, &v.Timeouts.CommandSeconds, &v.Generation,
-		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps)
+		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps, &v.Labels)
 	if caps != "" {
 		v.Capabilities = json.RawMessage(caps)
 	}
@@ -47,6 +47,7 @@ func (s *Store) Get(ctx context.Context, session string) (api.Session, error) {
 // SessionFilter narrows List; an empty field fits every session.
 type SessionFilter struct {
 	Account, Profile, Host, State string
+	Labels                        api.Labels // all of them
 	Limit                         int
 	Cursor                        string // Next of the page before
 }
@@ -60,10 +61,14 @@ func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, err
 			return api.SessionList{}, err
 		}
 	}
+	labelled, args := ``, []any{f.Account, f.Profile, f.Host, f.State, before, id, f.Limit + 1}
+	if len(f.Labels) > 0 { // apart, so that the others' plan does not have to fit it
+		labelled, args = ` AND labels <> '{}' AND labels @> $8`, append(args, f.Labels)
+	}
 	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions
 		WHERE ($1 = '' OR account = $1) AND ($2 = '' OR profile = $2) AND ($3 = '' OR host = $3) AND ($4 = '' OR state = $4)
-		  AND (created_at, id) < ($5, $6)
-		ORDER BY created_at DESC, id DESC LIMIT $7`, f.Account, f.Profile, f.Host, f.State, before, id, f.Limit+1)
+		  AND (created_at, id) < ($5, $6)`+labelled+`
+		ORDER BY created_at DESC, id DESC LIMIT $7`, args...)
 	if err != nil {
 		return api.SessionList{}, unavailable(err)
 	}

@@ -2,7 +2,7 @@
 // and devices, recordings' states. Every write that belongs to a running session is fenced by its term.
 //
 // Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
-// kept until the session runs, and what the driver matched while it runs.
+// kept until the session runs, and what the driver matched while it runs; a session's name and labels as long as it is listed.
 package pgstore
 
 import (
