@@ -299,7 +299,7 @@ func sampleOverNetstack(t *testing.T, bin string) {
 	if code := d.exit(); code != 0 {
 		t.Errorf("exit code %d after Ctrl-C", code)
 	}
-	d.leavesNothing(0)
+	d.leavesNothing(2 * time.Second)
 	d.leavesNoFile()
 
 	again := startDevstack(t, bin, dir, "demo")
@@ -307,7 +307,7 @@ func sampleOverNetstack(t *testing.T, bin string) {
 		t.Fatalf("exit code %d on the second start", code)
 	}
 	again.checkSummary()
-	again.leavesNothing(0)
+	again.leavesNothing(2 * time.Second)
 	again.leavesNoFile()
 }
 
@@ -370,7 +370,7 @@ func sampleOverTUN(t *testing.T, bin string) {
 		t.Fatalf("exit code %d", code)
 	}
 	d.checkSummary()
-	d.leavesNothing(0)
+	d.leavesNothing(2 * time.Second)
 	d.leavesNoFile()
 	t.Log("part: tun real")
 }
@@ -390,7 +390,7 @@ func killedInTheMiddle(t *testing.T, bin string) {
 	if code := again.exit(); code != 0 {
 		t.Fatalf("exit code %d on the start after the kill", code)
 	}
-	again.leavesNothing(0)
+	again.leavesNothing(2 * time.Second)
 	again.leavesNoFile()
 }
 
@@ -404,6 +404,6 @@ func interruptedInTheMiddle(t *testing.T, bin string) {
 	if code := d.exit(); code == 0 {
 		t.Error("exit code 0 although the sample did not finish")
 	}
-	d.leavesNothing(0)
+	d.leavesNothing(2 * time.Second)
 	d.leavesNoFile()
 }

@@ -416,7 +416,8 @@ func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
 
 func TestIdleSessionSavesItsProfileAndFreesItsDevice(t *testing.T) {
 	r := newRig(t, 1, 10)
-	s := r.running(t, api.CreateSession{Timeouts: api.Timeouts{IdleSeconds: 1}})
+	s, err := r.client.CreateSession(t.Context(), unrecorded(api.CreateSession{Timeouts: api.Timeouts{IdleSeconds: 1}}))
+	must(t, err)
 	v, err := r.client.Wait(t.Context(), s.ID, api.Ended)
 	if err != nil || v.Reason != "idle" {
 		t.Fatalf("%+v, %v", v, err)

@@ -141,15 +141,18 @@ func TestLossIsSeeded(t *testing.T) {
 	lost := func(seed uint64) (up []int) {
 		r, _, c := openTest(t, RelayConfig{Loss: 0.1, Seed: seed})
 		for i := range n {
-			before := r.Stats()
+			before, deadline := r.Stats(), time.Now().Add(10*time.Second)
 			send(t, c, number(i))
-			for { // up: forwarded or lost; what is forwarded comes back, or is lost on its way
+			for ; ; runtime.Gosched() { // up: forwarded or lost; what is forwarded comes back, or is lost on its way
 				s := r.Stats()
 				if s.Lost > before.Lost && s.Forwarded == before.Forwarded {
 					up = append(up, i)
 				}
 				if s.Lost > before.Lost || s.Forwarded == before.Forwarded+2 {
 					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("datagram %d is neither lost nor forwarded: %+v", i, s)
 				}
 			}
 		}
