@@ -64,7 +64,7 @@ type HostStore interface {
 	// Hosts lists every host with its state.
 	Hosts(ctx context.Context) ([]api.Host, error)
 	// StoreLinks stores what this orchestrator knows of its links, and that it is there to know it. backend is its own
-	// end's. A host that is not connected is left as it is.
+	// end's. Of a host that is not connected only its pulse is stored.
 	StoreLinks(ctx context.Context, backend string, links []LinkReport) error
 	// Unwelcome names those of the hosts that must not be connected: they were removed, or invited anew.
 	Unwelcome(ctx context.Context, hosts []string) ([]string, error)

@@ -18,9 +18,13 @@ const (
 	slowBeat    = time.Second // a heartbeat that takes longer is news
 )
 
-// LinkReport is what this orchestrator knows of its link to a connected host.
+// pulseCounts is how long a pulse says that a tunnel works: a host sends one every 15 s.
+const pulseCounts = 45 * time.Second
+
+// LinkReport is what this orchestrator knows of its link to a connected host, or of the tunnel to one that is not connected.
 type LinkReport struct {
 	Host      string
+	Pulses    bool          // it is not connected, and its last pulse was Silent ago
 	Silent    time.Duration // since its last heartbeat: the database has a clock of its own
 	RoundTrip time.Duration // of a heartbeat; 0: not known
 	Tunnel    tunnel.PeerStatus
@@ -178,14 +182,22 @@ func (o *Orchestrator) readTunnel(ctx context.Context) error {
 	return nil
 }
 
-// linkReports is the state of the control sockets now, and of the tunnel when it was last read.
+// linkReports is the state of the control sockets now, and of the tunnel when it was last read: also of hosts that send
+// pulses and are not connected, whose trouble is neither the network nor that they are off.
 func (o *Orchestrator) linkReports() []LinkReport {
 	now, links := o.deps.Now(), o.deps.Fleet.Links()
 	o.health.mu.Lock()
 	defer o.health.mu.Unlock()
 	all := make([]LinkReport, 0, len(links))
+	connected := make(map[string]bool, len(links))
 	for _, l := range links {
+		connected[l.Host] = true
 		all = append(all, LinkReport{Host: l.Host, Silent: max(now.Sub(l.Heard), 0), RoundTrip: l.RoundTrip, Tunnel: o.health.tunnel[l.Host]})
+	}
+	for name, p := range o.health.tunnel {
+		if silent := now.Sub(p.PulsedAt); !connected[name] && silent < pulseCounts {
+			all = append(all, LinkReport{Host: name, Pulses: true, Silent: max(silent, 0), Tunnel: p})
+		}
 	}
 	return all
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/tunnel"
 )
 
 // patient is more than anything here takes on a busy machine.
@@ -163,5 +164,20 @@ func TestRemovedHostIsDropped(t *testing.T) {
 	_ = ws.SetReadDeadline(time.Now().Add(patient))
 	if _, _, err := ws.ReadMessage(); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("the host is not cut off: %v", err)
+	}
+}
+
+// TestPulsesAreReported: of a host that is not connected, as long as they are fresh.
+func TestPulsesAreReported(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	o := New(Deps{Now: func() time.Time { return now }, Fleet: driverproxy.NewFleet(driverproxy.Config{Orchestrator: "eu-1", Directory: anyHost{}}), Log: zap.NewNop()})
+	o.health.tunnel = map[string]tunnel.PeerStatus{
+		"mac-1": {Host: "mac-1", PulsedAt: now.Add(-44 * time.Second), Pulse: wire.Pulse{Reason: "why"}},
+		"mac-2": {Host: "mac-2", PulsedAt: now.Add(-45 * time.Second)},
+		"mac-3": {Host: "mac-3"},
+	}
+	r := o.linkReports()
+	if len(r) != 1 || r[0].Host != "mac-1" || !r[0].Pulses || r[0].Silent != 44*time.Second || r[0].Tunnel.Pulse.Reason != "why" {
+		t.Errorf("%+v", r)
 	}
 }

@@ -23,9 +23,43 @@ const connected = `EXISTS (SELECT FROM host_links l WHERE l.host = d.host AND ` 
 // notRevoked is a condition on a row d of devices.
 const notRevoked = `d.host NOT IN (SELECT name FROM hosts WHERE revoked_at IS NOT NULL)`
 
-// StoreLinks implements orchestrator.HostStore, in one statement. Rows of links that are lost, or not there, stay so: a
+// StoreLinks implements orchestrator.HostStore, in one statement for each kind. Rows of links that are lost, or not there, stay so: a
 // report that crosses a HostDown must not bring the link back.
 func (s *Store) StoreLinks(ctx context.Context, backend string, links []orchestrator.LinkReport) error {
+	connected, pulsing := split(links)
+	return unavailable(errors.Join(s.storeLinks(ctx, backend, connected), s.storePulses(ctx, pulsing)))
+}
+
+func split(links []orchestrator.LinkReport) (connected, pulsing []orchestrator.LinkReport) {
+	for _, l := range links {
+		if l.Pulses {
+			pulsing = append(pulsing, l)
+		} else {
+			connected = append(connected, l)
+		}
+	}
+	return connected, pulsing
+}
+
+// storePulses stores that the tunnels of hosts work, and what these find wrong with them.
+func (s *Store) storePulses(ctx context.Context, links []orchestrator.LinkReport) error {
+	if len(links) == 0 {
+		return nil
+	}
+	var host, reason []string
+	var silent []float64
+	for _, l := range links {
+		host, reason = append(host, l.Host), append(reason, storable(l.Tunnel.Pulse.Reason))
+		silent = append(silent, l.Silent.Seconds())
+	}
+	_, err := s.pool.Exec(ctx, `
+		UPDATE hosts h SET pulsed_at = now() - make_interval(secs => u.silent), pulsed_to = $1, pulse_reason = u.reason
+		FROM unnest($2::text[], $3::float8[], $4::text[]) AS u(host, silent, reason)
+		WHERE h.name = u.host AND h.public_key IS NOT NULL`, s.name, host, silent, reason)
+	return err
+}
+
+func (s *Store) storeLinks(ctx context.Context, backend string, links []orchestrator.LinkReport) error {
 	if len(links) == 0 {
 		return nil
 	}
@@ -73,7 +107,7 @@ func (s *Store) StoreLinks(ctx context.Context, backend string, links []orchestr
 		    AS u(host, silent, round, shaken, rx, tx, pulsed, backend, mtu, reason, handshake, socket, resolve, device)
 		WHERE l.host = u.host AND l.orchestrator = $1 AND l.lost_at IS NULL`,
 		s.name, backend, c.host, c.silent, c.round, c.shaken, c.rx, c.tx, c.pulsed, c.backend, c.mtu, c.reason, c.handshake, c.socket, c.resolve, c.deviceNo)
-	return unavailable(err)
+	return err
 }
 
 // storable is text of a host as the database takes it. One host's must not keep those of all others from being stored.
@@ -131,7 +165,7 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 		QueryRow(func(row pgx.Row) error { return row.Scan(&now, &gateways) })
 	b.Queue(`
 		SELECT name, number, public_key IS NOT NULL OR join_public_key IS NULL, coalesce(public_key, ''), rotated_at, coalesce(next_public_key, ''),
-		       join_expires_at, revoked_at, seen_at, created_at, (SELECT count(*) FROM devices d WHERE d.host = hosts.name)
+		       join_expires_at, revoked_at, pulsed_at, pulsed_to, pulse_reason, seen_at, created_at, (SELECT count(*) FROM devices d WHERE d.host = hosts.name)
 		FROM hosts WHERE $1 = '' OR name = $1 ORDER BY name`, name).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
@@ -139,7 +173,7 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 				var d api.HostDetail
 				var number *int
 				if err := rows.Scan(&h.name, &number, &h.joined, &d.PublicKey, &d.KeySince, &d.NextPublicKey,
-					&h.tokenUntil, &h.revokedAt, &d.SeenAt, &d.CreatedAt, &d.Devices); err != nil {
+					&h.tokenUntil, &h.revokedAt, &h.pulsedAt, &h.pulsedTo, &h.pulseReason, &d.SeenAt, &d.CreatedAt, &d.Devices); err != nil {
 					return err
 				}
 				d.Name, d.TokenExpiresAt, d.RevokedAt = h.name, h.tokenUntil, h.revokedAt

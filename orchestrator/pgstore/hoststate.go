@@ -15,6 +15,7 @@ const (
 	slowAfter   = time.Second             // round trip of a heartbeat
 	fullMTU     = 1280
 	repairShows = time.Minute
+	pulseShows  = time.Minute // pulses come every 15 s, and are stored every 10 s
 )
 
 // hostFacts is what judge looks at, beside the links.
@@ -23,6 +24,22 @@ type hostFacts struct {
 	joined     bool
 	tokenUntil *time.Time // nil: it has no token
 	revokedAt  *time.Time
+
+	pulsedAt              *time.Time // last pulse of a tunnel without a link; nil: none was heard
+	pulsedTo, pulseReason string
+}
+
+// tunnel says that the host's tunnel to an orchestrator works, after a time and lately, although no link uses it: "" when
+// that is not known.
+func (h hostFacts) tunnel(after, now time.Time) string {
+	if h.pulsedAt == nil || !h.pulsedAt.After(after) || now.Sub(*h.pulsedAt) > pulseShows {
+		return ""
+	}
+	why := h.pulseReason
+	if why == "" {
+		why = "see what driverhost logs there"
+	}
+	return fmt.Sprintf("the tunnel to %s works, but the agent does not connect through it: %s", h.pulsedTo, why)
 }
 
 // linkFacts is one row of host_links.
@@ -55,17 +72,20 @@ func judge(h hostFacts, links []linkFacts, gateways []string, now time.Time) (ap
 		return api.HostInvited, "has not joined, and its token has expired; " + again + " makes another"
 	}
 	if !slices.ContainsFunc(links, func(l linkFacts) bool { return l.live }) {
-		return gone(links)
+		return gone(h, links, now)
 	}
-	if wrong := troubles(links, gateways, now); len(wrong) > 0 {
+	if wrong := troubles(h, links, gateways, now); len(wrong) > 0 {
 		return api.HostDegraded, strings.Join(wrong, ". ")
 	}
 	return api.HostUp, ""
 }
 
 // gone judges a joined host without a live link. Whether its last sign of life was a goodbye decides.
-func gone(links []linkFacts) (api.HostState, string) {
+func gone(h hostFacts, links []linkFacts, now time.Time) (api.HostState, string) {
 	if len(links) == 0 {
+		if works := h.tunnel(time.Time{}, now); works != "" {
+			return api.HostRegistered, works
+		}
 		return api.HostRegistered, "has joined, and its agent was never connected; start driverhost there"
 	}
 	last := links[0]
@@ -74,7 +94,12 @@ func gone(links []linkFacts) (api.HostState, string) {
 			last = l
 		}
 	}
+	works := h.tunnel(last.sign(), now)
 	switch {
+	case works != "" && last.goodbye:
+		return api.HostRegistered, works
+	case works != "":
+		return api.HostStale, works
 	case last.goodbye:
 		return api.HostRegistered, "its agent was stopped at " + stamp(last.sign()) + "; start driverhost there"
 	case last.LostAt == nil:
@@ -86,12 +111,20 @@ func gone(links []linkFacts) (api.HostState, string) {
 }
 
 // troubles lists what is not as it should be with a host that has a live link, the worst first.
-func troubles(links []linkFacts, gateways []string, now time.Time) []string {
+func troubles(h hostFacts, links []linkFacts, gateways []string, now time.Time) []string {
 	var wrong []string
 	add := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	for _, name := range gateways {
 		i := slices.IndexFunc(links, func(l linkFacts) bool { return l.Orchestrator == name })
+		works := ""
+		if h.pulsedTo == name && i < 0 {
+			works = h.tunnel(time.Time{}, now)
+		} else if h.pulsedTo == name {
+			works = h.tunnel(links[i].sign(), now)
+		}
 		switch {
+		case works != "" && (i < 0 || !links[i].live):
+			add("%s", works)
 		case i < 0:
 			add("no link to %s yet; check that the host reaches its UDP port", name)
 		case links[i].live:

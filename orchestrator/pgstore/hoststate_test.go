@@ -32,6 +32,9 @@ func TestStates(t *testing.T) {
 		l.live, l.HeardAt, l.writtenAt = false, now.Add(-time.Minute), now.Add(-time.Minute)
 	}
 	both := []string{"eu-1", "eu-2"}
+	pulsing := func(after time.Duration, to, why string) hostFacts {
+		return hostFacts{name: "mac-1", joined: true, pulsedAt: ago(after), pulsedTo: to, pulseReason: why}
+	}
 
 	for _, tc := range []struct {
 		name     string
@@ -69,6 +72,16 @@ func TestStates(t *testing.T) {
 		{"the host complains", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.Reason = "full-size packets are lost" })}, nil, api.HostDegraded, []string{"link to eu-1: full-size packets are lost"}},
 		{"two things at once, the worse first", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.MTU = 1200 })}, both, api.HostDegraded, []string{"no link to eu-2", "MTU 1200"}},
 		{"what is wrong with a lost link is not told twice", joined, []linkFacts{link("eu-1"), link("eu-0", lost(time.Hour, "cut"), func(l *linkFacts) { l.MTU = 1200 })}, []string{"eu-1"}, api.HostUp, nil},
+		{"never connected, and its path is of no use", pulsing(20*time.Second, "eu-1", "small packets only"), nil, both, api.HostRegistered, []string{"the tunnel to eu-1 works", "does not connect", "small packets only"}},
+		{"never connected, and pulsed long ago", pulsing(2*time.Minute, "eu-1", "small packets only"), nil, both, api.HostRegistered, []string{"never connected", "start driverhost"}},
+		{"lost, and its path is of no use", pulsing(20*time.Second, "eu-1", "small packets only"), []linkFacts{link("eu-1", lost(time.Minute, "cut"))}, both, api.HostStale, []string{"the tunnel to eu-1 works", "small packets only"}},
+		{"lost after its last pulse", pulsing(40*time.Second, "eu-1", "small packets only"), []linkFacts{link("eu-1", lost(30*time.Second, "cut"))}, both, api.HostStale, []string{"not heard since"}},
+		{"its tunnel works, and it does not say why it stays away", pulsing(20*time.Second, "eu-1", ""), []linkFacts{link("eu-1", lost(time.Minute, "cut"))}, both, api.HostStale, []string{"the tunnel to eu-1 works", "driverhost logs"}},
+		{"stopped, and its tunnel came back", pulsing(20*time.Second, "eu-1", ""), []linkFacts{link("eu-1", bye(time.Minute))}, both, api.HostRegistered, []string{"the tunnel to eu-1 works"}},
+		{"stopped after its last pulse", pulsing(20*time.Second, "eu-1", ""), []linkFacts{link("eu-1", bye(10*time.Second))}, both, api.HostRegistered, []string{"stopped"}},
+		{"lost one, and the path to that is of no use", pulsing(20*time.Second, "eu-2", "small packets only"), []linkFacts{link("eu-1"), link("eu-2", lost(time.Minute, "cut"))}, both, api.HostDegraded, []string{"the tunnel to eu-2 works", "small packets only"}},
+		{"never reached one, whose tunnel works", pulsing(20*time.Second, "eu-2", "small packets only"), []linkFacts{link("eu-1")}, both, api.HostDegraded, []string{"the tunnel to eu-2 works"}},
+		{"never reached one, and the tunnel to the other works", pulsing(20*time.Second, "eu-1", "small packets only"), []linkFacts{link("eu-1")}, both, api.HostDegraded, []string{"no link to eu-2 yet"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			state, reason := judge(tc.host, tc.links, tc.gateways, now)
