@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,7 +28,11 @@ type pulser struct {
 	g      *remoteGateway
 	client *http.Client
 	trip   time.Duration // of the last pulse, from when it had a connection
+	before time.Duration // of the one before
 	open   bool          // the last request was answered, so that its connection may still be there
+
+	mu      sync.Mutex    // guards dropped
+	dropped chan struct{} // closed and made anew by drop: dials go on after the request that wanted them has been given up
 }
 
 // beat is a gateway's answer to a pulse.
@@ -40,7 +46,10 @@ var errSpoke = errors.New("the gateway answers, but not with a beat")
 func spoke(err error) bool { return errors.Is(err, errSpoke) }
 
 func newPulser(l *Link, g *remoteGateway) *pulser {
+	p := &pulser{l: l, g: g, dropped: make(chan struct{})}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		ctx, done := until(ctx, p.under(), net.ErrClosed)
+		defer done()
 		info := g.get()
 		c, err := l.held().dev.dial(ctx, netip.AddrPortFrom(info.Addr, info.FleetPort))
 		if err != nil {
@@ -48,9 +57,14 @@ func newPulser(l *Link, g *remoteGateway) *pulser {
 		}
 		return g.track(c, true), nil
 	}
-	return &pulser{l: l, g: g, client: &http.Client{Transport: &http.Transport{
-		DialContext: dial, DisableCompression: true, MaxIdleConns: 1, MaxIdleConnsPerHost: 1,
-	}}}
+	p.client = &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true, MaxIdleConns: 1, MaxIdleConnsPerHost: 1}}
+	return p
+}
+
+func (p *pulser) under() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dropped
 }
 
 func (p *pulser) close() { p.drop() }
@@ -58,6 +72,10 @@ func (p *pulser) close() { p.drop() }
 // drop makes the next request dial.
 func (p *pulser) drop() {
 	p.open = false
+	p.mu.Lock()
+	close(p.dropped)
+	p.dropped = make(chan struct{})
+	p.mu.Unlock()
 	p.client.CloseIdleConnections()
 }
 
@@ -66,16 +84,15 @@ func (p *pulser) limit() time.Duration {
 	if !p.open {
 		return probeLimit
 	}
-	return min(max(askLimit, 3*p.trip), probeLimit)
+	return min(max(askLimit, 3*p.usual()), slowAsk)
 }
 
-// probing bounds the pulse after a rung: a handshake, a dial and the pulse take three round trips. The shorter it is, the
-// sooner the next rung finds the partition healed; now and then there is time for a path that has become slower.
-func (p *pulser) probing(try int) time.Duration {
-	if try%8 == 0 {
-		return probeLimit
-	}
-	return min(max(500*time.Millisecond, 4*p.trip+150*time.Millisecond), probeLimit)
+// usual is a round trip as two pulses took it: one that got lost or met a busy machine says nothing.
+func (p *pulser) usual() time.Duration { return min(p.trip, p.before) }
+
+// pace is for repairs: a handshake, a dial and the pulse take three round trips.
+func (p *pulser) pace() *pace {
+	return &pace{short: min(max(shortTry, 4*p.usual()+150*time.Millisecond), probeLimit), random: mathrand.Float64}
 }
 
 // pulse says how this end is and returns what the gateway says. An error that is answered comes from a gateway that
@@ -99,7 +116,10 @@ func (p *pulser) pulse(ctx context.Context, limit time.Duration) (*beat, error) 
 	if err != nil {
 		return nil, err
 	}
-	p.trip = time.Since(began)
+	p.before, p.trip = p.trip, time.Since(began)
+	if p.before == 0 {
+		p.before = p.trip
+	}
 	var b beat
 	if err := json.Unmarshal(got, &b.Beat); err != nil {
 		return nil, fmt.Errorf("%w: %w", errSpoke, err)

@@ -67,9 +67,12 @@ type deviceConfig struct {
 	Port      int  // UDP, 0: any
 	Isolate   bool // a gateway: hosts reach FleetPort of Addr and nothing else
 	FleetPort int
+	Small     bool   // a few small messages, and then it ends
 	Ours      bool   // an interface of this name was ours before, and whatever is there now is replaced
 	Repaired  func() `json:"-"` // called when the rules of Isolate had to be put back; nil: nobody counts
-	Log       *zap.Logger
+	// Answered is called where an answer to a handshake comes from; nil: nobody asks. The kernel does not tell.
+	Answered func(from netip.AddrPort) `json:"-"`
+	Log      *zap.Logger
 }
 
 // backend is a way to make devices. An error that wraps ErrBackend says that this machine lacks what it needs.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,8 +15,9 @@ import (
 
 const dialAttempts = 3
 
-// firstLook bounds the wait for what a keeper finds out at its start: a path measured twice, at the worst.
-const firstLook = 5 * time.Second
+// firstLook bounds the wait for what a keeper finds out at its start: at the worst a pulse, and the path measured twice
+// with a pulse after each, which is 6 s.
+const firstLook = 8 * time.Second
 
 // DialContext dials a TCP address of a gateway through the tunnel; other addresses are ErrNotGateway errors. A gateway
 // that does not answer is repaired, and dialled again when it is heard: up to 3 attempts. A gateway whose path lets no
@@ -40,9 +42,13 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 		if attempt == 1 {
 			limit /= 3 // a link that works answers in two round trips; one that does not is better repaired soon
 		}
-		c, err := l.dialOnce(ctx, to, limit)
+		c, err := l.dialOnce(ctx, g, to, limit)
 		if err == nil {
 			return g.track(c, false), nil
+		}
+		if errors.Is(err, errHealed) {
+			attempt-- // it was under way when nobody could answer
+			continue
 		}
 		fail := fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
 		again := silent(err) || errors.Is(err, ErrDeviceGone)
@@ -55,10 +61,49 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 	}
 }
 
-func (l *Link) dialOnce(ctx context.Context, to netip.AddrPort, limit time.Duration) (net.Conn, error) {
+// errHealed ends a dial that began before its gateway was heard again: what it has sent is lost, and TCP sends that again
+// only after seconds.
+var errHealed = errors.New("the gateway is heard again")
+
+func (l *Link) dialOnce(ctx context.Context, g *remoteGateway, to netip.AddrPort, limit time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return l.held().dev.dial(ctx, to)
+	ctx, done := until(ctx, g.healing(), errHealed)
+	defer done()
+	c, err := l.held().dev.dial(ctx, to)
+	if err != nil && context.Cause(ctx) == errHealed {
+		err = errHealed
+	}
+	return c, err
+}
+
+// until is ctx that ends, for the given cause, also when c is closed. done must be called.
+func until(ctx context.Context, c <-chan struct{}, cause error) (_ context.Context, done func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-c:
+			end(cause)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { end(nil); watch.Wait() }
+}
+
+// healing is closed when the gateway is heard again after a repair.
+func (g *remoteGateway) healing() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.healed
+}
+
+// heal ends the dials that began before.
+func (g *remoteGateway) heal() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	close(g.healed)
+	g.healed = make(chan struct{})
 }
 
 // silent says whether a dial failed for want of an answer. The net package's timeout is another error than the
@@ -75,8 +120,20 @@ func (l *Link) mend(ctx context.Context, g *remoteGateway, began time.Time) erro
 		g.nudge() // its keeper has better means
 		return nil
 	}
+	if l.slow(g) {
+		l.cfg.Log.Info("gateway answers handshakes and nothing else yet: the last one is given more time", zap.Stringer("gateway", g.addr))
+		return nil
+	}
 	l.cfg.Log.Info("gateway is silent, making a new handshake", zap.Stringer("gateway", g.addr))
 	return l.handshake(ctx, g, began)
+}
+
+// slow says that the handshake before this moment may still be of use: one was answered since.
+func (l *Link) slow(g *remoteGateway) bool {
+	g.setting.Lock()
+	set := g.set
+	g.setting.Unlock()
+	return time.Since(set) < slowTry && g.answeredSince(set.Sub(g.began))
 }
 
 // nudge makes the keeper look at once.

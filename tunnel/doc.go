@@ -47,7 +47,9 @@
 // sends a pulse every 15 s, whose answer names the gateway's epoch and the gateways there are. Silence of 1.2 s on open
 // connections, a dial or pulse without answer, or clocks that tell of sleep make it ask, and then climb a ladder until
 // the gateway answers: new handshake, new UDP socket (first after sleep), endpoint resolved again, new device. What cannot
-// have lived through it is closed at once, so that its owner dials anew; what may have must speak within a second.
+// have lived through it is closed at once, so that its owner dials anew; what may have must speak within two seconds.
+// A gateway that answers handshakes and nothing else is slow, or has a thousand hosts to let in again: its hosts give it
+// more and more time instead of repairing what works (answers.go, pace.go).
 // A device that is gone or hung is replaced by a new one. Packets of full size are sent to each gateway at the start, after
 // each repair and every 30 s; where they vanish the MTU falls from 1280 to 1200, and where that fails dials are
 // [ErrPathMTU] errors until it does not. 1280 is tried again after sleep, and once an hour. A gateway that is heard and does

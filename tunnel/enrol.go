@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -20,8 +21,8 @@ import (
 const (
 	joinLimit  = 2 * time.Minute  // of the whole, when the caller sets no deadline
 	joinOne    = 15 * time.Second // of one request, at the gateway
-	joinAnswer = 5 * time.Second  // for a host to wait before it asks again: the same offer gets the same answer
-	joinPause  = 2 * time.Second  // between rounds over all gateways
+	joinAnswer = 5 * time.Second  // for a host to wait before it asks again, longer each time: the same offer gets the same answer
+	joinPause  = 2 * time.Second  // between rounds over all gateways, up to twice that
 	joinMTU    = 576              // nobody measures the path for the two small messages of a join; the own tunnel's is measured
 	maxAnswer  = 64 << 10
 	maxHost    = 253
@@ -132,12 +133,13 @@ func answered(s *state, joined wire.Joined) (*state, error) {
 func (l *Link) redeem(ctx context.Context, offer Offer) (wire.Joined, error) {
 	transport := &http.Transport{DialContext: l.DialContext, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: joinAnswer}
+	client := &http.Client{Transport: transport}
 	body, err := json.Marshal(wire.Join{PublicKey: offer.PublicKey.String(), EncapsulationKey: offer.EncapsulationKey})
 	if err != nil {
 		return wire.Joined{}, fmt.Errorf("tunnel: join: %w", err)
 	}
-	for {
+	for round := time.Duration(1); ; round++ {
+		client.Timeout = min(round*joinAnswer, joinOne) // of a gateway that is only slow nothing is gained by asking anew
 		var errs []error
 		for _, g := range l.Gateways() {
 			joined, err := redeemAt(ctx, client, g, body)
@@ -157,7 +159,7 @@ func (l *Link) redeem(ctx context.Context, offer Offer) (wire.Joined, error) {
 			return wire.Joined{}, errors.Join(fmt.Errorf("tunnel: this host could not join: is UDP to the gateways open, and is the token still valid? %w", ctx.Err()), err)
 		case <-l.held().dev.gone():
 			return wire.Joined{}, fmt.Errorf("tunnel: join: %w", ErrDeviceGone)
-		case <-time.After(joinPause):
+		case <-time.After(joinPause + rand.N(joinPause)): // hosts that failed together do not come back together
 		}
 	}
 }

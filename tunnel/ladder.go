@@ -32,13 +32,25 @@ func (r rung) String() string {
 	return "none"
 }
 
-// deviceEvery is how seldom a new device is tried: it breaks every connection.
-const deviceEvery = time.Minute
+// deviceEvery is how seldom a new device is tried: it breaks every connection. socketEvery is how seldom a second socket is
+// tried in one silence: an answer that is late comes to the one before, which nobody hears any more.
+const (
+	deviceEvery  = time.Minute
+	socketEvery  = 10 * time.Second
+	socketSettle = 500 * time.Millisecond // another keeper's handshake is on its way through a socket so new
+)
 
 // situation is what the choice of a rung depends on, besides the one before.
 type situation struct {
-	shared    bool          // another gateway is heard through the same socket and device: neither can be the trouble
+	shared    bool          // another gateway is heard through the same socket and device, or this one's handshakes: neither can be the trouble
 	deviceAge time.Duration // since the device was opened
+	socketAge time.Duration // since the socket was, by whichever keeper
+	silence   time.Duration // since repairs have begun
+}
+
+// socket says whether a new one may help.
+func (s situation) socket() bool {
+	return !s.shared && (s.socketAge >= socketEvery || s.socketAge >= max(s.silence, socketSettle))
 }
 
 // next is the rung after r; 0 is below the first.
@@ -47,7 +59,7 @@ func (r rung) next(s situation) rung {
 	if n == rungDevice && (s.shared || s.deviceAge < deviceEvery) {
 		n = rungHandshake
 	}
-	if n == rungSocket && s.shared {
+	if n == rungSocket && !s.socket() {
 		n = rungResolve
 	}
 	return n

@@ -13,16 +13,20 @@ import (
 // and by a new device at most once a minute, and never takes from another gateway what works there.
 func TestLadder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var now, device time.Duration
+		var now, device, socket time.Duration
+		began := time.Duration(rapid.Int64Range(0, int64(30*time.Second)).Draw(t, "began"))
+		now = began
 		var last rung
 		var since []rung // since the situation last changed
+		var at []time.Duration
 		shared := false
 		for range rapid.IntRange(1, 200).Draw(t, "steps") {
 			now += time.Duration(rapid.Int64Range(0, int64(2*time.Second)).Draw(t, "pause"))
 			if rapid.IntRange(0, 20).Draw(t, "change") == 0 {
-				shared, since = !shared, nil
+				shared, since, at = !shared, nil, nil
 			}
-			r := last.next(situation{shared: shared, deviceAge: now - device})
+			s := situation{shared: shared, deviceAge: now - device, socketAge: now - socket, silence: now - began}
+			r := last.next(s)
 			switch {
 			case r < rungHandshake || r > rungDevice:
 				t.Fatalf("rung %d", r)
@@ -32,16 +36,23 @@ func TestLadder(t *testing.T) {
 				t.Fatalf("begins with %s", r)
 			case r == rungDevice && now-device < deviceEvery:
 				t.Fatalf("a new device after %s", now-device)
+			case r == rungSocket && s.socketAge < socketEvery && socket > began:
+				t.Fatalf("a second socket after %s", s.socketAge)
+			case r == rungSocket && s.socketAge < socketSettle:
+				t.Fatalf("a new socket after %s", s.socketAge)
 			case r == last:
 				t.Fatalf("%s twice in a row", r)
 			}
 			if r == rungDevice {
-				device = now
+				device, socket = now, now
 			}
-			last, since = r, append(since, r)
+			if r == rungSocket {
+				socket = now
+			}
+			last, since, at = r, append(since, r), append(at, now)
 			if n := len(since); n >= 4 {
 				must := []rung{rungHandshake, rungResolve}
-				if !shared {
+				if !shared && at[n-4]-socket >= socketEvery {
 					must = append(must, rungSocket)
 				}
 				for _, m := range must {
@@ -55,7 +66,7 @@ func TestLadder(t *testing.T) {
 }
 
 func TestLadderInOrder(t *testing.T) {
-	old := situation{deviceAge: time.Hour}
+	old := situation{deviceAge: time.Hour, socketAge: time.Hour}
 	var got []string
 	for r, i := rung(0).next(old), 0; i < 5; r, i = r.next(old), i+1 {
 		got = append(got, r.String())

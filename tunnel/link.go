@@ -52,6 +52,7 @@ type Link struct {
 	backend  string
 	gen      int           // counts devices
 	opened   time.Duration // when dev was, since began
+	socketAt time.Duration // when its UDP socket was
 	mtu      int
 	sizedAt  time.Duration // when mtu was changed, since began
 	raisedAt time.Duration // when it was made larger
@@ -64,10 +65,13 @@ type Link struct {
 type remoteGateway struct {
 	addr  netip.Addr
 	began time.Time
-	stop  context.CancelFunc // of its keeper
+	kept  context.Context    // its keeper runs in it
+	stop  context.CancelFunc // ends it, whether the keeper has started or not
 	kick  chan struct{}      // holds one token: written by dials and restores, read by the keeper
 	ready chan struct{}      // closed when the keeper has looked for the first time
 	heard atomic.Int64       // when something was read from it last, since began
+
+	answers atomic.Int64 // when it answered a handshake last, since began; 0: not yet
 
 	setting sync.Mutex // guards set, and the exchange of the peer
 	set     time.Time  // when the peer was exchanged last
@@ -78,6 +82,7 @@ type remoteGateway struct {
 	at      netip.AddrPort // of the endpoint
 	conns   map[*tracked]struct{}
 	mending chan struct{} // closed when the gateway is heard again; nil: it is
+	healed  chan struct{} // closed and made anew when it is heard again after a repair
 	path    error         // an ErrPathMTU error, when no packet of useful size passes
 }
 
@@ -173,9 +178,10 @@ func newLink(cfg LinkConfig, s *state, key PrivateKey, addr netip.Addr) *Link {
 }
 
 func (l *Link) newGateway(info GatewayInfo) *remoteGateway {
+	kept, stop := context.WithCancel(l.life)
 	return &remoteGateway{
-		addr: info.Addr, info: info, began: l.began, conns: map[*tracked]struct{}{},
-		kick: make(chan struct{}, 1), ready: make(chan struct{}),
+		addr: info.Addr, info: info, began: l.began, conns: map[*tracked]struct{}{}, kept: kept, stop: stop,
+		kick: make(chan struct{}, 1), ready: make(chan struct{}), healed: make(chan struct{}),
 	}
 }
 
@@ -184,7 +190,10 @@ func (l *Link) newGateway(info GatewayInfo) *remoteGateway {
 func (l *Link) deviceConfig() deviceConfig {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return deviceConfig{Interface: l.cfg.Interface, Addr: l.addr, Routes: []netip.Prefix{gatewayRange()}, MTU: l.mtu, Key: l.key, Log: l.cfg.Log}
+	return deviceConfig{
+		Interface: l.cfg.Interface, Addr: l.addr, Routes: []netip.Prefix{gatewayRange()}, MTU: l.mtu, Key: l.key,
+		Small: !l.joined, Answered: l.answered, Log: l.cfg.Log,
+	}
 }
 
 // held is a consistent look at the device.

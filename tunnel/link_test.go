@@ -21,6 +21,7 @@ type dialDevice struct {
 	dials int
 	dialf func(ctx context.Context, n int) error
 	peers []wgtypes.PeerConfig
+	ports int // how often it was told to take another
 	d     wgtypes.Device
 }
 
@@ -40,6 +41,9 @@ func (d *dialDevice) apply(_ context.Context, cfg wgtypes.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.peers = append(d.peers, cfg.Peers...)
+	if cfg.ListenPort != nil && *cfg.ListenPort == 0 {
+		d.ports++
+	}
 	if len(cfg.Peers) == 0 {
 		return nil
 	}
@@ -47,6 +51,8 @@ func (d *dialDevice) apply(_ context.Context, cfg wgtypes.Config) error {
 	d.d.Peers = []wgtypes.Peer{{PublicKey: last.PublicKey, PresharedKey: *last.PresharedKey, AllowedIPs: last.AllowedIPs}}
 	return nil
 }
+
+func (d *dialDevice) check(context.Context) error { return nil }
 
 func (d *dialDevice) read(context.Context) (*wgtypes.Device, error) {
 	d.mu.Lock()

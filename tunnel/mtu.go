@@ -22,7 +22,7 @@ const (
 	raisePause = time.Minute // after sleep
 )
 
-// probePath bounds one probe with full-size packets.
+// probePath bounds one probe with full-size packets, where round trips are short.
 const probePath = 1500 * time.Millisecond
 
 // measure finds out whether full-size packets pass, and lowers the MTU or gives the gateway's path up when they do not.
@@ -43,6 +43,10 @@ func (k *keeper) measure(ctx context.Context) *trouble {
 			return nil
 		case t != nil || k.unanswered || ctx.Err() != nil: // of a gateway that answers nothing, nothing is learned
 			return t
+		case k.pulser.trip > k.probed/3: // nor of one that is slow to answer anything
+			k.log.Info("the path is measured later, everything is slow now", zap.Duration("round_trip", k.pulser.trip))
+			k.pathAt = k.g.since() + pathEvery
+			return nil
 		}
 		mtu := k.l.held().mtu
 		if mtu <= lowMTU {
@@ -69,7 +73,8 @@ func (k *keeper) measure(ctx context.Context) *trouble {
 // passes says whether a probe comes back.
 func (k *keeper) passes(ctx context.Context, tries int) (bool, *trouble) {
 	for range tries {
-		err := k.pulser.probe(ctx, probePath)
+		k.probed = probePath + 6*k.pulser.usual()
+		err := k.pulser.probe(ctx, k.probed)
 		if err == nil || spoke(err) {
 			return true, nil
 		}

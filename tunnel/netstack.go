@@ -40,6 +40,7 @@ type stackTUN struct {
 	cancel context.CancelFunc
 	once   sync.Once
 	mtu    int
+	batch  int
 }
 
 var _ tun.Device = (*stackTUN)(nil)
@@ -76,7 +77,7 @@ func (t *stackTUN) Name() (string, error)    { return BackendNetstack, nil }
 func (t *stackTUN) File() *os.File           { return nil }
 func (t *stackTUN) Events() <-chan tun.Event { return t.events }
 func (t *stackTUN) MTU() (int, error)        { return t.mtu, nil }
-func (t *stackTUN) BatchSize() int           { return conn.IdealBatchSize }
+func (t *stackTUN) BatchSize() int           { return t.batch }
 
 // Read hands the stack's packets to WireGuard: it waits for one and takes along what else is there.
 func (t *stackTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
@@ -130,7 +131,7 @@ func (t *stackTUN) Close() error {
 type netstackDevice struct {
 	tun  *stackTUN
 	dev  *device.Device
-	bind conn.Bind
+	bind *watchedBind
 	addr netip.Addr
 	*caller
 }
@@ -140,9 +141,14 @@ func openNetstack(ctx context.Context, cfg deviceConfig) (wgDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	bind := conn.NewDefaultBind()
-	dev := device.NewDevice(t, bind, wgLogger(cfg.Log))
-	d := &netstackDevice{tun: t, dev: dev, bind: bind, addr: cfg.Addr, caller: newCaller(BackendNetstack+" "+cfg.Addr.String(), dev.Wait())}
+	bind, batch := conn.NewDefaultBind(), conn.IdealBatchSize
+	if cfg.Small {
+		bind, batch = &smallBind{}, 1
+	}
+	t.batch = batch
+	watched := &watchedBind{Bind: bind, tell: cfg.Answered}
+	dev := device.NewDevice(t, watched, wgLogger(cfg.Log))
+	d := &netstackDevice{tun: t, dev: dev, bind: watched, addr: cfg.Addr, caller: newCaller(BackendNetstack+" "+cfg.Addr.String(), dev.Wait())}
 	key := wgtypes.Key(cfg.Key)
 	if err = d.apply(ctx, wgtypes.Config{PrivateKey: &key, ListenPort: &cfg.Port}); err == nil {
 		err = up(ctx, d.caller, dev, cfg.Port)
@@ -222,7 +228,7 @@ func (d *netstackDevice) setMTU(_ context.Context, mtu int) error {
 
 func (d *netstackDevice) close() error {
 	_, err := call(context.Background(), newCaller(d.device, nil), "close", func() (struct{}, error) {
-		d.dev.Close()
+		closeDevice(d.dev, d.bind)
 		// Endpoints end by themselves once aborted; this only makes sure that nothing runs after close.
 		d.tun.stack.Wait()
 		return struct{}{}, nil

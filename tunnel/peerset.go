@@ -105,7 +105,13 @@ func (l *Link) peerConfigs(g *remoteGateway, psk PresharedKey) []wgtypes.PeerCon
 // newSocket has the device open its UDP socket at another port.
 func (l *Link) newSocket(ctx context.Context) error {
 	anyPort := 0
-	return l.held().dev.apply(ctx, wgtypes.Config{ListenPort: &anyPort})
+	if err := l.held().dev.apply(ctx, wgtypes.Config{ListenPort: &anyPort}); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.socketAt = time.Since(l.began)
+	return nil
 }
 
 const resolveLimit = 5 * time.Second

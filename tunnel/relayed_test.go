@@ -66,6 +66,7 @@ func (x *relayed) restart(t testing.TB) {
 // anew when it breaks, as the agent does, and says so on redialled.
 type heartbeats struct {
 	answers chan string // one a heartbeat: the connection's local address
+	every   time.Duration
 	stop    func()
 }
 
@@ -73,8 +74,13 @@ const beatEvery = time.Second // as on control sockets
 
 func startHeartbeats(t testing.TB, x *relayed) *heartbeats {
 	t.Helper()
+	return startHeartbeatsEvery(t, x, beatEvery)
+}
+
+func startHeartbeatsEvery(t testing.TB, x *relayed, every time.Duration) *heartbeats {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	h := &heartbeats{answers: make(chan string)}
+	h := &heartbeats{answers: make(chan string), every: every}
 	done := make(chan struct{})
 	link, fleet := x.link, x.info.Fleet() // a restart writes x
 	go func() {
@@ -107,7 +113,7 @@ func (h *heartbeats) hold(ctx context.Context, link *Link, fleet string) {
 		case <-ctx.Done():
 			return
 		}
-		if pause(ctx, beatEvery) != nil {
+		if pause(ctx, h.every) != nil {
 			return
 		}
 	}
@@ -141,17 +147,31 @@ func (h *heartbeats) next(t testing.TB) string {
 	}
 }
 
-// heal wants a heartbeat within the limit from began, on another connection than before when redialled is set.
-func (h *heartbeats) heal(t testing.TB, what, before string, redialled bool, began time.Time, limit time.Duration) {
+// heal is when, from now on, a heartbeat comes on another connection than before.
+func (h *heartbeats) heal(t testing.TB, before string) time.Duration {
 	t.Helper()
-	for {
-		if now := h.next(t); !redialled || now != before {
-			break
+	began := time.Now()
+	for h.next(t) == before {
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("the connection of before was not replaced")
 		}
 	}
-	took := time.Since(began)
-	t.Logf("%s: the next answer came after %s", what, took.Round(time.Millisecond))
-	if took > limit {
-		t.Errorf("%s: the next answer took %s, not under %s", what, took, limit)
+	return time.Since(began)
+}
+
+// within wants one of three attempts to take no longer than the limit: a machine that is busy with something else may
+// spoil one.
+func within(t testing.TB, what string, limit time.Duration, attempt func() time.Duration) {
+	t.Helper()
+	for n := 1; ; n++ {
+		took := attempt()
+		t.Logf("%s: the next answer came after %s", what, took.Round(time.Millisecond))
+		if took <= limit {
+			return
+		}
+		if n == 3 {
+			t.Errorf("%s: the next answer took %s, not under %s", what, took, limit)
+			return
+		}
 	}
 }

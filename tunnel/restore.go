@@ -11,10 +11,11 @@ import (
 
 var errNothingElse = errors.New("nothing else has helped")
 
-func (l *Link) openedAt() time.Duration {
+// openedAt says when the device was opened, and its UDP socket.
+func (l *Link) openedAt() (device, socket time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.opened
+	return l.opened, l.socketAt
 }
 
 // restore puts a new device with the same identity in the place of the one numbered gen, unless that was done already.
@@ -44,6 +45,7 @@ func (l *Link) restore(ctx context.Context, gen int, why error) error {
 	}
 	l.mu.Lock()
 	l.dev, l.backend, l.opened = dev, backend, time.Since(l.began)
+	l.socketAt = l.opened
 	l.gen++
 	l.repairs.Device++
 	l.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 )
 
 // sleeperChild is a host without privilege whose wall clock is ahead by what a file says. It answers a line with the
-// caller's address as the gateway sees it; "held" says whether the connection it opened at first still stands.
+// caller's address as each gateway sees it; "repairs" says how often it took a new socket, and "held" whether the connection it opened at first still stands.
 func sleeperChild(spec childSpec, out *json.Encoder) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -47,8 +48,14 @@ func sleeperChild(spec childSpec, out *json.Encoder) error {
 			} else if said != nil {
 				line.Text, said = "closed", nil
 			}
+		} else if in.Text() == "repairs" {
+			line.Text = strconv.Itoa(l.Repairs().Socket)
 		} else {
-			line.Text, said = whoami(ctx, l, g)
+			for _, g := range l.Gateways() {
+				if said == nil {
+					line.Text, said = whoami(ctx, l, g)
+				}
+			}
 		}
 		if said != nil {
 			line.Error = said.Error()
@@ -74,11 +81,18 @@ func TestSleep(t *testing.T) {
 			defer cancel()
 			x := openRelayed(t, tunneltest.RelayConfig{Delay: ocean}, LinkConfig{})
 			clock := filepath.Join(t.TempDir(), "clock")
-			token := x.r.mustInvite(t, 257, "sleeper", x.info)
+			other := startWorld(t, x.r, worldConfig{number: 2, dir: t.TempDir()})
+			token := x.r.mustInvite(t, 257, "sleeper", x.info, other.info)
 			x.settle(t)
+			other.settle(t)
+			x.r.onChange(func() { x.Nudge(""); other.Nudge("") })
 			c := startChild(ctx, t, "", childSpec{Role: "sleeper", Dir: t.TempDir(), Token: token, Clock: clock})
 			if l := c.read(); l.Text != "up" {
 				t.Fatalf("%+v", l)
+			}
+			// Whatever was said must have been said before the host looked at its clocks last.
+			if err := pause(ctx, 2*lookEvery+200*time.Millisecond); err != nil {
+				t.Fatal(err)
 			}
 			if err := c.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
@@ -93,12 +107,15 @@ func TestSleep(t *testing.T) {
 			began := time.Now()
 			l := c.ask("whoami")
 			took := time.Since(began)
-			t.Logf("the next answer came %s after waking", took.Round(time.Millisecond))
+			t.Logf("the next answer of both gateways came %s after waking", took.Round(time.Millisecond))
 			if l.Error != "" || took > 3*time.Second {
 				t.Errorf("after %s: %+v", took, l)
 			}
 			if l := c.ask("held"); l.Text != "closed" {
 				t.Errorf("the connection from before: %+v", l)
+			}
+			if l := c.ask("repairs"); l.Text == "0" {
+				t.Error("a host that slept keeps the socket that every NAT has forgotten")
 			}
 			c.end()
 		})

@@ -215,7 +215,7 @@ func openTUN(ctx context.Context, cfg deviceConfig) (_ wgDevice, err error) {
 		_ = t.Close()
 		return nil, fmt.Errorf("TUN device: %w", err)
 	}
-	bind := conn.NewDefaultBind()
+	bind := &watchedBind{Bind: conn.NewDefaultBind(), tell: cfg.Answered}
 	dev := device.NewDevice(t, bind, wgLogger(cfg.Log.Named(iface)))
 	socket, err := serveUAPI(iface, dev)
 	if err != nil {
@@ -223,7 +223,7 @@ func openTUN(ctx context.Context, cfg deviceConfig) (_ wgDevice, err error) {
 		return nil, notPermitted(err)
 	}
 	d, err := newCtlDevice(cfg, iface, dev.Wait(), ends{
-		release: func() error { dev.Close(); return socket.close() },
+		release: func() error { closeDevice(dev, bind); return socket.close() },
 		abandon: func() { _, _, _ = socket.hangUp(), bind.Close(), t.Close() },
 	})
 	if err != nil {

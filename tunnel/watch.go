@@ -18,11 +18,12 @@ const (
 	pathEvery    = 30 * time.Second
 	pathRetry    = 5 * time.Second        // while nothing passes
 	askLimit     = 400 * time.Millisecond // of a pulse that only asks whether the gateway is there; longer when round trips are
+	slowAsk      = 4 * time.Second        // the longest of these
 	probeLimit   = time.Second            // of a fresh dial and its pulse, at most
 	napLimit     = 3 * time.Second        // a shorter pause is a busy machine
 	sleepLimit   = 30 * time.Second       // after a longer one every orchestrator has given this host up
 	deadAfter    = 5 * time.Second        // of silence both ends have given their control sockets up, and TCP sends again too seldom
-	speakLimit   = time.Second            // for a connection to show that it has outlived a silence
+	speakLimit   = 2 * time.Second        // for a connection to show that it has outlived a silence: TCP sends again after 1 s at most
 )
 
 // keeper is the goroutine that keeps one gateway heard:
@@ -44,6 +45,7 @@ type keeper struct {
 	judgeAt         time.Duration // when connections must have spoken; 0: none is judged
 	judged          func(*tracked) bool
 	measuredAt      time.Duration // when the path was
+	probed          time.Duration // limit of the last probe of it
 	slept           bool          // since then
 	unanswered      bool          // the last pulse, by a gateway that is heard
 }
@@ -54,18 +56,17 @@ type trouble struct {
 	below rung          // the first rung is above this one
 	heard time.Duration // connections opened until then may be dead
 	slept bool          // for so long that they certainly are
+	since time.Duration // repairs have begun
 	lost  error         // the device is gone or hung
 	gen   int           // number of the device that is lost: another keeper may have replaced it by now
 }
 
-// startKeeper must not be called after Close has begun to wait, but from a keeper.
+// startKeeper starts g's keeper. It must not be called after Close has begun to wait, but from a keeper.
 func (l *Link) startKeeper(g *remoteGateway) {
-	ctx, stop := context.WithCancel(l.life)
-	g.stop = stop
 	k := &keeper{l: l, g: g, log: l.cfg.Log.With(zap.Stringer("gateway", g.addr)), pulser: newPulser(l, g), clocks: newClocks(l.cfg.Now)}
 	l.keepers.Go(func() {
-		defer stop()
-		k.run(ctx)
+		defer g.stop()
+		k.run(g.kept)
 	})
 }
 
@@ -214,19 +215,20 @@ func (k *keeper) judge() {
 func (k *keeper) mend(ctx context.Context, t trouble) {
 	k.g.setMending(true)
 	began, last, rounds := time.Now(), t.below, 0
+	t.since = k.g.since()
+	p := k.pulser.pace()
 	k.log.Warn("gateway is not heard, repairing", zap.String("why", t.what))
 	for {
 		step, asked, gen := time.Now(), k.g.since(), k.l.held().gen
 		turned := rounds%otherKey == 1 && k.g.turn() // it may have replaced its key meanwhile
 		rounds++
-		limit := k.pulser.probing(rounds)
+		limit := p.try(rounds, time.Since(began))
 		r, err := k.repair(ctx, last, t, rounds == 1)
 		repaired := err == nil
 		var b *beat
 		if repaired {
 			last, t.lost = r, nil
-			k.pulser.drop() // its connection is as old as the trouble
-			b, err = k.pulser.pulse(ctx, limit)
+			b, err = k.listen(ctx, p, limit, asked)
 		} else if broken(err) {
 			t.lost, t.gen = err, gen
 		}
@@ -252,6 +254,25 @@ func (k *keeper) mend(ctx context.Context, t trouble) {
 	}
 }
 
+// listen waits for what a gateway says to a repair, and for as long as p allows when it only answers handshakes.
+func (k *keeper) listen(ctx context.Context, p *pace, limit, asked time.Duration) (*beat, error) {
+	k.pulser.drop() // its connection is as old as the trouble
+	b, err := k.pulser.pulse(ctx, limit)
+	if err == nil || spoke(err) || ctx.Err() != nil || k.g.heardSince(asked) {
+		return b, err
+	}
+	if !k.g.answeredSince(asked) {
+		k.l.met(ctx, k.g)
+	}
+	if !k.g.answeredSince(asked) {
+		return b, err
+	}
+	wait := p.wait()
+	k.log.Info("gateway answers handshakes and nothing else yet: it is given more time", zap.Duration("time", wait))
+	k.pulser.drop()
+	return k.pulser.pulse(ctx, wait)
+}
+
 // otherKey: one try in so many is for the other key of a gateway that has announced a next one. It is announced for days,
 // and used for a moment of them.
 const otherKey = 4
@@ -268,10 +289,17 @@ func (k *keeper) repair(ctx context.Context, last rung, t trouble, first bool) (
 		return rungDevice, l.restore(ctx, t.gen, t.lost)
 	}
 	s := l.situation(k.g)
+	s.silence = k.g.since() - t.since
+	if k.g.answeredSince(max(t.since, k.g.since()-slowRecent)) && h.dev.check(ctx) == nil {
+		s.shared = true // by the gateway's own handshakes
+	}
 	if first && t.below > 0 {
-		s.shared = false // that the other gateway was heard was before this machine slept
+		s.shared = false // that a gateway was heard was before this machine slept
 	}
 	r := last.next(s)
+	if first && r > rungSocket {
+		r = rungHandshake // another keeper has just opened the socket for the same reason
+	}
 	l.count(r)
 	switch r {
 	case rungSocket:
@@ -292,7 +320,9 @@ func (k *keeper) repair(ctx context.Context, last rung, t trouble, first bool) (
 }
 
 func (l *Link) situation(g *remoteGateway) situation {
-	s := situation{deviceAge: time.Since(l.began) - l.openedAt()}
+	now := time.Since(l.began)
+	device, socket := l.openedAt()
+	s := situation{deviceAge: now - device, socketAge: now - socket}
 	for _, other := range l.all() {
 		if other != g && other.isMending() == nil && other.since()-time.Duration(other.heard.Load()) < pulseEvery+silenceLimit {
 			s.shared = true
@@ -327,6 +357,7 @@ func (k *keeper) healed(ctx context.Context, t trouble, b *beat, asked time.Dura
 		return c.opened <= asked && time.Duration(c.wrote.Load()) > t.heard && time.Duration(c.read.Load()) < now
 	})
 	k.took(ctx, b, asked, t.heard)
+	k.g.heal() // before those that wait are let go
 	k.g.setMending(false)
 	k.pathAt, k.slept = now, k.slept || t.slept
 }

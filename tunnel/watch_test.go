@@ -25,7 +25,7 @@ func TestDeviceLostBesideDeadGateway(t *testing.T) {
 	if err := x.link.held().dev.close(); err != nil {
 		t.Fatal(err)
 	}
-	h.heal(t, "lost device", before, true, time.Now(), 10*time.Second)
+	h.heal(t, before)
 	for range 3 {
 		h.next(t)
 	}
@@ -63,12 +63,12 @@ func TestBusyGateway(t *testing.T) {
 	token := r.mustInvite(t, 256, "mac", w.info)
 	w.settle(t)
 	x := &relayed{world: w, r: r, link: openTestLink(t, LinkConfig{StateDir: t.TempDir(), Token: token})}
-	h := startHeartbeats(t, x)
+	h := startHeartbeatsEvery(t, x, 100*time.Millisecond)
 	before := h.next(t)
 	beats.stuck.Store(true)
 	x.link.all()[0].nudge()
 	<-beats.asked
-	for range 4 {
+	for range 40 {
 		if now := h.next(t); now != before {
 			t.Fatal("the connection was closed")
 		}
@@ -105,19 +105,26 @@ func TestOtherKeyIsTriedSeldom(t *testing.T) {
 
 // TestSleepStartsWithSocket: that another gateway was heard before this machine slept says nothing.
 func TestSleepStartsWithSocket(t *testing.T) {
-	l, _ := dialLink(t, nil)
+	l, d := dialLink(t, nil)
 	defer l.end()
+	l.began = l.began.Add(-time.Hour)
 	other := l.newGateway(GatewayInfo{Addr: addr(ownRange, 2)})
 	l.gateways = append(l.gateways, other)
 	other.heard.Store(int64(other.since()))
 	k := &keeper{l: l, g: l.gateways[0], log: testLog(t)}
 	for _, c := range []struct {
-		below rung
-		first bool
-		want  rung
-	}{{rungHandshake, true, rungSocket}, {rungHandshake, false, rungResolve}} {
-		if r, err := k.repair(t.Context(), rungHandshake, trouble{below: c.below}, c.first); r != c.want || err != nil {
-			t.Errorf("%+v: %s, %v", c, r, err)
+		what    string
+		first   bool
+		want    rung
+		sockets int
+	}{
+		{"after sleep", true, rungSocket, 1},
+		{"when another keeper has just done so", true, rungHandshake, 1},
+		{"later", false, rungResolve, 1},
+	} {
+		r, err := k.repair(t.Context(), rungHandshake, trouble{below: rungHandshake, since: time.Since(l.began)}, c.first)
+		if r != c.want || err != nil || d.ports != c.sockets {
+			t.Errorf("%s: %s, %v, %d new sockets", c.what, r, err, d.ports)
 		}
 	}
 }

@@ -57,6 +57,13 @@ func newRedial() *redial {
 	return &redial{pause: pause}
 }
 
+// A dial that took slowFail to fail was itself the wait for an orchestrator that cannot be reached, and ends when it can:
+// there is little to wait for in between.
+const (
+	slowFail   = 2 * time.Second
+	shortPause = 200 * time.Millisecond
+)
+
 // after is asked when a socket has ended. One that had been welcomed is replaced at once: the tunnel closes sockets
 // that have died when the orchestrator can be reached again. But a second one that did not hold either waits.
 func (r *redial) after(welcomed bool, held time.Duration) time.Duration {
@@ -68,7 +75,11 @@ func (r *redial) after(welcomed bool, held time.Duration) time.Duration {
 		r.hurried = true
 		return 0
 	}
-	return r.pause.NextBackOff()
+	wait := r.pause.NextBackOff()
+	if !welcomed && held >= slowFail {
+		wait = min(wait, shortPause)
+	}
+	return wait
 }
 
 // keepLink holds a control socket to one orchestrator until ctx ends.

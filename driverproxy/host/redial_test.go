@@ -28,6 +28,16 @@ func TestRedial(t *testing.T) {
 	step("held for long", true, time.Minute, true)
 	step("refused", false, 0, false)
 	step("welcomed for a moment", true, 0, false)
+	// A dial that takes long to fail ends when the orchestrator can be reached again: nothing is to be waited for besides.
+	for range 20 {
+		r.after(false, 0)
+	}
+	if wait := r.after(false, slowFail); wait > shortPause {
+		t.Errorf("after a long dial: redialled after %s", wait)
+	}
+	if wait := r.after(false, slowFail-1); wait <= shortPause {
+		t.Errorf("after many refusals: redialled after %s", wait)
+	}
 }
 
 // TestOrchestratorsFollowed: a new one is dialled, one that is dropped is not any more, one that stays is left alone.

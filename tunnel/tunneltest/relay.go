@@ -17,6 +17,7 @@ type RelayConfig struct {
 	Loss    float64       // share of the datagrams lost at random, each way
 	Seed    uint64        // of the loss: the n-th datagram of a direction is lost or not by seed, direction and n
 	MaxSize int           // larger datagrams vanish without a word; 0: none. See PathFor
+	Rate    int           // datagrams a second that reach the gateway: more wait for their turn; 0: any number
 	Log     func(string)  // what goes wrong while it runs, may be nil
 }
 
@@ -52,6 +53,7 @@ type Relay struct {
 	delay    time.Duration
 	loss     float64
 	maxSize  int
+	rate     int
 	cut      bool
 	stats    Stats
 }
@@ -95,7 +97,7 @@ func OpenRelay(cfg RelayConfig) (*Relay, error) {
 		inside: inside, log: cfg.Log, closed: make(chan struct{}),
 		up:     &line{rand: rand.New(rand.NewPCG(cfg.Seed, 1)), wake: make(chan struct{}, 1)},
 		down:   &line{rand: rand.New(rand.NewPCG(cfg.Seed, 2)), wake: make(chan struct{}, 1)},
-		target: target, sessions: map[netip.AddrPort]*session{}, delay: cfg.Delay, loss: cfg.Loss, maxSize: cfg.MaxSize,
+		target: target, sessions: map[netip.AddrPort]*session{}, delay: cfg.Delay, loss: cfg.Loss, maxSize: cfg.MaxSize, rate: cfg.Rate,
 	}
 	r.running.Go(r.readInside)
 	r.running.Go(func() { r.deliver(r.up, r.sendUp) })
@@ -137,6 +139,9 @@ func (r *Relay) SetLoss(share float64) { r.set(func() { r.loss = share }) }
 
 // SetMaxSize changes the size of the largest datagram that passes; 0: all.
 func (r *Relay) SetMaxSize(n int) { r.set(func() { r.maxSize = n }) }
+
+// SetRate changes how many datagrams a second reach the gateway; 0: any number. What waits already keeps its turn.
+func (r *Relay) SetRate(n int) { r.set(func() { r.rate = n }) }
 
 // SetTarget is for a gateway that came back at another address.
 func (r *Relay) SetTarget(target string) error {
@@ -274,7 +279,10 @@ func (r *Relay) say(err error) {
 func (r *Relay) push(l *line, s *session, b []byte) {
 	r.mu.Lock()
 	lost := r.loss > 0 && l.rand.Float64() < r.loss
-	delay := r.delay
+	delay, gap := r.delay, time.Duration(0)
+	if l == r.up && r.rate > 0 {
+		gap = time.Second / time.Duration(r.rate)
+	}
 	keep := false
 	switch {
 	case r.cut:
@@ -287,12 +295,12 @@ func (r *Relay) push(l *line, s *session, b []byte) {
 		keep = true
 	}
 	r.mu.Unlock()
-	if keep && !l.push(s, b, delay) {
+	if keep && !l.push(s, b, delay, gap) {
 		r.set(func() { r.stats.Overflow++ })
 	}
 }
 
-func (l *line) push(s *session, b []byte, delay time.Duration) bool {
+func (l *line) push(s *session, b []byte, delay, gap time.Duration) bool {
 	data := buffers.Get().(*[]byte)
 	*data = append((*data)[:0], b...)
 	due := time.Now().Add(delay)
@@ -302,8 +310,8 @@ func (l *line) push(s *session, b []byte, delay time.Duration) bool {
 		buffers.Put(data)
 		return false
 	}
-	if due.Before(l.last) {
-		due = l.last
+	if first := l.last.Add(gap); due.Before(first) {
+		due = first
 	}
 	l.last = due
 	l.queue = append(l.queue, datagram{due, data, s})
