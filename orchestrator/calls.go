@@ -13,8 +13,14 @@ import (
 	"github.com/driftstack/fleet/tunnel"
 )
 
-// Create queues a session. It does not depend on its caller's connection from then on. Errors as SessionStore.Create.
+// createLimit bounds the queueing of a session.
+const createLimit = 10 * time.Second
+
+// Create queues a session, also when its caller leaves meanwhile: a statement that is cut short may have been carried out, and
+// nobody would know of the session, nor cancel it. Errors as SessionStore.Create.
 func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Session, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
+	defer cancel()
 	n, err := plan(uuid.NewString(), r, o.deps.QueueLimit)
 	if err != nil {
 		return api.Session{}, err

@@ -71,7 +71,7 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		most       int
 	}{
 		{"account", r.Account, 128}, {"profile", r.Profile, 128}, {"name", r.Name, 256},
-		{"device.kind", r.Device.Kind, 64}, {"device.model", r.Device.Model, 64}, {"device.host", r.Device.Host, 63},
+		{"device.kind", r.Device.Kind, 64}, {"device.model", r.Device.Model, 64}, {"device.host", r.Device.Host, 63}, {"device.platform", r.Device.Platform, 64},
 	} {
 		if utf8.RuneCountInString(f.text) > f.most {
 			return s, &InvalidError{f.name, fmt.Sprintf("at most %d characters", f.most)}
@@ -110,7 +110,30 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	if errors.As(err, &w) {
 		return s, &InvalidError{"capabilities", w.Message}
 	}
+	if err == nil {
+		err = s.onPlatform()
+	}
 	return s, err
+}
+
+// onPlatform makes the capability platformName a wish for a device.
+func (s *NewSession) onPlatform() error {
+	var c struct {
+		Name string `json:"platformName"`
+	}
+	if err := json.Unmarshal(s.Capabilities, &c); err != nil {
+		return &InvalidError{"capabilities", err.Error()}
+	}
+	switch {
+	case c.Name == "" || strings.EqualFold(c.Name, "any"):
+	case s.Want.Platform != "" && !strings.EqualFold(s.Want.Platform, c.Name):
+		return &InvalidError{"device.platform", fmt.Sprintf("it is %q, and the capability platformName %q", s.Want.Platform, c.Name)}
+	case utf8.RuneCountInString(c.Name) > 64:
+		return &InvalidError{"capabilities.platformName", "at most 64 characters"}
+	default:
+		s.Want.Platform = c.Name
+	}
+	return nil
 }
 
 func checkLabels(labels api.Labels) error {

@@ -23,7 +23,7 @@ func TestCapabilitiesForDriver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"acceptInsecureCerts":true,"browserName":"safari","platformName":"iOS","safari:automaticInspection":true,` +
+	want := `{"acceptInsecureCerts":true,"browserName":"safari","browserVersion":"18","platformName":"iOS","safari:automaticInspection":true,` +
 		`"safari:deviceUDID":"mine","safari:useSimulator":false,"webkitgtk:browserOptions":{"binary":"/bin/sh"}}`
 	if string(b) != want {
 		t.Errorf("safaridriver gets %s, want %s", b, want)
@@ -32,7 +32,7 @@ func TestCapabilitiesForDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err = forDriver(webkitGTK{}, client); err == nil { // where MiniBrowser is installed
-		if b, _ = json.Marshal(got); strings.Contains(string(b), "/bin/sh") || strings.Contains(string(b), "safari:") || !strings.Contains(string(b), "MiniBrowser") {
+		if b, _ = json.Marshal(got); strings.Contains(string(b), "/bin/sh") || strings.Contains(string(b), "browserVersion") || strings.Contains(string(b), "safari:") || !strings.Contains(string(b), "MiniBrowser") {
 			t.Errorf("WebKitWebDriver gets %s", b)
 		}
 	}

@@ -24,7 +24,7 @@ type kind interface {
 	environ(dir, display string) []string
 	// own are the capabilities that are the host's to choose.
 	own() (map[string]any, error)
-	// passes says whether a client's extension capability may reach the driver.
+	// passes says whether a client's extension capability may reach the driver, or its browserVersion, for the driver to match.
 	passes(name string) bool
 }
 
@@ -61,8 +61,8 @@ func forDriver(k kind, client json.RawMessage) (map[string]any, error) {
 	out := map[string]any{}
 	for name, value := range in {
 		switch {
-		case name == "browserName", name == "browserVersion", name == "platformName", name == "webSocketUrl":
-		case strings.Contains(name, ":") && !k.passes(name):
+		case name == "browserName", name == "platformName", name == "webSocketUrl":
+		case (name == "browserVersion" || strings.Contains(name, ":")) && !k.passes(name):
 		default:
 			out[name] = value
 		}
@@ -98,7 +98,7 @@ func (webkitGTK) args(port int) []string {
 
 func (webkitGTK) display() bool { return true }
 
-func (webkitGTK) passes(string) bool { return false } // its own options name a program to run
+func (webkitGTK) passes(string) bool { return false } // its own options name a program to run, its versions are not Safari's
 
 func (webkitGTK) own() (map[string]any, error) {
 	found, err := filepath.Glob("/usr/lib/*/webkit2gtk-4.*/MiniBrowser")
@@ -137,7 +137,8 @@ func (safariDriver) args(port int) []string {
 
 func (safariDriver) display() bool { return false }
 
-// passes lets through what changes how Safari behaves, and not what chooses another device of this Mac.
+// passes lets through what changes how Safari behaves or must be, and not what chooses another device of this Mac. safaridriver
+// takes a browserVersion for the beginning of Safari's, and refuses the session where it is not.
 func (safariDriver) passes(name string) bool {
 	switch name {
 	case "safari:automaticInspection", "safari:automaticProfiling", "safari:diagnose":

@@ -3,7 +3,9 @@ package webdriver
 import (
 	"encoding/json"
 	"math"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -94,19 +96,22 @@ func checkTimeouts(value json.RawMessage) string {
 	if decodeObject(value, &timeouts) != nil {
 		return "must be a JSON object"
 	}
-	for name, ms := range timeouts {
-		if !slices.Contains([]string{"script", "pageLoad", "implicit"}, name) {
-			return `may have "script", "pageLoad" and "implicit" only`
-		}
-		if name == "script" && string(ms) == "null" { // no limit
+	for _, name := range []string{"script", "pageLoad", "implicit"} { // others mean nothing, and are no error
+		ms, ok := timeouts[name]
+		if !ok || string(ms) == "null" { // no limit
 			continue
 		}
-		var n float64
-		if string(ms) == "null" || json.Unmarshal(ms, &n) != nil || n < 0 || n > maxSafeInteger || n != math.Trunc(n) {
-			return "must hold whole milliseconds from 0 to 2^53-1"
+		if !whole(ms, maxSafeInteger) {
+			return "must hold whole milliseconds from 0 to 2^53-1, or null for no limit"
 		}
 	}
 	return ""
+}
+
+// whole says whether a value is a whole number from 0 to most; 5.0 is one.
+func whole(value json.RawMessage, most float64) bool {
+	var n *float64
+	return json.Unmarshal(value, &n) == nil && n != nil && *n >= 0 && *n <= most && *n == math.Trunc(*n)
 }
 
 func checkProxy(value json.RawMessage) string {
@@ -128,8 +133,8 @@ func checkProxy(value json.RawMessage) string {
 		return `of type "pac" needs "proxyAutoconfigUrl"`
 	}
 	_, socks := proxy["socksProxy"]
-	if _, version := proxy["socksVersion"]; socks != version {
-		return `needs "socksProxy" and "socksVersion" together`
+	if _, version := proxy["socksVersion"]; socks && !version {
+		return `with "socksProxy" needs "socksVersion"`
 	}
 	return ""
 }
@@ -142,14 +147,30 @@ func checkProxyMember(name string, value json.RawMessage) string {
 		return want[string](value, `needs a string as "proxyAutoconfigUrl"`)
 	case "httpProxy", "sslProxy", "socksProxy":
 		var host string
-		if json.Unmarshal(value, &host) != nil || host == "" || strings.ContainsAny(host, "/@?# ") {
+		if json.Unmarshal(value, &host) != nil || !hostAndPort(host) {
 			return `needs host or host:port as "` + name + `"`
 		}
 		return ""
 	case "noProxy":
 		return want[[]string](value, `needs an array of strings as "noProxy"`)
 	case "socksVersion":
-		return want[uint8](value, `needs a whole number from 0 to 255 as "socksVersion"`)
+		if !whole(value, 255) {
+			return `needs a whole number from 0 to 255 as "socksVersion"`
+		}
+		return ""
 	}
 	return "has a member that the specification does not know"
+}
+
+// hostAndPort says whether s is a "host and optional port" of the specification; it may carry credentials.
+func hostAndPort(s string) bool {
+	u, err := url.Parse("//" + s)
+	if err != nil || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.HasSuffix(s, "#") {
+		return false
+	}
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	_, err = strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil
 }

@@ -22,35 +22,29 @@ type NewSession struct {
 // firstMatch, refuses collisions, and merges. driftstack:options may be in alwaysMatch or in one firstMatch, applies to
 // the whole request, and is in no candidate. Every error is an *[Error] with code [InvalidArgument].
 func ParseNewSession(body []byte) (NewSession, error) {
-	var request struct {
-		Capabilities json.RawMessage `json:"capabilities"`
-		Desired      json.RawMessage `json:"desiredCapabilities"`
-	}
+	var request map[string]json.RawMessage // names in it differ by case, unlike those of a struct
 	if err := decodeObject(body, &request); err != nil {
 		return NewSession{}, invalid("the body of New Session must be a JSON object")
 	}
-	if request.Capabilities == nil && request.Desired != nil {
+	if request["capabilities"] == nil && request["desiredCapabilities"] != nil {
 		return NewSession{}, invalid(`"desiredCapabilities" is the protocol from before W3C WebDriver: send "capabilities" ` +
 			`with "alwaysMatch" and "firstMatch" (a Selenium client of version 4 or newer does)`)
 	}
-	var capabilities struct {
-		Always json.RawMessage `json:"alwaysMatch"`
-		First  json.RawMessage `json:"firstMatch"`
-	}
-	if err := decodeObject(request.Capabilities, &capabilities); err != nil {
+	var capabilities map[string]json.RawMessage
+	if err := decodeObject(request["capabilities"], &capabilities); err != nil {
 		return NewSession{}, invalid(`"capabilities" must be a JSON object`)
 	}
 	always := map[string]json.RawMessage{}
-	if capabilities.Always != nil {
+	if raw, ok := capabilities["alwaysMatch"]; ok {
 		var err error
-		if always, err = validate("alwaysMatch", capabilities.Always); err != nil {
+		if always, err = validate("alwaysMatch", raw); err != nil {
 			return NewSession{}, err
 		}
 	}
 	first := []json.RawMessage{json.RawMessage("{}")}
-	if capabilities.First != nil {
+	if raw, ok := capabilities["firstMatch"]; ok {
 		first = nil
-		if err := json.Unmarshal(capabilities.First, &first); err != nil || len(first) == 0 {
+		if err := json.Unmarshal(raw, &first); err != nil || len(first) == 0 {
 			return NewSession{}, invalid(`"firstMatch" must be a non-empty JSON array`)
 		}
 	}

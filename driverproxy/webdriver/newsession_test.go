@@ -21,6 +21,11 @@ func TestParseNewSession(t *testing.T) {
 			`"timeouts":{"script":null,"pageLoad":0,"implicit":9007199254740991},"strictFileInteractability":true,` +
 			`"unhandledPromptBehavior":{"alert":"accept","default":"ignore"},"webSocketUrl":false}}}`, ``, ``},
 		{"prompt as string", `{"capabilities":{"alwaysMatch":{"unhandledPromptBehavior":"dismiss and notify"}}}`, ``, ``},
+		{"names differ by case", `{"CAPABILITIES":1,"capabilities":{"ALWAYSMATCH":1,"FirstMatch":2}}`, ``, `[{}]`},
+		{"timeouts", `{"capabilities":{"alwaysMatch":{"timeouts":{"script":null,"pageLoad":null,"implicit":2.0,"other":"x"}}}}`, ``, ``},
+		{"no timeouts", `{"capabilities":{"alwaysMatch":{"timeouts":{}}}}`, ``, ``},
+		{"proxies", `{"capabilities":{"alwaysMatch":{"proxy":{"proxyType":"manual","httpProxy":"user:pass@h.example:65535","sslProxy":"[::1]:80","socksProxy":"10.0.0.1","socksVersion":5.0}}}}`, ``, ``},
+		{"a version without a proxy", `{"capabilities":{"alwaysMatch":{"proxy":{"proxyType":"manual","socksVersion":4}}}}`, ``, ``},
 		{"pac", `{"capabilities":{"alwaysMatch":{"proxy":{"proxyType":"pac","proxyAutoconfigUrl":"http://x"}}}}`, ``, ``},
 	} {
 		n, err := ParseNewSession([]byte(test.body))
@@ -51,11 +56,17 @@ func TestParseNewSessionRefuses(t *testing.T) {
 		{always(`"browserName":1`), "string"}, {always(`"platformName":{}`), "string"}, {always(`"webSocketUrl":"x"`), "true or false"},
 		{always(`"pageLoadStrategy":"fast"`), "eager"}, {always(`"unhandledPromptBehavior":"shrug"`), "dismiss and notify"},
 		{always(`"unhandledPromptBehavior":{"alarm":"accept"}`), "prompt type"}, {always(`"unhandledPromptBehavior":{"alert":"shrug"}`), "ignore"},
-		{always(`"timeouts":1`), "JSON object"}, {always(`"timeouts":{"page load":1}`), "pageLoad"}, {always(`"timeouts":{"implicit":-1}`), "whole milliseconds"},
-		{always(`"timeouts":{"implicit":1.5}`), "whole milliseconds"}, {always(`"timeouts":{"implicit":null}`), "whole milliseconds"},
+		{always(`"timeouts":1`), "JSON object"}, {always(`"timeouts":{"pageLoad":"1"}`), "whole milliseconds"}, {always(`"timeouts":{"implicit":-1}`), "whole milliseconds"},
+		{always(`"timeouts":{"implicit":1.5}`), "whole milliseconds"}, {always(`"timeouts":{"implicit":[]}`), "whole milliseconds"},
 		{always(`"timeouts":{"script":9007199254740992}`), "whole milliseconds"},
 		{always(`"proxy":{}`), "proxyType"}, {always(`"proxy":{"proxyType":"magic"}`), "proxyType"}, {always(`"proxy":{"proxyType":"pac"}`), "proxyAutoconfigUrl"},
-		{always(`"proxy":{"proxyType":"manual","httpProxy":"http://x/"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","socksProxy":"x"}`), "together"},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":"http://x/"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","socksProxy":"x"}`), "needs \"socksVersion\""},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":""}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","httpProxy":"h:"}`), "host:port"},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":"h:65536"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","httpProxy":"h:-1"}`), "host:port"},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":"h?x"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","httpProxy":"h#"}`), "host:port"},
+		{always(`"proxy":{"proxyType":"manual","httpProxy":"h h"}`), "host:port"}, {always(`"proxy":{"proxyType":"manual","httpProxy":"http://h"}`), "host:port"},
+		{`{"Capabilities":{}}`, `"capabilities"`}, {always(`"BrowserName":"safari"`), "vendor prefix"}, {always(`"proxy":{"PROXYTYPE":"system"}`), "proxyType"},
+		{always(`"proxy":{"proxyType":"manual","socksProxy":"x","socksVersion":null}`), "255"},
 		{always(`"proxy":{"proxyType":"manual","socksProxy":"x","socksVersion":256}`), "255"}, {always(`"proxy":{"proxyType":"direct","ftpProxy":"x"}`), "does not know"},
 		{always(`"proxy":{"proxyType":"manual","noProxy":"x"}`), "array"},
 	} {

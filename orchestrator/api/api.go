@@ -63,6 +63,8 @@ type DeviceWant struct {
 	Model  string            `json:"model,omitempty" maxLength:"64" doc:"Device model, for example iPhone 15."`
 	Host   string            `json:"host,omitempty" maxLength:"63"`
 	Labels map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"Labels that the device must carry with these values."`
+
+	Platform string `json:"platform,omitempty" maxLength:"64" doc:"Platform name in any case, for example iOS; the capability platformName says the same."`
 }
 
 // Timeouts of one session. Zero or absent means the default.

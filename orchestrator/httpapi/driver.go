@@ -108,7 +108,10 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	req, err := parseNewSession(b)
+	req, wanted, err := parseNewSession(b)
+	if err == nil {
+		req.Capabilities, err = s.match(r.Context(), wanted)
+	}
 	if err != nil {
 		s.sessionNotCreated(w, err)
 		return
@@ -146,27 +149,35 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 }
 
 // parseNewSession reads a W3C New Session body; driftstack:options has the fields of api.CreateSession.
-func parseNewSession(b []byte) (api.CreateSession, error) {
-	var req api.CreateSession
-	n, err := webdriver.ParseNewSession(b)
-	if err != nil {
-		return req, err
+func parseNewSession(b []byte) (req api.CreateSession, n webdriver.NewSession, err error) {
+	if n, err = webdriver.ParseNewSession(b); err != nil {
+		return req, n, err
 	}
 	if len(n.Options) > 0 {
 		d := json.NewDecoder(bytes.NewReader(n.Options))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&req); err != nil {
-			return req, &orchestrator.InvalidError{Field: webdriver.OptionsName, Problem: strings.TrimPrefix(err.Error(), "json: ")}
+			return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName, Problem: strings.TrimPrefix(err.Error(), "json: ")}
 		}
 	}
 	if len(req.Capabilities) > 0 {
-		return req, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".capabilities", Problem: "capabilities go beside the options, not into them"}
+		return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".capabilities", Problem: "capabilities go beside the options, not into them"}
 	}
 	if req.Account == "" {
-		return req, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".account", Problem: `name the account: {"driftstack:options": {"account": "…"}}`}
+		return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".account", Problem: `name the account: {"driftstack:options": {"account": "…"}}`}
 	}
-	req.Capabilities, err = n.Match()
-	return req, err
+	return req, n, nil
+}
+
+// match takes the first capabilities that some enrolled device can meet.
+func (s *server) match(ctx context.Context, n webdriver.NewSession) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	platforms, err := s.Store.Platforms(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return n.Match(platforms...)
 }
 
 // sessionNotCreated answers New Session with the status of the problem and a body that every client understands.

@@ -241,19 +241,7 @@ func TestClientThatLeavesTheQueue(t *testing.T) {
 	r := newRig(t, 1, 10)
 	busy := r.running(t, api.CreateSession{})
 	<-r.drivers
-	ctx, leave := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, "POST", r.url+"/session", strings.NewReader(`{"capabilities":{"alwaysMatch":{"driftstack:options":{"account":"a","recording":false,"name":"impatient"}}}}`))
-	must(t, err)
-	req.Header.Set("Authorization", "Bearer "+token)
-	left := make(chan error, 1)
-	go func() {
-		resp, err := http.DefaultClient.Do(req)
-		if err == nil {
-			err = fmt.Errorf("answered with %d", resp.StatusCode)
-			resp.Body.Close()
-		}
-		left <- err
-	}()
+	leave, left := r.leaving(t)
 	var id string
 	eventually(t, "it is queued", func() bool {
 		l, err := r.client.Sessions(t.Context(), map[string][]string{"state": {"queued"}})

@@ -21,6 +21,7 @@ WITH pick AS (
         WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + `
           AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
           AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
+          AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
         ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
     WHERE s.state = 'queued' AND s.queue_until > now()
     ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),

@@ -10,8 +10,9 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 )
 
-// fits is the one place that says which devices (d) a session's wants fit. Arguments: kind, model, host, labels.
-const fits = `($3 = '' OR d.kind = $3) AND ($4 = '' OR d.model = $4) AND ($5 = '' OR d.host = $5) AND d.labels @> $6`
+// fits says which devices (d) the wants of a session that is created fit; claimSQL says it of one that is queued.
+const fits = `($3 = '' OR d.kind = $3) AND ($4 = '' OR d.model = $4) AND ($5 = '' OR d.host = $5) AND d.labels @> $6
+	AND ($17 = '' OR lower(d.platform_name) = lower($17))`
 
 // createSQL admits and queues in one statement. Account, profile and device are checked as they are inserted upon; the
 // room in the queue is counted as it was when the statement began, so that creates at the same moment may go over it by as
@@ -24,8 +25,8 @@ WITH acc AS (SELECT recordings FROM accounts WHERE id = $2),
                     EXISTS (SELECT FROM devices d WHERE ` + fits + ` AND ` + notRevoked + `) AS device,
                     (SELECT count(*) FROM (SELECT FROM sessions WHERE state = 'queued' LIMIT $15) q) < $15 AS room),
      ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_caps,
-                                   recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels)
-             SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14), $16
+                                   recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels, want_platform)
+             SELECT $1, $2, NULLIF($7, ''), $8, $3, $4, $5, $6, $9, $10, acc.recordings, $11, $12, $13, now() + make_interval(secs => $14), $16, $17
              FROM acc, chk WHERE profile AND device AND room
              RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins)
@@ -37,7 +38,7 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 	var account, profile, device, room, ignore bool
 	err := s.pool.QueryRow(ctx, createSQL, n.ID, n.Account, n.Want.Kind, n.Want.Model, n.Want.Host, object(n.Want.Labels),
 		n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
-		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit, object(n.Labels),
+		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit, object(n.Labels), n.Want.Platform,
 	).Scan(&account, &profile, &device, &room, &at, &ignore)
 	switch {
 	case violates(err, "sessions_profile"):

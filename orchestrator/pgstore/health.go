@@ -243,6 +243,16 @@ func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
 	return free, unavailable(err)
 }
 
+// Platforms names the platforms of the devices that a session may run on some time.
+func (s *Store) Platforms(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT DISTINCT platform_name FROM devices d WHERE `+notRevoked+` ORDER BY 1`)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, unavailable(err)
+}
+
 // Devices lists every device.
 func (s *Store) Devices(ctx context.Context) ([]api.Device, error) { return s.devices(ctx, "") }
 

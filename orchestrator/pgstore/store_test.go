@@ -53,7 +53,7 @@ func up(t *testing.T, s *pgstore.Store, name string, devices int) {
 	}
 	hello := wire.Hello{Protocol: wire.Version, Host: name}
 	for i := range devices {
-		hello.Devices = append(hello.Devices, wire.Device{Name: fmt.Sprintf("phone-%d", i), Kind: "fake", Model: "iPhone 15", State: wire.DeviceReady})
+		hello.Devices = append(hello.Devices, wire.Device{Name: fmt.Sprintf("phone-%d", i), Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: wire.DeviceReady})
 	}
 	if err := s.HostUp(ctx, hello); err != nil {
 		t.Fatal(err)
