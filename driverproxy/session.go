@@ -137,8 +137,8 @@ func (s *Session) onAssigned(a *wire.Assigned) {
 	select {
 	case <-s.told: // a second answer changes nothing
 	default:
+		close(s.told) // first: whoever has the answer has a session that waits for its sockets
 		s.assigned <- a
-		close(s.told)
 	}
 }
 
