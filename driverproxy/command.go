@@ -62,6 +62,8 @@ func forClient(err error) string {
 		return "too much of the session was unacknowledged"
 	case errors.Is(err, ErrReleased):
 		return "the session has ended"
+	case errors.Is(err, ErrLeft):
+		return "the session was handed over to another orchestrator"
 	case errors.Is(err, ErrClosed):
 		return "the orchestrator is shutting down"
 	case errors.Is(err, context.DeadlineExceeded):

@@ -27,7 +27,7 @@
 // (another Boot) or is dropped, and with [ErrOverflow] when more than [wire.MaxOutstanding] commands are unacknowledged. Then
 // a command that was sent is answered as unknown and one that was not as not run; see [Session.Do].
 //
-// The host keeps a session that nobody carries for a while (host.OrphanLimit). [Fleet.Adopt] takes it over, at a higher term:
+// The host keeps a session that nobody carries for a while (host.OrphanLimit), also one that [Session.Leave] gave up. [Fleet.Adopt] takes it over, at a higher term:
 // the new orchestrator learns from the journal which commands there are and which client streams they came from.
 //
 // A host that dials a second control socket replaces its first one at once if its agent was started anew (another

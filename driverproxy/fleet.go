@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -30,6 +31,8 @@ var (
 	ErrOverflow = errors.New("driverproxy: too much of the session is unacknowledged")
 	// ErrReleased is Session.Err after a Release.
 	ErrReleased = errors.New("driverproxy: the session was released")
+	// ErrLeft is Session.Err after a Leave.
+	ErrLeft = errors.New("driverproxy: the session was left to be adopted")
 	// ErrClosed means that the Fleet is closed.
 	ErrClosed = errors.New("driverproxy: the fleet is closed")
 )
@@ -79,6 +82,7 @@ type Fleet struct {
 	closed   bool
 	hosts    map[string]*hostConn // from its hello until its HostDown has returned
 	sessions map[sessionKey]*Session
+	left     map[sessionKey]time.Time  // sessions that were left, and when: their hosts are not told to end them
 	conns    map[*socket.Conn]struct{} // every open socket
 }
 
@@ -106,7 +110,7 @@ func NewFleet(cfg Config) *Fleet {
 	}
 	return &Fleet{
 		cfg: cfg, endpoint: &socket.Endpoint{}, frames: sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }},
-		hosts: map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, conns: map[*socket.Conn]struct{}{},
+		hosts: map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, left: map[sessionKey]time.Time{}, conns: map[*socket.Conn]struct{}{},
 	}
 }
 
@@ -135,7 +139,7 @@ func (f *Fleet) Hosts() []string {
 
 // Assign starts a session. It returns once the host has answered and the session's command socket is up. A host
 // that cannot gives a *[wire.Failure] (errors.As); a host that is not connected, or is lost meanwhile, [ErrHostLost]. When ctx ends
-// first, the host is told to release what it may have started. Every returned Session must be released.
+// first, the host is told to release what it may have started. Every returned Session must be released or left.
 func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) {
 	return f.begin(ctx, a, false, wire.Control{Assign: &wire.Assign{
 		Session: a.Session, Term: a.Term, Device: a.Device, Capabilities: a.Capabilities, Record: a.Record,
@@ -144,6 +148,7 @@ func (f *Fleet) Assign(ctx context.Context, a Assignment) (*Session, error) {
 
 // Adopt takes over a session that runs on a host, at a higher term than it had. It returns like Assign; [Session.Kept] are then
 // the commands that the former orchestrator sent. A host that does not have the session gives a *[wire.Failure] of [wire.FailureGone].
+// After any other error the host may have the session, for whoever adopts it.
 func (f *Fleet) Adopt(ctx context.Context, a Assignment) (*Session, error) {
 	return f.begin(ctx, a, true, wire.Control{Adopt: &wire.Adopt{Session: a.Session, Term: a.Term}})
 }
@@ -154,6 +159,9 @@ func (f *Fleet) begin(ctx context.Context, a Assignment, adopted bool, ask wire.
 		return nil, err
 	}
 	if err := s.start(ctx, h, ask); err != nil {
+		if adopted {
+			f.leave(s.key)
+		}
 		s.end(err)
 		f.forget(s)
 		return nil, err
@@ -194,6 +202,26 @@ func (f *Fleet) forget(s *Session) {
 	}
 	f.mu.Unlock()
 	s.dropRecording()
+}
+
+// leftFor is how long a session that was left is remembered: longer than its host keeps it for whoever adopts it.
+const leftFor = 10 * time.Minute
+
+// leave notes that a session's host is to keep it.
+func (f *Fleet) leave(key sessionKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.cfg.Now()
+	maps.DeleteFunc(f.left, func(_ sessionKey, at time.Time) bool { return now.Sub(at) > leftFor })
+	f.left[key] = now
+}
+
+// gaveUp says whether a session that a host says is this fleet's was given up here, and was not left.
+func (f *Fleet) gaveUp(key sessionKey) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, left := f.left[key]
+	return f.sessions[key] == nil && !left
 }
 
 // sessionsOf lists the sessions on a host.

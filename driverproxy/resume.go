@@ -208,7 +208,7 @@ func (f *Fleet) reconcile(h *hostConn, hello *wire.Hello) {
 		}
 	}
 	for _, v := range hello.Sessions {
-		if v.Epoch == f.cfg.Epoch && f.session(sessionKey{v.Session, v.Term}) == nil { // given up here while the host was away
+		if v.Epoch == f.cfg.Epoch && f.gaveUp(sessionKey{v.Session, v.Term}) { // while the host was away
 			_ = h.send(context.Background(), wire.Control{Release: &wire.Release{Session: v.Session, Term: v.Term}}) // or the socket has broken
 		}
 	}

@@ -42,6 +42,7 @@ type Session struct {
 	host      *hostConn  // nil while it has no control socket
 	relinked  chan struct{}
 	caps      json.RawMessage
+	visited   []string
 	adopted   bool // of another orchestrator: what it knew is asked from the host
 	conn      *carried
 	away      *time.Timer    // runs while the host has no control socket or the session no command socket
@@ -78,10 +79,18 @@ func (s *Session) Capabilities() json.RawMessage {
 	return s.caps
 }
 
-// Done is closed when the session has ended, by itself or by Release.
+// Visited are pages where the session was before it was adopted. They are customer data.
+func (s *Session) Visited() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.visited
+}
+
+// Done is closed when the session has ended, by itself, by Release or by Leave.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
-// Err is nil until Done; then it is [ErrHostLost] (errors.Is), a *[wire.Failure], [ErrOverflow], [ErrReleased] or [ErrClosed].
+// Err is nil until Done; then it is [ErrHostLost] (errors.Is), a *[wire.Failure], [ErrOverflow], [ErrReleased],
+// [ErrLeft] or [ErrClosed].
 func (s *Session) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,7 +109,7 @@ func (s *Session) start(ctx context.Context, h *hostConn, ask wire.Control) (err
 			return answer.Failure
 		}
 		s.mu.Lock()
-		s.caps = answer.Capabilities
+		s.caps, s.visited = answer.Capabilities, answer.Visited
 		s.mu.Unlock()
 	case <-h.lost:
 		return h.err()
@@ -124,8 +133,11 @@ func (s *Session) start(ctx context.Context, h *hostConn, ask wire.Control) (err
 	}
 }
 
-// abort tells the host to stop what it started and does not wait for it.
+// abort tells the host to stop what it started and does not wait for it. What runs already is not stopped.
 func (s *Session) abort(ctx context.Context, h *hostConn) error {
+	if s.adopted {
+		return fmt.Errorf("driverproxy: adopt: %w", context.Cause(ctx))
+	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	err := h.send(bounded, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}})
@@ -256,6 +268,15 @@ func (s *Session) Release(ctx context.Context) error {
 			return fmt.Errorf("driverproxy: release: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// Leave ends this end of the session and leaves the host's as it is, for whoever adopts it. Commands that were sent are answered
+// as unknown, and go on there.
+func (s *Session) Leave() {
+	s.fleet.leave(s.key)
+	s.end(ErrLeft)
+	s.cutRecording()
+	s.fleet.forget(s)
 }
 
 func (s *Session) releaseResult() error {

@@ -90,26 +90,30 @@ func (o *Orchestrator) StartWithin(r api.CreateSession) time.Duration {
 
 // Command runs one driver command. The answer is always one that can go to the client.
 func (o *Orchestrator) Command(ctx context.Context, session string, c webdriver.Command) webdriver.Answer {
-	if l := o.find(session); l != nil {
-		return l.do(ctx, c)
-	}
 	if _, unknown := c.Endpoint(); unknown != nil { // first, as the specification has it
 		return unknown.Answer()
 	}
-	return o.absent(ctx, session)
+	l, absent := o.reach(ctx, session)
+	if l == nil {
+		return absent
+	}
+	return l.do(ctx, c)
 }
 
 // Quit ends a session as its client wants it and waits until it has ended: when it returns, the profile is saved and the
 // device free. Quitting a session that ended by itself is an error, as W3C has it.
 func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answer {
-	l := o.find(session)
+	l, absent := o.reach(ctx, session)
 	if l == nil {
-		return o.absent(ctx, session)
+		return absent
 	}
 	l.quit()
 	select {
 	case <-l.over:
 	case <-ctx.Done():
+	}
+	if l.leaving() {
+		return elsewhere()
 	}
 	a, err := webdriver.ValueAnswer(nil)
 	if err != nil {
@@ -118,21 +122,40 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 	return a
 }
 
-// absent answers a command for a session that this process does not run.
-func (o *Orchestrator) absent(ctx context.Context, session string) webdriver.Answer {
+// reach finds the session; when there is none, it gives the answer. One that runs, and not here, may be about to be
+// adopted: it is waited for as long as that takes at most.
+func (o *Orchestrator) reach(ctx context.Context, session string) (*live, webdriver.Answer) {
+	if l := o.find(session); l != nil {
+		return l, webdriver.Answer{}
+	}
 	s, err := o.look(ctx, session)
+	if err == nil && s.State == api.Running {
+		ctx, cancel := context.WithTimeout(ctx, o.deps.LeaseTTL+rejoinSlack)
+		defer cancel()
+		s, err = o.Wait(ctx, session, func(s api.Session) bool {
+			return s.State != api.Running || o.find(session) != nil || o.isStopping()
+		})
+		if l := o.find(session); l != nil {
+			return l, webdriver.Answer{}
+		}
+	}
+	return nil, absent(s, err)
+}
+
+// absent answers a command for a session that this process does not run.
+func absent(s api.Session, err error) webdriver.Answer {
 	var invalid *InvalidError
 	switch {
 	case errors.Is(err, ErrNotFound), errors.As(err, &invalid):
 		return gone(nil)
 	case err != nil:
-		return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session cannot be looked up right now; try again"}).Answer()
+		return notRun("the session cannot be looked up right now; send it again")
 	case s.State == api.Ended:
 		return gone(Ended(s))
 	case s.State == api.Queued:
 		return (&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "the session is still queued; wait with GET /v1/sessions/{id}?wait=running"}).Answer()
 	}
-	return (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session is not run by this orchestrator; if the one that ran it is gone, it ends as lease_lost within seconds"}).Answer()
+	return elsewhere()
 }
 
 // joinTTL is how long a join token can be redeemed.

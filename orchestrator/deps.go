@@ -36,6 +36,11 @@ type SessionStore interface {
 	Create(ctx context.Context, s NewSession) (time.Time, error)
 	// Claim takes the oldest queued session that a free device of one of the hosts fits; ok is false when there is none.
 	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
+	// Adopt takes a running session on a device of one of the hosts whose lease ran out at most AdoptWindow ago, or was handed
+	// over: the oldest first. ok is false when there is none.
+	Adopt(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
+	// HandOver gives up the lease of a running session, and its term, with its last event so far: it can be adopted at once.
+	HandOver(ctx context.Context, last Event) error
 	// Renew extends the lease and says whether somebody asked for the session to be cancelled.
 	Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error)
 	Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error
@@ -47,7 +52,8 @@ type SessionStore interface {
 	Requeue(ctx context.Context, last Event) (again bool, err error)
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
-	// Reap ends queued sessions whose time is up and sessions whose lease ran out, and says how many.
+	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; it says
+	// how many.
 	Reap(ctx context.Context) (int, error)
 	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
 	AppendEvents(ctx context.Context, events []Event) error

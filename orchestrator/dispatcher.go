@@ -11,8 +11,9 @@ import (
 const (
 	// tick bounds what a lost notification costs.
 	tick = time.Second
-	// drainLimit is how long sessions have to end once the orchestrator is told to stop; below the 90 s that service
-	// managers wait before they kill.
+	// startedLimit is how long sessions that are starting have to run once the orchestrator is told to stop.
+	startedLimit = 20 * time.Second
+	// drainLimit is how long everything else has then; below the 90 s that service managers wait before they kill.
 	drainLimit = 45 * time.Second
 	// sweepAge is how old a sealed file must be before it can be taken for a leftover.
 	sweepEvery = time.Hour
@@ -22,13 +23,15 @@ const (
 
 // Orchestrator runs sessions.
 type Orchestrator struct {
-	deps    Deps
-	log     *zap.Logger
-	journal *journal
-	watch   *watch
-	health  *health
-	wake    chan struct{} // wakes the dispatcher; has room for one
-	tired   chan struct{} // closed drainLimit after the stop: whatever still cleans up gives up
+	deps     Deps
+	log      *zap.Logger
+	journal  *journal
+	watch    *watch
+	health   *health
+	queued   chan struct{} // wakes who claims; has room for one
+	orphaned chan struct{} // wakes who adopts; has room for one
+	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
+	tired    chan struct{} // closed drainLimit after that: whatever still cleans up gives up
 
 	mu   sync.Mutex
 	live map[string]*live // guarded by mu; by session
@@ -44,12 +47,13 @@ func New(d Deps) *Orchestrator {
 	}
 	return &Orchestrator{
 		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(),
-		wake: make(chan struct{}, 1), tired: make(chan struct{}), live: map[string]*live{},
+		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
+		live: map[string]*live{},
 	}
 }
 
-// Run claims and runs sessions until ctx is done; then it ends the running ones with the reason drained and waits for
-// them, for drainLimit and a little more. It is called once.
+// Run claims, adopts and runs sessions until ctx is done; then it hands the running ones over, waits for those that start
+// or finish, for drainLimit and a little more, and returns. It is called once.
 func (o *Orchestrator) Run(ctx context.Context) {
 	var sessions, loops sync.WaitGroup
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -61,40 +65,52 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })
 	loops.Go(func() { o.evict(linked) })
-	o.dispatch(ctx, func(c Claim, claimed time.Time) {
-		sessions.Go(func() { o.run(work, c, claimed) })
-	})
-	abandon(errDrained)
-	limit := time.AfterFunc(drainLimit, func() { close(o.tired) })
+	start := func(c Claim, claimed time.Time) { sessions.Go(func() { o.run(work, c, claimed) }) }
+	var takers sync.WaitGroup
+	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Sessions.Adopt, start) })
+	takers.Go(func() { o.take(ctx, o.queued, o.deps.Sessions.Claim, start) })
+	takers.Wait()
+	close(o.stopping)
+	limits := []*time.Timer{
+		time.AfterFunc(startedLimit, func() { abandon(errDrained) }),
+		time.AfterFunc(drainLimit, func() { close(o.tired) }),
+	}
 	sessions.Wait()
-	limit.Stop()
+	for _, l := range limits {
+		l.Stop()
+	}
+	abandon(nil)
 	unlink()
 	o.journal.close()
 	loops.Wait()
 }
 
-// dispatch starts a session for as long as one is queued and a device is free, then waits for a wake or a tick.
-func (o *Orchestrator) dispatch(ctx context.Context, start func(Claim, time.Time)) {
+// taker is one of the two ways to get a session: to claim a queued one, or to adopt one that runs.
+type taker func(ctx context.Context, holder string, hosts []string, ttl time.Duration) (Claim, bool, error)
+
+// take starts sessions for as long as there are any to get, then waits for a wake or a tick. There are never more than
+// devices of connected hosts.
+func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, get taker, start func(Claim, time.Time)) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for ctx.Err() == nil {
 		if hosts := o.deps.Fleet.Hosts(); len(hosts) > 0 {
 			begin := o.deps.Now()
-			// A claim that is cut short may have been made, and nobody would run it.
+			// What is cut short may have happened, and nobody would run the session.
 			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
-			c, ok, err := o.deps.Sessions.Claim(call, o.deps.ID, hosts, o.deps.LeaseTTL)
+			c, ok, err := get(call, o.deps.ID, hosts, o.deps.LeaseTTL)
 			cancel()
 			if ok {
 				start(c, begin)
 				continue
 			}
 			if err != nil && ctx.Err() == nil {
-				o.log.Warn("no session can be claimed", zap.Error(err))
+				o.log.Warn("no session can be claimed or adopted", zap.Error(err))
 			}
 		}
 		select {
 		case <-ctx.Done():
-		case <-o.wake:
+		case <-wake:
 		case <-t.C:
 		}
 	}
@@ -139,7 +155,10 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 }
 
 // WakeQueue says that a session was queued or a device became free.
-func (o *Orchestrator) WakeQueue() { poke(o.wake) }
+func (o *Orchestrator) WakeQueue() { poke(o.queued) }
+
+// WakeAdopt says that a session was handed over.
+func (o *Orchestrator) WakeAdopt() { poke(o.orphaned) }
 
 // WakeSession says that there is news of a session, or of any when id is empty.
 func (o *Orchestrator) WakeSession(id string) { o.watch.wake(id) }
@@ -152,6 +171,16 @@ func (o *Orchestrator) WakeCancel(id string) {
 		if id == "" || l.claim.Session == id {
 			poke(l.look)
 		}
+	}
+}
+
+// isStopping says that nothing is claimed or adopted any more.
+func (o *Orchestrator) isStopping() bool {
+	select {
+	case <-o.stopping:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -3,6 +3,8 @@
 //
 // # States
 //
+//	                                                    ┌── adopted by another orchestrator
+//	                                                    ▼ │ or the same, started anew
 //	           claim              first command can be sent        quit, idle, deadline …
 //	queued ─────────────▶ starting ─────────────▶ running ─────────────▶ finishing ──▶ ended(reason)
 //	   ▲ │  cancelled, no device in time  │ failed to start   │ host or driver lost           ▲
@@ -23,18 +25,53 @@
 //	claim → lease → open recording → start driver → restore profile → serve commands
 //	      → stop recording → capture profile → seal → release device → finish
 //
+// An adopted session has the stages before serve behind it: it gets its lease, its profile as it is stored, and its driver
+// from the host, which has been running it. A session that goes on elsewhere leaves the line at serve.
+//
 // serve blocks until the client quits, nobody sends a command for too long, time is up, or the session is cancelled.
 // What a stage must undo is deferred beside it, runs without the session's cancellation and with a deadline of its own.
 // Commands of restore and capture do not show in the session's log; what they did does, as counts.
 //
 // # Leases
 //
-// A session belongs to whoever holds its term. The claim raises the term and says until when the lease runs, by the
-// database's clock; every later write of that session says `WHERE id = … AND term = … AND state <> 'ended'` and a
+// A session belongs to whoever holds its term. Claim, adoption and handover raise the term; the first two say until when the lease
+// runs, by the database's clock. Every later write of that session says `WHERE id = … AND term = … AND state <> 'ended'` and a
 // write that matches no row means that the lease is lost. The holder renews every third of the lease time and trusts
 // the lease only until (start of the last successful attempt) + ttl − margin, by its own monotonic clock, so that it
-// stops before anyone else can start. Driver hosts refuse an older term. A session whose lease has run out is ended by
-// whichever orchestrator sees it first, with the reason lease_lost.
+// stops before anyone else can start. A holder that was stopped for longer than that, or slept, finds its lease lost before it
+// sends anything else; what it had sent already is refused by the driver host, which takes no frame of an older term.
+//
+// # Sessions that outlive their orchestrator
+//
+// The driver on the host outlives the orchestrator, and what it has of the session outlives the lease:
+//
+//	            lease runs out                          AdoptWindow, 60 s                     host.OrphanLimit, 90 s
+//	killed ───────────────────▶ running, nobody's ───────────────────────▶ ended(lease_lost)   from the last command socket:
+//	            ≤ ttl, 15 s        │                                                           the host ends it and wipes
+//	stopped ──── handed over ──────┤ an orchestrator that the host is connected to: term + 1,
+//	            at once            ▼ then adopt on its control socket
+//	                            running, adopted: same driver, same pages, same profile lease, same device
+//
+// An orchestrator that cannot trust a lease any more, or is told to stop, leaves the session: it takes no more commands for it
+// (they are answered with data.outcome "not_run": send them again), waits 10 s at most for those that run (2 s without a lease),
+// ends its sockets, and does not tell the host to end anything. A handover gives up the lease and the term in one write and tells the others.
+// One that is stopped lets sessions that are starting start, for 20 s, and hands them over as well; those that did not make it
+// end as drained, those that are finishing finish.
+//
+// Everybody looks for sessions to adopt every second, and when told of a handover, among those whose hosts are
+// connected. A command that comes meanwhile waits for the adoption, for the lease time and a little more. An adoption whose host is lost in its
+// middle is handed over again; when the host does not have the session (any more) it ends as host_lost. A session that was starting or
+// finishing without its holder is not adopted but ended as lease_lost; its device is free once its host says so.
+//
+// A session may run for max_seconds from when it first ran, whoever has it; idle_seconds count anew from the adoption. Commands
+// that were sent before are run once, in order, and never again: the host's journal knows them. Those of a client's connection that went
+// with the orchestrator are waited for and let go.
+//
+// Known limits. A recording ends with its orchestrator: what had arrived is sealed as partial, by the one that is stopped, or by the next that
+// opens the spool; the adopting one tells the host to stop recording and logs recording_failed. The report of the profile's restore
+// is lost too, so that an adopted session's capture takes nothing for deleted: a cookie that the customer removed before stays in the
+// profile. It looks at the sites of the profile and at the pages that the host remembers. Commands of the last moment
+// before a kill may be missing from the session's log.
 //
 // A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
 // trusted, or while a stage's own limit lasts.

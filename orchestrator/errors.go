@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
@@ -23,13 +24,14 @@ const (
 	DeviceUnavailable Reason = "device_unavailable" // no device was free for queue_seconds, or the device refused
 	HostLost          Reason = "host_lost"          // the driver host, or the way to it, is gone
 	DriverFailed      Reason = "driver_failed"      // the driver or the browser did not start, or died
-	LeaseLost         Reason = "lease_lost"         // the orchestrator that ran it is gone
+	LeaseLost         Reason = "lease_lost"         // the orchestrator that ran it is gone, and no other could go on with it
 	ProfileHeld       Reason = "profile_held"       // another session uses the profile
 	ProfileConflict   Reason = "profile_conflict"   // the profile changed, or cannot be opened
 	RecordingFailed   Reason = "recording_failed"   // a recording was asked for and could not be opened
 	Quota             Reason = "quota"              // over the account's quota
-	Drained           Reason = "drained"            // the orchestrator was stopped
+	Drained           Reason = "drained"            // the orchestrator was stopped before the session had started
 	Internal          Reason = "internal"           // a defect of ours
+	StreamOverflow    Reason = "stream_overflow"    // too many commands or answers are not acknowledged
 )
 
 // Ending is a row of the table of endings.
@@ -51,13 +53,14 @@ func Endings() map[Reason]Ending {
 		DeviceUnavailable: {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "no matching device was free in time; try again later or raise timeouts.queue_seconds"},
 		HostLost:          {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the driver host was lost; start a new session"},
 		DriverFailed:      {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the browser or its driver failed; start a new session"},
-		LeaseLost:         {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the orchestrator that ran the session is gone; start a new session"},
+		LeaseLost:         {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the orchestrator that ran the session is gone, and no other could go on with it in time; start a new session"},
 		ProfileHeld:       {http.StatusConflict, webdriver.SessionNotCreated, true, "another session uses the profile; wait until it has ended"},
 		ProfileConflict:   {http.StatusConflict, webdriver.SessionNotCreated, false, "the profile's saved state changed or cannot be opened; it was left as it is"},
 		RecordingFailed:   {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "the recording could not be started; try again, or set recording to false"},
 		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the limit; try again later"},
-		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the orchestrator was stopped for maintenance; start a new session"},
+		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the orchestrator was stopped for maintenance before the session had started; start a new session"},
 		Internal:          {http.StatusInternalServerError, webdriver.UnknownError, true, "a defect of ours; start a new session and tell us the session id"},
+		StreamOverflow:    {http.StatusGone, webdriver.InvalidSessionID, false, fmt.Sprintf("more than %d commands, or more than %d MiB of answers, were not acknowledged; take the answers before you send more", wire.MaxOutstanding, wire.MaxKept>>20)},
 	}
 }
 
@@ -67,6 +70,7 @@ type EndError struct {
 	Detail string // may be empty
 	cause  error
 	again  bool // the session may be queued again: nothing of it has happened yet
+	left   bool // the session goes on, without this orchestrator
 }
 
 func (e *EndError) Error() string {

@@ -14,6 +14,8 @@ const (
 	EventQueued           EventKind = "queued"
 	EventStarting         EventKind = "starting"          // claimed: Term
 	EventRequeued         EventKind = "requeued"          // the device was taken after all
+	EventHandedOver       EventKind = "handed_over"       // its orchestrator was stopped, or lost the lease: the session goes on
+	EventAdopted          EventKind = "adopted"           // another orchestrator goes on with it: Term
 	EventRecording        EventKind = "recording"         // the host records, for Took already
 	EventDriverStarted    EventKind = "driver_started"    // Took
 	EventProfileRestored  EventKind = "profile_restored"  // Generation, Took, counts

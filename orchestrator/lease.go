@@ -12,10 +12,14 @@ import (
 // slower than the database's, and for the stop itself.
 const leaseMargin = 3 * time.Second
 
+// AdoptWindow is how long after the end of its lease a running session can still be adopted. With a lease time below 30 s it
+// is over before the host ends a session that nobody came for.
+const AdoptWindow = 60 * time.Second
+
 // Why a session's context is cancelled.
 var (
 	errCancelled = errors.New("cancelled by request")
-	errDrained   = errors.New("the orchestrator is stopping")
+	errDrained   = errors.New("the orchestrator is stopping") // ... before the session had started
 )
 
 // hold keeps the lease of c until ctx is done: it renews every third of the lease time, and at once on a wake from

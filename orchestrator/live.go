@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
@@ -24,19 +23,20 @@ type device interface {
 
 var _ device = (*driverproxy.Session)(nil)
 
-// maxVisited bounds how many pages of a session are remembered for the capture of its profile.
-const maxVisited = 256
-
 // live is a session that this process runs. The line in run.go owns it; commands come to it from any goroutine.
 type live struct {
 	claim   Claim
 	journal *journal
 	now     func() time.Time
+	began   time.Time // when it was claimed or adopted
 
 	look    chan struct{} // wakes hold: somebody may have cancelled the session
 	serving chan struct{} // closed when commands are taken
 	closed  chan struct{} // closed when the session takes no more commands
-	over    chan struct{} // closed when the session has ended
+	quiet   chan struct{} // has an element when the last command that ran has ended
+	over    chan struct{} // closed when the session has ended, or is another orchestrator's
+
+	visits webdriver.Visits
 
 	logging sync.Mutex // guards seq; apart from mu, because the journal may make its callers wait
 	seq     int64
@@ -46,13 +46,12 @@ type live struct {
 	inflight int
 	idleAt   time.Time // when the last command ended
 	end      *EndError // the first reason to end wins
-	visited  []string  // pages without their query, in order of the first visit
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {
 	return &live{
-		claim: c, journal: j, now: now, seq: c.LastEvent,
-		look: make(chan struct{}, 1), serving: make(chan struct{}), closed: make(chan struct{}), over: make(chan struct{}),
+		claim: c, journal: j, now: now, began: now(), seq: c.LastEvent,
+		look: make(chan struct{}, 1), serving: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 }
 
@@ -87,22 +86,39 @@ func (l *live) stop(e *EndError) {
 	}
 }
 
-// serve takes commands until there is a reason to end.
-func (l *live) serve(ctx context.Context, d device) *EndError {
+// conclude is stop with what the session came to in the end.
+func (l *live) conclude(e *EndError) {
+	l.stop(e)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end = e
+}
+
+// serve takes commands until there is a reason to end. When stopping is closed, or the lease is lost, the session is not
+// ended but left: what it returns then says so.
+func (l *live) serve(ctx context.Context, d device, stopping <-chan struct{}) *EndError {
 	l.mu.Lock()
 	l.device, l.idleAt = d, l.now()
 	l.mu.Unlock()
 	close(l.serving)
 
-	deadline := time.NewTimer(l.claim.Max)
+	deadline := time.NewTimer(l.remaining())
 	defer deadline.Stop()
 	idle := time.NewTimer(l.claim.Idle)
 	defer idle.Stop()
 	for {
 		select {
 		case <-l.closed:
+		case <-stopping:
+			l.stop(leave(nil))
+			if l.leaving() && l.settle(ctx.Done(), d.Done(), settleLimit) {
+				return endOf(d.Err()) // there is nothing to hand over any more
+			}
 		case <-ctx.Done():
-			l.stop(endOf(context.Cause(ctx)))
+			l.stop(unlessLost(context.Cause(ctx)))
+			if l.leaving() {
+				l.settle(nil, d.Done(), leaseMargin-time.Second)
+			}
 		case <-d.Done():
 			l.stop(endOf(d.Err()))
 		case <-deadline.C:
@@ -152,12 +168,7 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	l.inflight++
 	d := l.device
 	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.inflight--
-		l.idleAt = l.now()
-	}()
+	defer l.ran()
 
 	if bad := c.Parameters(); bad != nil {
 		return bad.Answer()
@@ -171,7 +182,9 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	defer cancel()
 	if route == webdriver.RouteCloseWindow && lastWindow(call, d) {
 		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
-		l.quit()
+		if !l.quit() {
+			return elsewhere()
+		}
 		a, _ := webdriver.ValueAnswer([]string{})
 		return a
 	}
@@ -193,10 +206,25 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	return a
 }
 
-// quit ends the session as its client wants it. It is a command like any other in the log.
-func (l *live) quit() {
+// ran ends what inflight counts.
+func (l *live) ran() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.idleAt = l.now()
+	if l.inflight--; l.inflight == 0 {
+		poke(l.quiet)
+	}
+}
+
+// quit ends the session as its client wants it. It is a command like any other in the log. It is false for a session that
+// goes on elsewhere, and has to be quit there.
+func (l *live) quit() bool {
+	if l.leaving() {
+		return false
+	}
 	l.emit(Event{Kind: EventCommand, Route: webdriver.RouteDeleteSession, Status: http.StatusOK})
 	l.stop(endWith(Completed, nil))
+	return !l.leaving()
 }
 
 // lastWindow says whether the current window is the only one there is.
@@ -213,50 +241,19 @@ func ask(ctx context.Context, d device, path string, v any) bool {
 
 // notice remembers the pages a session was at: its profile is captured from them.
 func (l *live) notice(r webdriver.Route, body []byte, a webdriver.Answer) {
-	var at string
-	switch r {
-	case webdriver.RouteNavigateTo:
-		var v struct {
-			URL string `json:"url"`
-		}
-		_ = json.Unmarshal(body, &v) // the driver took it
-		at = v.URL
-	case webdriver.RouteGetCurrentURL:
-		_ = a.Value(&at)
-	default:
-		return
-	}
-	l.visit(at)
+	l.visits.Notice(r, body, a)
 }
 
-func (l *live) visit(at string) {
-	u, err := url.Parse(at)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return
-	}
-	// The path says which folders' cookies can be seen; the query is nobody's business.
-	page := u.Scheme + "://" + u.Host + u.EscapedPath()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, v := range l.visited {
-		if v == page {
-			return
-		}
-	}
-	if len(l.visited) < maxVisited {
-		l.visited = append(l.visited, page)
-	}
-}
+func (l *live) visit(at string) { l.visits.Add(at) }
 
-func (l *live) pages() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return append([]string(nil), l.visited...)
-}
+func (l *live) pages() []string { return l.visits.Pages() }
 
 // gone is the answer to a command that came too late.
 func gone(e *EndError) webdriver.Answer {
 	w := &webdriver.Error{Code: webdriver.InvalidSessionID, Message: "there is no such session"}
+	if e != nil && e.left {
+		return elsewhere()
+	}
 	if e != nil {
 		row := Endings()[e.Reason]
 		w.Code, w.Message = row.W3C, e.Error()
@@ -279,10 +276,14 @@ func endOf(err error) *EndError {
 		switch f.Code {
 		case wire.FailureDevice, wire.FailureStaleTerm:
 			r = DeviceUnavailable
-		case wire.FailureShutdown:
+		case wire.FailureShutdown, wire.FailureGone:
 			r = HostLost
+		case wire.FailureOverflow:
+			r = StreamOverflow
 		}
 		return &EndError{Reason: r, Detail: f.Message, cause: err}
+	case errors.Is(err, driverproxy.ErrOverflow):
+		return &EndError{Reason: StreamOverflow, cause: err}
 	case errors.Is(err, driverproxy.ErrHostLost), errors.Is(err, driverproxy.ErrClosed):
 		return &EndError{Reason: HostLost, cause: err}
 	case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrUnavailable):

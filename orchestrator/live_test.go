@@ -74,7 +74,7 @@ func served(t *testing.T, d *scripted, f func(ctx context.Context, l *live)) (en
 		over := make(chan struct{})
 		go func() {
 			defer close(over)
-			end = l.serve(context.Background(), d)
+			end = l.serve(context.Background(), d, nil)
 		}()
 		f(t.Context(), l)
 		<-over
@@ -306,7 +306,7 @@ func TestLeavingDoesNotHideTheNextLife(t *testing.T) {
 // Every reason has its row, and a row never claims success.
 func TestEndings(t *testing.T) {
 	reasons := []Reason{Completed, Cancelled, Idle, Deadline, CommandDeadline, DeviceUnavailable, HostLost, DriverFailed, LeaseLost,
-		ProfileHeld, ProfileConflict, RecordingFailed, Quota, Drained, Internal}
+		ProfileHeld, ProfileConflict, RecordingFailed, Quota, Drained, Internal, StreamOverflow}
 	table := Endings()
 	if len(table) != len(reasons) {
 		t.Errorf("%d rows for %d reasons", len(table), len(reasons))

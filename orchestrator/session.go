@@ -47,11 +47,14 @@ type Claim struct {
 	Host, Device string
 	Recording    bool
 	Placement    place.Placement
-	Capabilities json.RawMessage
+	Capabilities json.RawMessage // what the driver is asked for; of an adopted session, what its client was told
 	Idle         time.Duration
 	Max          time.Duration
 	Command      time.Duration
 	LastEvent    int64 // the newest event's Seq
+
+	Adopted bool          // it runs already, on the device: its former holder is gone
+	Ran     time.Duration // how long it has been running then, by the database's clock
 }
 
 // plan turns the request into a NewSession with its defaults.

@@ -39,7 +39,7 @@ type config struct {
 	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, recorded sessions of accounts with replicated recordings end as recording_failed)"`
 
 	QueueLimit  int           `default:"1000" help:"Sessions that may be queued at once; one more is answered with 429."`
-	LeaseTTL    time.Duration `default:"15s" help:"How long a session outlives the orchestrator that ran it before it is ended as lease_lost."`
+	LeaseTTL    time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
 	LogLevel    string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
 	Development bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
 }
@@ -82,8 +82,8 @@ func (c *config) Validate() error {
 	if c.QueueLimit < 1 {
 		bad("--queue-limit: at least 1")
 	}
-	if c.LeaseTTL < 6*time.Second {
-		bad("--lease-ttl: at least 6s")
+	if c.LeaseTTL < 6*time.Second || c.LeaseTTL > 30*time.Second {
+		bad("--lease-ttl: 6s to 30s; hosts keep a session that nobody comes for 90s")
 	}
 	errs = append(errs, c.EU.validate("eu", c.Development))
 	if c.US != (s3{}) {

@@ -145,7 +145,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 			gateway.Nudge(name)
 			o.WakeHost(name)
 		}
-		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Hosts: hosts, Session: o.WakeSession, Cancel: o.WakeCancel,
+		store.Listen(background, pgstore.Wakes{Queue: o.WakeQueue, Adopt: o.WakeAdopt, Hosts: hosts, Session: o.WakeSession, Cancel: o.WakeCancel,
 			Gateway: func(string) {
 				select {
 				case wake <- struct{}{}:
@@ -155,14 +155,16 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	})
 	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 
-	o.Run(work) // returns when stopped, and every session has ended
+	o.Run(work) // returns when stopped, and every session has ended or was handed over
 
 	log.Info("stopping")
+	// The hosts first: they keep the sessions for whoever adopts them, and commands that still run are answered as unknown.
+	left := closeWithin(10*time.Second, fleet.Close)
 	err = closeWithin(10*time.Second, publicServer.Shutdown)
 	if err != nil { // followers and streams do not end by themselves
 		err = publicServer.Close()
 	}
-	err = errors.Join(err, closeWithin(10*time.Second, fleet.Close), fleetServer.Close(), metricsServer.Close())
+	err = errors.Join(err, left, fleetServer.Close(), metricsServer.Close())
 	group.Wait()
 	stopBackground()
 	loops.Wait()

@@ -2,6 +2,7 @@ package host
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -108,5 +109,18 @@ func TestReservedPortsAreOneSessionsOnly(t *testing.T) {
 	a.freePorts(slices.Collect(maps.Keys(seen)))
 	if len(a.ports) != 0 {
 		t.Errorf("%d ports stay reserved", len(a.ports))
+	}
+}
+
+// What a customer's pages are called must not make an adoption longer than a control message.
+func TestVisitedPagesFitIntoAMessage(t *testing.T) {
+	var s session
+	for i := range 2 * webdriver.MaxVisits {
+		s.visits.Add(fmt.Sprintf("https://%d%s/%s", i, strings.Repeat("&", 250), strings.Repeat("&", 250)))
+	}
+	pages := s.visits.Pages()
+	b, err := wire.Control{Assigned: &wire.Assigned{Session: "s", Term: 1, Visited: pages, Capabilities: []byte(`{}`)}}.Encode()
+	if len(pages) != webdriver.MaxVisits || err != nil || len(b) > wire.MaxControl/2 {
+		t.Fatalf("%d pages in %d bytes, %v", len(pages), len(b), err)
 	}
 }

@@ -306,6 +306,9 @@ func TestAdoption(t *testing.T) {
 	if string(session.Capabilities()) != string(old.Capabilities()) {
 		t.Errorf("capabilities %s, were %s", session.Capabilities(), old.Capabilities())
 	}
+	if got := session.Visited(); fmt.Sprint(got) != "[http://site/]" {
+		t.Errorf("the session was at %v", got)
+	}
 	var numbers []uint64
 	for _, k := range session.Kept() {
 		answer, r, err := session.Await(ctx, k)

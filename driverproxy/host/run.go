@@ -330,7 +330,7 @@ func (a *agent) adopt(l *link, m wire.Adopt) {
 		answer.Failure = &wire.Failure{Code: wire.FailureGone, Message: "the host does not run the session"}
 	default:
 		a.terms.see(m.Session, m.Term)
-		answer.Capabilities, s.epoch = s.assigned, l.epoch
+		answer.Capabilities, answer.Visited, s.epoch = s.assigned, s.visits.Pages(), l.epoch
 		s.owner.change(l, m.Term)
 		s.log.Info("another orchestrator has the session", zap.Int64("new_term", m.Term))
 	}

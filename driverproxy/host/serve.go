@@ -160,6 +160,9 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 	if answer.Status == http.StatusNotFound && s.sessionGone(answer, mayClose) {
 		s.fail(failed(wire.FailureDriver, "the driver has lost its browser"))
 	}
+	if answer.Status < 400 {
+		s.visits.Notice(route, c.Body, answer)
+	}
 	answer = w3c(answer)
 	return wire.Answer{Seq: c.Seq, Outcome: wire.OutcomeDone, Status: answer.Status, Took: took, Body: answer.Body}
 }

@@ -34,6 +34,7 @@ type session struct {
 	over   chan struct{} // closed when the device is free again
 	halt   chan struct{} // buffered: the recording is to stop
 	broken chan *wire.Failure
+	visits webdriver.Visits // for who adopts the session: its profile is captured from them
 
 	// guarded by agent.mu
 	waiting  []reply         // who waits for released

@@ -103,6 +103,7 @@ type Assigned struct {
 	Session      string          `json:"session"`
 	Term         int64           `json:"term"`
 	Capabilities json.RawMessage `json:"capabilities,omitempty"` // what the driver matched
+	Visited      []string        `json:"visited,omitempty"`      // after an adopt: pages that the session was at, without their query
 	Failure      *Failure        `json:"failure,omitempty"`
 }
 

@@ -21,7 +21,8 @@
 // heartbeats carry the round trip of the one before. A recording has up to [MaxLanes] sockets and a window; [Held].
 //
 // Version 3 (2026-11-27): sessions outlive their sockets and their orchestrator. A command socket begins with [Resume] and
-// [Resumed]; commands have an [Origin]; [Hello] lists the sessions that run, and [Adopt] takes one over.
+// [Resumed]; commands have an [Origin]; [Hello] lists the sessions that run, and [Adopt] takes one over; [Assigned] then
+// says where the session was.
 //
 // Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
 package wire

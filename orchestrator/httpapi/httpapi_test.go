@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
@@ -433,15 +434,29 @@ func TestHostLost(t *testing.T) {
 	}
 }
 
-func TestStoppedOrchestratorDrains(t *testing.T) {
+// What runs goes on without the orchestrator, for another to adopt it. What is starting is started first.
+func TestStoppedOrchestratorLeavesItsSessions(t *testing.T) {
 	r := newRig(t, 2, 10)
-	running := []string{r.running(t, api.CreateSession{}).ID, r.running(t, api.CreateSession{}).ID}
+	r.configure = func(d *drivertest.Driver) {
+		d.Inject(drivertest.Fault{NewSession: true, Effect: drivertest.Delay, For: time.Second})
+	}
+	running := r.running(t, api.CreateSession{}).ID
+	d := <-r.drivers
+	starting, err := r.client.CreateSession(t.Context(), unrecorded(api.CreateSession{}))
+	must(t, err)
+	<-r.drivers
 	r.stop()
-	for _, id := range running {
+	for _, id := range []string{running, starting.ID} {
 		v, err := r.store.Get(t.Context(), id)
-		if err != nil || v.State != api.Ended || v.Reason != "drained" {
+		if err != nil || v.State != api.Running || v.Device == "" {
 			t.Fatalf("%+v, %v", v, err)
 		}
+	}
+	if open, _ := d.Sessions(); open != 1 {
+		t.Fatal("the driver's session was ended")
+	}
+	if c, ok, err := r.store.Adopt(t.Context(), "other", []string{"mac-1"}, time.Minute); !ok || err != nil {
+		t.Fatalf("%+v, %v, %v", c, ok, err)
 	}
 }
 

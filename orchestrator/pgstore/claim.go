@@ -44,32 +44,14 @@ FROM ses`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
-	var c orchestrator.Claim
-	var caps string
-	var idle, maximum, command int
-	var ignore bool
-	err := s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()).Scan(&c.Session, &c.Term, &c.Account, &c.Profile,
-		&c.Host, &c.Device, &c.Recording, &c.Placement, &caps, &idle, &maximum, &command, &c.LastEvent, &ignore)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return c, false, nil
-	}
-	if err != nil {
-		return c, false, unavailable(err)
-	}
-	if caps != "" {
-		c.Capabilities = json.RawMessage(caps)
-	}
-	c.Idle = time.Duration(idle) * time.Second
-	c.Max = time.Duration(maximum) * time.Second
-	c.Command = time.Duration(command) * time.Second
-	return c, true, nil
+	return scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()))
 }
 
 // Renew implements orchestrator.SessionStore.
 func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		UPDATE sessions SET lease_until = now() + make_interval(secs => $3)
-		WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING cancelled`, session, term, ttl.Seconds()).Scan(&cancelled)
+		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing') RETURNING cancelled`, session, term, ttl.Seconds()).Scan(&cancelled)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, orchestrator.ErrLeaseLost
 	}
@@ -140,23 +122,27 @@ func (s *Store) Cancel(ctx context.Context, session string) error {
 	return nil
 }
 
-// Reap implements orchestrator.SessionStore.
+const reapSQL = `
+WITH late AS (
+    SELECT id, state FROM sessions
+    WHERE (state = 'queued' AND queue_until <= now())
+       OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
+           AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1)))
+    FOR UPDATE SKIP LOCKED),
+s AS (
+    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,
+           reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END
+    FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
+d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
+e AS (
+    INSERT INTO session_events (session, seq, at, kind, term, reason)
+    SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
+    ON CONFLICT DO NOTHING)
+SELECT pg_notify('` + chanSession + `', id), pg_notify('` + chanQueue + `', '') FROM s`
+
+// Reap implements orchestrator.SessionStore. Whoever adopts a running session has AdoptWindow for it. The device of a session
+// that is ended here is free once its host says so: the host ends what nobody comes for.
 func (s *Store) Reap(ctx context.Context) (int, error) {
-	tag, err := s.pool.Exec(ctx, `
-		WITH late AS (
-		    SELECT id, state FROM sessions
-		    WHERE (state = 'queued' AND queue_until <= now())
-		       OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now())
-		    FOR UPDATE SKIP LOCKED),
-		s AS (
-		    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,
-		           reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END
-		    FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
-		d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
-		e AS (
-		    INSERT INTO session_events (session, seq, at, kind, term, reason)
-		    SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
-		    ON CONFLICT DO NOTHING)
-		SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s`)
+	tag, err := s.pool.Exec(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
 	return int(tag.RowsAffected()), unavailable(err)
 }

@@ -3,8 +3,11 @@ package pgstore
 import (
 	"context"
 	"encoding/base64"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 func (s *Store) exec(t testing.TB, sql string, args ...any) {
@@ -87,4 +90,83 @@ func (s *Store) AgeBeats() {
 	old := *s.beats.last
 	old.at = old.at.Add(-time.Minute)
 	s.beats.last = &old
+}
+
+// AgeLease makes a session's lease run out so much earlier.
+func (s *Store) AgeLease(t testing.TB, session string, by time.Duration) {
+	s.exec(t, `UPDATE sessions SET lease_until = lease_until - make_interval(secs => $2) WHERE id = $1`, session, by.Seconds())
+}
+
+// AgeRunning makes a session one that began to run so much earlier.
+func (s *Store) AgeRunning(t testing.TB, session string, by time.Duration) {
+	s.exec(t, `UPDATE sessions SET running_at = running_at - make_interval(secs => $2) WHERE id = $1`, session, by.Seconds())
+}
+
+// ManyRunning adds sessions that run under a valid lease, each on a device of its own, and as many that have ended.
+func (s *Store) ManyRunning(t testing.TB, n int) {
+	s.exec(t, `INSERT INTO sessions (id, account, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, state, lease_until, host, device, running_at)
+		SELECT 'many-' || i, 'a', false, 'eu', 60, 3600, 60, now(), 'running', now() + interval '1 hour', 'mac-1', 'many-' || i, now() FROM generate_series(1, $1) i`, n)
+	s.exec(t, `INSERT INTO sessions (id, account, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, state, reason, ended_at)
+		SELECT 'over-' || i, 'a', false, 'eu', 60, 3600, 60, now(), 'ended', 'completed', now() FROM generate_series(1, $1) i`, n)
+	s.exec(t, `INSERT INTO devices (host, name, kind, model, platform_name, platform_version, state, session)
+		SELECT 'mac-1', 'many-' || i, '', '', '', '', 'busy', 'many-' || i FROM generate_series(1, $1) i`, n)
+	s.exec(t, `ANALYZE sessions, devices`)
+}
+
+// ExplainAdopt and ExplainReap are the plans of the statements.
+func (s *Store) ExplainAdopt(t testing.TB, hosts []string) string {
+	return s.explain(t, adoptSQL, "test", hosts, 60.0, 60.0)
+}
+
+func (s *Store) ExplainReap(t testing.TB) string { return s.explain(t, reapSQL, 60.0) }
+
+func (s *Store) explain(t testing.TB, sql string, args ...any) (plan string) {
+	t.Helper()
+	rows, err := s.pool.Query(t.Context(), `EXPLAIN `+sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// SetLease makes a session's lease one with so much left.
+func (s *Store) SetLease(t testing.TB, session string, left time.Duration) {
+	s.exec(t, `UPDATE sessions SET lease_until = now() + make_interval(secs => $2) WHERE id = $1`, session, left.Seconds())
+}
+
+// FreeDevices makes every device one that its host calls ready.
+func (s *Store) FreeDevices(t testing.TB) {
+	s.exec(t, `UPDATE devices SET state = 'ready'`)
+}
+
+// Lease is how a session is held.
+type Lease struct {
+	ID, State string
+	Term      int64
+	Holder    string
+	Left      *time.Duration
+	Device    bool // it has one
+}
+
+// Leases are those of all sessions.
+func (s *Store) Leases(t testing.TB) map[string]Lease {
+	t.Helper()
+	rows, err := s.pool.Query(t.Context(), `
+		SELECT id, state, term, holder, lease_until - now(), EXISTS (SELECT FROM devices d WHERE d.session = sessions.id) FROM sessions`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Lease])
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]Lease{}
+	for _, l := range list {
+		all[l.ID] = l
+	}
+	return all
 }

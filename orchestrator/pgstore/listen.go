@@ -12,6 +12,7 @@ import (
 // which means "anything may have changed".
 type Wakes struct {
 	Queue   func()
+	Adopt   func() // may be nil
 	Hosts   func(name string)
 	Session func(id string)
 	Cancel  func(id string)
@@ -44,16 +45,20 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 	// A connection that listens must not go back to the pool.
 	c := conn.Hijack()
 	defer c.Close(context.WithoutCancel(ctx))
-	for _, channel := range []string{chanQueue, chanHosts, chanSession, chanCancel, chanGateway} {
+	for _, channel := range []string{chanQueue, chanAdopt, chanHosts, chanSession, chanCancel, chanGateway} {
 		if _, err := c.Exec(ctx, "LISTEN "+channel); err != nil {
 			return err
 		}
+	}
+	if w.Adopt == nil {
+		w.Adopt = func() {}
 	}
 	if w.Gateway == nil {
 		w.Gateway = func(string) {}
 	}
 	connected()
 	w.Queue()
+	w.Adopt()
 	w.Hosts("")
 	w.Session("")
 	w.Cancel("")
@@ -66,6 +71,8 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 		switch n.Channel {
 		case chanQueue:
 			w.Queue()
+		case chanAdopt:
+			w.Adopt()
 		case chanHosts:
 			w.Hosts(n.Payload)
 		case chanSession:

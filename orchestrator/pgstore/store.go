@@ -29,6 +29,7 @@ var migrations embed.FS
 // Channels of LISTEN/NOTIFY. A payload is an identifier or empty.
 const (
 	chanQueue   = "driftstack_queue"   // a session was queued or a device became free
+	chanAdopt   = "driftstack_adopt"   // a session was handed over
 	chanSession = "driftstack_session" // payload: a session whose state or log changed
 	chanCancel  = "driftstack_cancel"  // payload: a session that shall end
 	chanHosts   = "driftstack_hosts"   // payload: a host that was invited, joined, rotated or removed

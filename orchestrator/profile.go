@@ -1,0 +1,115 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/profilestate"
+)
+
+// openedProfile is the profile stage of one session; every method does nothing when it has no profile.
+type openedProfile struct {
+	o        *Orchestrator
+	l        *live
+	ref      profilestate.Ref
+	current  profilestate.Generation
+	snapshot *profilestate.Snapshot // nil: it could not be opened, and is not saved
+	restored profilestate.Report    // of an adopted session the zero one: nothing is taken for deleted
+}
+
+func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile, error) {
+	p := &openedProfile{o: o, l: l, ref: profilestate.Ref{Account: l.claim.Account, Profile: l.claim.Profile}}
+	if l.claim.Profile == "" {
+		return p, nil
+	}
+	err := o.patiently(ctx, func() (err error) {
+		p.snapshot, p.current, err = o.deps.Profiles.Load(ctx, p.ref)
+		return err
+	})
+	if err != nil && l.claim.Adopted && ctx.Err() == nil {
+		// The session runs, and its client wants it more than what it leaves behind.
+		o.log.Error("the profile of an adopted session cannot be opened, and will not be saved", zap.String("session", l.claim.Session),
+			zap.String("profile", l.claim.Profile), cause(err))
+		p.snapshot, err = nil, nil
+	}
+	return p, err
+}
+
+func (p *openedProfile) restore(ctx context.Context, dev device) error {
+	if p.l.claim.Profile == "" || p.current.Number == 0 || p.l.claim.Adopted {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, restoreLimit)
+	defer cancel()
+	begin := p.o.deps.Now()
+	var err error
+	if p.restored, err = profilestate.Restore(ctx, driver{dev}, p.snapshot); err != nil {
+		return err
+	}
+	n := p.restored.Counts()
+	p.l.emit(Event{Kind: EventProfileRestored, Generation: p.current.Number, Took: p.o.deps.Now().Sub(begin),
+		Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped + n.Unsupported})
+	return nil
+}
+
+// save captures, seals and publishes the profile, and returns the new generation's number. When it cannot, the
+// generation before stays the current one and the log says so.
+func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int64 {
+	if p.l.claim.Profile == "" {
+		return 0
+	}
+	switch end.Reason {
+	case HostLost, DriverFailed, LeaseLost, CommandDeadline, StreamOverflow:
+		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: end.Reason})
+		return 0
+	}
+	if p.snapshot == nil {
+		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: ProfileConflict})
+		return 0
+	}
+	ctx, cancel := p.o.cleanup(ctx, captureLimit)
+	defer cancel()
+	begin := p.o.deps.Now()
+	next, n, err := p.capture(ctx, dev)
+	if err != nil {
+		reason := endOf(err).Reason
+		if errors.Is(err, profilestate.ErrConflict) {
+			reason = ProfileConflict
+		}
+		p.o.log.Warn("profile not saved", zap.String("session", p.l.claim.Session), zap.String("profile", p.l.claim.Profile), cause(err))
+		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: reason})
+		return 0
+	}
+	p.l.emit(Event{Kind: EventProfileSaved, Generation: next.Number, BytesOut: next.Bytes, Took: p.o.deps.Now().Sub(begin),
+		Captured: n.Captured, Kept: n.Kept, Removed: n.Removed})
+	return next.Number
+}
+
+func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.Generation, profilestate.Counts, error) {
+	visited := profilestate.Visited{Origins: p.pages()}
+	snapshot, report, err := profilestate.Capture(ctx, driver{dev}, visited, p.snapshot, p.restored)
+	if err != nil {
+		return profilestate.Generation{}, profilestate.Counts{}, err
+	}
+	// Committing again is safe: the compare-and-swap lets one of the attempts win.
+	var next profilestate.Generation
+	err = p.o.patiently(ctx, func() (err error) {
+		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.current, snapshot, p.l.claim.Session, p.l.claim.Term)
+		return err
+	})
+	return next, report.Counts(), err
+}
+
+// pages are those to look at for state. An adopted session was at others before, of which its host remembers those that its
+// client named or asked for; the sites of its profile are looked at in any case, so that no login that was renewed is lost.
+func (p *openedProfile) pages() []string {
+	pages := p.l.pages()
+	if p.l.claim.Adopted {
+		for _, o := range p.snapshot.Origins {
+			pages = append(pages, o.Origin)
+		}
+	}
+	return pages
+}
