@@ -36,6 +36,24 @@ const MaxPing = 20 * time.Second
 // fragment is how many bytes must move within Limits.Stuck.
 const fragment = 64 << 10
 
+// Close codes, RFC 6455 section 7.4.1.
+const (
+	CloseNormal = websocket.CloseNormalClosure
+	CloseAway   = websocket.CloseGoingAway
+	ClosePolicy = websocket.ClosePolicyViolation
+)
+
+// StatusError is a server's refusal to open a socket.
+type StatusError struct {
+	Status int
+	Header http.Header
+	Body   []byte // its first KiB
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("HTTP %d: %.256s", e.Status, bytes.TrimSpace(e.Body))
+}
+
 // Limits bounds a socket.
 type Limits struct {
 	MaxMessage int64         // a longer message breaks the socket
@@ -75,7 +93,7 @@ func (e *Endpoint) Dial(ctx context.Context, dial DialFunc, url string, l Limits
 	return e.DialWith(ctx, dial, url, nil, l)
 }
 
-// DialWith is Dial with request headers. A nil dial is the net package's own.
+// DialWith is Dial with request headers. A nil dial is the net package's own. A *[StatusError] when the server refused.
 func (e *Endpoint) DialWith(ctx context.Context, dial DialFunc, url string, header http.Header, l Limits) (*Conn, error) {
 	d := websocket.Dialer{
 		NetDialContext:   dial,
@@ -86,8 +104,8 @@ func (e *Endpoint) DialWith(ctx context.Context, dial DialFunc, url string, head
 	ws, answer, err := d.DialContext(ctx, url, header)
 	if err != nil {
 		if answer != nil {
-			why, _ := io.ReadAll(io.LimitReader(answer.Body, 256)) // gorilla has read it already: this cannot block
-			return nil, fmt.Errorf("socket: %s: HTTP %d: %s", url, answer.StatusCode, bytes.TrimSpace(why))
+			why, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<10)) // gorilla has read it already: this cannot block
+			return nil, fmt.Errorf("socket: %s: %w", url, &StatusError{Status: answer.StatusCode, Header: answer.Header, Body: why})
 		}
 		return nil, fmt.Errorf("socket: %s: %w", url, err)
 	}
@@ -308,11 +326,23 @@ func Goodbye(err error) (reason string, bye bool) {
 	return "", false
 }
 
+// Closed says whether a read failed because the peer closed the socket with a code, and the reason that it gave.
+func Closed(err error) (code int, reason string, closed bool) {
+	var c *websocket.CloseError
+	if errors.As(err, &c) && c.Code != websocket.CloseAbnormalClosure { // which is that it did not
+		return c.Code, c.Text, true
+	}
+	return 0, "", false
+}
+
 // Bye tells the peer why this end is about to close; it is up to the peer to close, or to this end to Close after a while.
 // Closing at once instead may make the peer lose what it has not read yet.
-func (c *Conn) Bye(reason string) {
-	reason = reason[:min(len(reason), 120)] // a close frame holds 125 bytes
-	message := websocket.FormatCloseMessage(websocket.CloseNormalClosure, reason)
+func (c *Conn) Bye(reason string) { c.ByeWith(CloseNormal, reason) }
+
+// ByeWith is Bye with a close code; [SaidBye] is about CloseNormal only.
+func (c *Conn) ByeWith(code int, reason string) {
+	reason = strings.ToValidUTF8(reason[:min(len(reason), 120)], "") // a close frame holds 125 bytes, and no half character
+	message := websocket.FormatCloseMessage(code, reason)
 	_ = c.ws.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // a broken socket needs no goodbye
 }
 
