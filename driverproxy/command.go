@@ -91,13 +91,34 @@ func (s *Session) DoFrom(ctx context.Context, from wire.Origin, c webdriver.Comm
 	return s.do(ctx, &pending{command: c, origin: from, keep: true, done: make(chan settled, 1)})
 }
 
+// Begin is DoFrom without the wait, so that others can follow the command: they run in the order of the calls. The function that it
+// returns is called once; it gives what DoFrom does.
+func (s *Session) Begin(from wire.Origin, c webdriver.Command) (wait func(context.Context) (webdriver.Answer, Receipt, error)) {
+	p := &pending{command: c, origin: from, keep: true, done: make(chan settled, 1)}
+	if r, begun := s.begin(p); !begun {
+		return func(context.Context) (webdriver.Answer, Receipt, error) { return r.answer, r.receipt, r.err }
+	}
+	poke(s.wake) // writing it here could wait for the socket
+	return func(ctx context.Context) (webdriver.Answer, Receipt, error) { return s.settled(ctx, p) }
+}
+
 func (s *Session) do(ctx context.Context, p *pending) (webdriver.Answer, Receipt, error) {
+	if r, begun := s.begin(p); !begun {
+		return r.answer, r.receipt, r.err
+	}
+	s.send(p)
+	return s.settled(ctx, p)
+}
+
+// begin takes a command, unless it is malformed or comes too late: then it says what became of it.
+func (s *Session) begin(p *pending) (settled, bool) {
+	notRun := Receipt{Outcome: wire.OutcomeNotRun}
 	if err := p.command.Validate(); err != nil {
-		return err.Answer(), Receipt{Outcome: wire.OutcomeNotRun}, nil
+		return settled{answer: err.Answer(), receipt: notRun}, false
 	}
 	if room := wire.MaxMessage - 1<<17; len(p.command.Body) > room {
 		e := webdriver.Error{Code: webdriver.InvalidArgument, Message: fmt.Sprintf("the command's body is longer than %d bytes", room)}
-		return e.Answer(), Receipt{Outcome: wire.OutcomeNotRun}, nil
+		return settled{answer: e.Answer(), receipt: notRun}, false
 	}
 	s.mu.Lock()
 	err, full := s.err, s.stream.full(p.command)
@@ -110,11 +131,9 @@ func (s *Session) do(ctx context.Context, p *pending) (webdriver.Answer, Receipt
 		s.end(err)
 	}
 	if err != nil {
-		r := lost(wire.OutcomeNotRun, 0, err)
-		return r.answer, r.receipt, r.err
+		return lost(wire.OutcomeNotRun, 0, err), false
 	}
-	s.send(p)
-	return s.settled(ctx, p)
+	return settled{}, true
 }
 
 func (s *Session) settled(ctx context.Context, p *pending) (webdriver.Answer, Receipt, error) {

@@ -198,6 +198,7 @@ func (o *Orchestrator) leave(l *live) {
 	}
 	o.mu.Unlock()
 	close(l.over)
+	l.streams.close()
 	o.watch.wake(l.claim.Session)
 }
 

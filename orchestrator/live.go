@@ -17,6 +17,10 @@ import (
 // device is a running driver session, as this package needs it.
 type device interface {
 	Do(ctx context.Context, c webdriver.Command) (webdriver.Answer, driverproxy.Receipt, error)
+	Begin(from wire.Origin, c webdriver.Command) (wait func(context.Context) (webdriver.Answer, driverproxy.Receipt, error))
+	Acknowledge(seq uint64)
+	Kept() []driverproxy.Kept
+	Await(ctx context.Context, k driverproxy.Kept) (webdriver.Answer, driverproxy.Receipt, error)
 	Done() <-chan struct{}
 	Err() error
 }
@@ -29,6 +33,7 @@ type live struct {
 	journal *journal
 	now     func() time.Time
 	began   time.Time // when it was claimed or adopted
+	streams *streams
 
 	look    chan struct{} // wakes hold: somebody may have cancelled the session
 	serving chan struct{} // closed when commands are taken
@@ -49,10 +54,12 @@ type live struct {
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {
-	return &live{
+	l := &live{
 		claim: c, journal: j, now: now, began: now(), seq: c.LastEvent,
 		look: make(chan struct{}, 1), serving: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}, 1), over: make(chan struct{}),
 	}
+	l.streams = newStreams(l)
+	return l
 }
 
 // emit adds a line to the session's log.
@@ -100,6 +107,7 @@ func (l *live) serve(ctx context.Context, d device, stopping <-chan struct{}) *E
 	l.mu.Lock()
 	l.device, l.idleAt = d, l.now()
 	l.mu.Unlock()
+	l.streams.adopt(d)
 	close(l.serving)
 
 	deadline := time.NewTimer(l.remaining())
@@ -153,27 +161,15 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	if unknown != nil {
 		return unknown.Answer()
 	}
-	select {
-	case <-l.serving:
-	case <-l.closed:
-	case <-ctx.Done():
+	if !l.started(ctx) {
 		return (&webdriver.Error{Code: webdriver.Timeout, Message: "the session has not started yet; try again"}).Answer()
 	}
-	l.mu.Lock()
-	if l.end != nil || l.device == nil {
-		e := l.end
-		l.mu.Unlock()
-		return gone(e)
+	d, ok := l.admit()
+	if !ok {
+		return gone(l.ended())
 	}
-	l.inflight++
-	d := l.device
-	l.mu.Unlock()
 	defer l.ran()
-
-	if bad := c.Parameters(); bad != nil {
-		return bad.Answer()
-	}
-	limit, refused := l.limit(route, c.Body)
+	limit, refused := l.check(route, c)
 	if refused != nil {
 		return refused.Answer()
 	}
@@ -181,32 +177,83 @@ func (l *live) do(ctx context.Context, c webdriver.Command) webdriver.Answer {
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if route == webdriver.RouteCloseWindow && lastWindow(call, d) {
-		// Closing the last window ends a W3C session; ended here, its profile can still be captured.
-		if !l.quit() {
-			return elsewhere()
-		}
-		a, _ := webdriver.ValueAnswer([]string{})
-		return a
+		return l.closeLast()
 	}
-
 	begin := l.now()
 	a, receipt, err := d.Do(call, c)
+	l.follow(route, c.Body, begin, a, receipt, err)
+	return a
+}
+
+// started waits until commands are taken, or never will be. It is false when ctx ends before, and only then.
+func (l *live) started(ctx context.Context) bool {
+	select {
+	case <-l.serving:
+		return true
+	default:
+	}
+	select {
+	case <-l.serving:
+	case <-l.closed:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// admit lets a command in, unless the session has ended; ran must follow.
+func (l *live) admit() (device, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.end != nil || l.device == nil {
+		return nil, false
+	}
+	l.inflight++
+	return l.device, true
+}
+
+// ended is why the session takes no more commands, nil while it does.
+func (l *live) ended() *EndError {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end
+}
+
+// check says how long a command may take, and refuses what no driver could run.
+func (l *live) check(route webdriver.Route, c webdriver.Command) (time.Duration, *webdriver.Error) {
+	if bad := c.Parameters(); bad != nil {
+		return 0, bad
+	}
+	return l.limit(route, c.Body)
+}
+
+// follow does what follows from an answer.
+func (l *live) follow(route webdriver.Route, body []byte, begin time.Time, a webdriver.Answer, receipt driverproxy.Receipt, err error) {
 	took := l.now().Sub(begin)
 	if route == webdriver.RouteBatch && err == nil {
-		l.steps(c.Body, a)
+		l.steps(body, a)
 	}
 	l.emit(Event{Kind: EventCommand, Route: route, Status: a.Status, Took: took, Driver: receipt.Took,
-		BytesIn: int64(len(c.Body)), BytesOut: int64(len(a.Body))})
+		BytesIn: int64(len(body)), BytesOut: int64(len(a.Body))})
 	if errors.Is(err, context.DeadlineExceeded) {
 		l.stop(endWith(CommandDeadline, nil))
 	}
 	if err == nil && a.Status < 400 {
-		l.notice(route, c.Body, a)
+		l.notice(route, body, a)
 	}
+}
+
+// closeLast answers the command that closes the last window. It ends a W3C session; ended here, the profile can still be
+// captured.
+func (l *live) closeLast() webdriver.Answer {
+	if !l.quit() {
+		return elsewhere()
+	}
+	a, _ := webdriver.ValueAnswer([]string{})
 	return a
 }
 
-// ran ends what inflight counts.
+// ran ends what admit began.
 func (l *live) ran() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -83,7 +83,6 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 		return end, 0
 	}
 	defer func() { o.letGo(ctx, l, dev, rec, end) }()
-	defer l.inheritFrom(ctx, dev)()
 	rec.ingest(ctx, dev)
 	if err := profile.restore(ctx, dev); err != nil {
 		return o.ended(ctx, l, "profile cannot be restored", "", err), 0

@@ -8,8 +8,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -19,6 +21,7 @@ import (
 	"github.com/tmaxmax/go-sse"
 
 	"github.com/driftstack/fleet/driverproxy/batch"
+	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/stream"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -118,11 +121,25 @@ func (c *Client) Batch(ctx context.Context, id string, r batch.Request) (v batch
 	return v, c.call(ctx, http.MethodPost, "/v1/sessions/"+url.PathEscape(id)+"/batch", r, &v)
 }
 
-// Stream opens the session's websocket of commands. Close it in the end.
+// Stream opens the session's websocket of commands. It resumes by itself when the connection breaks, for up to a minute.
+// Close it in the end.
 func (c *Client) Stream(ctx context.Context, id string) (*stream.Client, error) {
+	return c.StreamWith(ctx, id, stream.Options{})
+}
+
+// StreamWith is Stream with options; their header goes beside what the orchestrator is sent anyway.
+func (c *Client) StreamWith(ctx context.Context, id string, o stream.Options) (*stream.Client, error) {
 	u := *c.base
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
-	return stream.Dial(ctx, u.String()+"/v1/sessions/"+url.PathEscape(id)+"/stream", c.header())
+	header := c.header()
+	maps.Copy(header, o.Header)
+	o.Header = header
+	s, err := stream.Dial(ctx, u.String()+"/v1/sessions/"+url.PathEscape(id)+"/stream", o)
+	var refused *socket.StatusError
+	if errors.As(err, &refused) {
+		return nil, problem(&http.Response{StatusCode: refused.Status, Header: refused.Header, Body: io.NopCloser(bytes.NewReader(refused.Body))})
+	}
+	return s, err
 }
 
 // Events is a stretch of a session's log.

@@ -23,6 +23,8 @@ const (
 	typeProfileHeld = "urn:driftstack:problem:profile-held"
 	typeQueueFull   = "urn:driftstack:problem:queue-full"
 	typeConflict    = "urn:driftstack:problem:conflict"
+	typeStreams     = "urn:driftstack:problem:too-many-streams"
+	typeElsewhere   = "urn:driftstack:problem:elsewhere"
 	typeUnavailable = "urn:driftstack:problem:unavailable"
 	typeEnded       = "urn:driftstack:problem:session-ended"
 	typeInternal    = "urn:driftstack:problem:internal"
@@ -50,7 +52,7 @@ func retryAfter(err error) time.Duration {
 	switch {
 	case errors.As(err, &full):
 		return full.RetryAfter
-	case errors.Is(err, orchestrator.ErrUnavailable):
+	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, orchestrator.ErrElsewhere):
 		return 2 * time.Second
 	}
 	return 0
@@ -65,6 +67,7 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	var full *orchestrator.QueueFullError
 	var conflict *orchestrator.ConflictError
 	var end *orchestrator.EndError
+	var streams *orchestrator.TooManyStreamsError
 	switch {
 	case errors.As(err, &end):
 		return &huma.ErrorModel{Type: typeEnded, Status: orchestrator.Endings()[end.Reason].HTTP, Title: "Session ended", Detail: end.Error()}
@@ -75,6 +78,11 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 		return &huma.ErrorModel{Type: typeProfileHeld, Status: http.StatusConflict, Title: "Profile in use", Detail: held.Error()}
 	case errors.As(err, &full):
 		return &huma.ErrorModel{Type: typeQueueFull, Status: http.StatusTooManyRequests, Title: "Queue full", Detail: full.Error()}
+	case errors.As(err, &streams):
+		return &huma.ErrorModel{Type: typeStreams, Status: http.StatusTooManyRequests, Title: "Too many streams", Detail: streams.Error()}
+	case errors.Is(err, orchestrator.ErrElsewhere):
+		return &huma.ErrorModel{Type: typeElsewhere, Status: http.StatusServiceUnavailable, Title: "Run elsewhere",
+			Detail: "the session is not run by this orchestrator; if it is being taken over, try again"}
 	case errors.As(err, &conflict):
 		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: conflict.Error()}
 	case errors.Is(err, orchestrator.ErrNoSuchDevice):

@@ -4,30 +4,27 @@ import (
 	"context"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/driftstack/fleet/driverproxy/stream"
-	"github.com/driftstack/fleet/driverproxy/webdriver"
-	"github.com/driftstack/fleet/orchestrator"
-	"github.com/driftstack/fleet/orchestrator/api"
 )
 
 // stream is the websocket of a client's driver commands.
 func (s *server) stream(w http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("id")
+	resume, err := stream.ParseResume(r.URL.Query())
+	if err != nil {
+		writeProblem(w, &huma.ErrorModel{Type: typeInvalid, Status: http.StatusBadRequest, Title: "Invalid request", Detail: err.Error()})
+		return
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), callLimit)
-	v, err := s.Store.Get(ctx, id)
+	seat, err := s.Orchestrator.Stream(ctx, r.PathValue("id"), resume)
 	cancel()
 	if err != nil {
+		if after := retryAfter(err); after > 0 {
+			w.Header().Set("Retry-After", seconds(after))
+		}
 		writeProblem(w, problemOf(err, s.Log))
 		return
 	}
-	if v.State == api.Ended {
-		writeProblem(w, problemOf(orchestrator.Ended(v), s.Log))
-		return
-	}
-	stream.Serve(w, r, func(c webdriver.Command) webdriver.Answer {
-		if c.Method == http.MethodDelete && c.Path == "" {
-			return s.Orchestrator.Quit(r.Context(), id)
-		}
-		return s.Orchestrator.Command(r.Context(), id, c)
-	})
+	seat.Serve(w, r)
 }
