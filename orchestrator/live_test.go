@@ -3,7 +3,9 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,11 +22,41 @@ type scripted struct {
 	answer func(ctx context.Context, c webdriver.Command) (webdriver.Answer, error)
 	done   chan struct{}
 	err    error
+	kept   []driverproxy.Kept // of before, each answered as a command with its Seq as path
+
+	mu    sync.Mutex
+	acked []uint64 // guarded by mu
 }
 
 func (d *scripted) Do(ctx context.Context, c webdriver.Command) (webdriver.Answer, driverproxy.Receipt, error) {
 	a, err := d.answer(ctx, c)
 	return a, driverproxy.Receipt{Seq: 1}, err
+}
+
+func (d *scripted) Begin(_ wire.Origin, c webdriver.Command) func(context.Context) (webdriver.Answer, driverproxy.Receipt, error) {
+	return func(ctx context.Context) (webdriver.Answer, driverproxy.Receipt, error) { return d.Do(ctx, c) }
+}
+
+func (d *scripted) Kept() []driverproxy.Kept { return d.kept }
+
+func (d *scripted) Await(ctx context.Context, k driverproxy.Kept) (webdriver.Answer, driverproxy.Receipt, error) {
+	a, err := d.answer(ctx, webdriver.Command{})
+	if err == nil {
+		a, err = webdriver.ValueAnswer(fmt.Sprintf("kept %d", k.Seq))
+	}
+	return a, driverproxy.Receipt{Seq: k.Seq}, err
+}
+
+func (d *scripted) Acknowledge(seq uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.acked = append(d.acked, seq)
+}
+
+func (d *scripted) acknowledged() []uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.acked)
 }
 func (d *scripted) Done() <-chan struct{} { return d.done }
 func (d *scripted) Err() error            { return d.err }

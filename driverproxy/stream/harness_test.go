@@ -279,7 +279,6 @@ func somewhere(r *rand.Rand) int {
 // cutAtRandom runs commands through connections that break, until that many have; every command must run once and in
 // order, and get its own answer.
 func cutAtRandom(t *testing.T, seed uint64, cuts int) {
-	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	d := &driver{answer: func(number uint64, c webdriver.Command) Result {
 		r := rand.New(rand.NewPCG(number, seed))

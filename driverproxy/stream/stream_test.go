@@ -3,12 +3,11 @@ package stream
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -122,17 +121,16 @@ func TestManyLargeCommandsAtOnce(t *testing.T) {
 	group.Wait()
 }
 
-// seed is a new one each time, or the one of a run that failed: STREAM_SEED=…
+var seedFlag = flag.Uint64("seed", 0, "seed of the random cuts; 0: another each time")
+
 func seed(t *testing.T) uint64 {
-	s := os.Getenv("STREAM_SEED")
-	if s == "" {
-		return rand.Uint64()
+	t.Helper()
+	s := *seedFlag
+	if s == 0 {
+		s = rand.Uint64()
 	}
-	n, err := strconv.ParseUint(s, 10, 64)
-	if err != nil {
-		t.Fatalf("STREAM_SEED: %v", err)
-	}
-	return n
+	t.Logf("replay with: go test ./driverproxy/stream -run '^%s$' -seed %d", t.Name(), s)
+	return s
 }
 
 // A sample of TestSoakCuts.
@@ -468,7 +466,12 @@ func open(t *testing.T, url, query string) *raw {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ws.Close() })
-	_ = ws.SetReadDeadline(time.Now().Add(time.Minute))
+	return greeted(t, ws)
+}
+
+func greeted(t *testing.T, ws *websocket.Conn) *raw {
+	t.Helper()
+	_ = ws.SetReadDeadline(time.Now().Add(10 * time.Minute))
 	c := &raw{ws: ws}
 	token, h, err := decodeHello([]byte(c.hear(t)))
 	if err != nil || h.Window != Window {

@@ -2,11 +2,13 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/batch"
+	"github.com/driftstack/fleet/driverproxy/stream"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
@@ -69,6 +71,44 @@ func ExampleClient_Stream() {
 		answer, err := commands.Do(ctx, webdriver.Command{Method: "GET", Path: "/title"})
 		if err != nil {
 			log.Fatal(err)
+		}
+		fmt.Println(answer.Status, string(answer.Body))
+	}
+	// Output:
+	// 200 {"value":"title of https://shop.example/a"}
+	// 200 {"value":"title of https://shop.example/b"}
+}
+
+// Send commands without waiting for answers, over a websocket that is dialled again for five minutes when it breaks.
+func ExampleClient_StreamWith() {
+	url, stop := orchestrator()
+	defer stop()
+	ctx := context.Background()
+
+	fleet, err := client.New(url, "the service token")
+	if err != nil {
+		log.Fatal(err)
+	}
+	commands, err := fleet.StreamWith(ctx, "714f84b6", stream.Options{Patience: 5 * time.Minute})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer commands.Close()
+	var titles []*stream.Pending
+	for _, page := range []string{"https://shop.example/a", "https://shop.example/b"} {
+		if _, err := commands.Go(ctx, webdriver.Command{Method: "POST", Path: "/url", Body: fmt.Appendf(nil, `{"url": %q}`, page)}); err != nil {
+			log.Fatal(err) // it was not sent
+		}
+		title, err := commands.Go(ctx, webdriver.Command{Method: "GET", Path: "/title"})
+		if err != nil {
+			log.Fatal(err)
+		}
+		titles = append(titles, title)
+	}
+	for _, title := range titles {
+		answer, err := title.Wait(ctx)
+		if errors.Is(err, stream.ErrUnknown) {
+			log.Fatal("sent, and nobody knows what became of it: ", err)
 		}
 		fmt.Println(answer.Status, string(answer.Body))
 	}

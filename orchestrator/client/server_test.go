@@ -39,7 +39,11 @@ func orchestrator() (url string, stop func()) {
 	mux.HandleFunc("GET /v1/sessions/{id}", s.session(api.Running))
 	mux.HandleFunc("POST /v1/sessions/{id}/batch", s.batch)
 	mux.HandleFunc("GET /v1/sessions/{id}/events", s.follow)
-	mux.HandleFunc("GET /v1/sessions/{id}/stream", func(w http.ResponseWriter, r *http.Request) { stream.Serve(w, r, s.do) })
+	mux.HandleFunc("GET /v1/sessions/{id}/stream", func(w http.ResponseWriter, r *http.Request) {
+		if seat, err := stream.New(stream.NewToken(), 0, s, time.Now).Sit(0); err == nil {
+			seat.Serve(w, r)
+		}
+	})
 	mux.HandleFunc("/session/{id}/{rest...}", s.command)
 	mux.HandleFunc("DELETE /session/{id}", s.command)
 	front := httptest.NewServer(mux)
@@ -55,6 +59,13 @@ func (s *server) session(state api.SessionState) http.HandlerFunc {
 		_ = json.NewEncoder(w).Encode(api.Session{ID: "714f84b6", Account: "acme", State: state})
 	}
 }
+
+// Alone, Begin and Acknowledge implement stream.Runner.
+func (s *server) Alone(webdriver.Command) bool { return false }
+func (s *server) Begin(_ uint64, c webdriver.Command) func() stream.Result {
+	return func() stream.Result { return stream.Result{Answer: s.do(c)} }
+}
+func (s *server) Acknowledge(uint64) {}
 
 // do runs a command at the driver, and logs it.
 func (s *server) do(c webdriver.Command) webdriver.Answer {

@@ -296,7 +296,7 @@ func TestStream(t *testing.T) {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	var p *client.Problem
-	if _, err := r.client.Stream(t.Context(), s.ID); err == nil || errors.As(err, &p) || !strings.Contains(err.Error(), "410") {
+	if _, err := r.client.Stream(t.Context(), s.ID); !errors.As(err, &p) || p.Status != 410 || !strings.Contains(p.Detail, "completed") {
 		t.Fatalf("a stream of a session that has ended: %v", err)
 	}
 }
