@@ -88,6 +88,8 @@ func TestHostsOverHTTP(t *testing.T) {
 		asked = append(asked, r.Method+" "+r.URL.Path)
 		w.Header().Set("Content-Type", "application/json")
 		switch {
+		case r.Method == http.MethodPost:
+			_ = json.NewEncoder(w).Encode(api.JoinToken{Name: "mac-9", Token: "dsj1_secret", ExpiresAt: now})
 		case r.Method == http.MethodDelete:
 			w.WriteHeader(http.StatusNoContent)
 		case r.URL.Path == "/v1/hosts/nobody":
@@ -117,8 +119,20 @@ func TestHostsOverHTTP(t *testing.T) {
 	if _, err = run("hosts", "get", "nobody"); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("hosts get nobody: %v", err)
 	}
-	if out, err = run("hosts", "rm", "mac-1"); err != nil || out != "" || asked[len(asked)-1] != "DELETE /v1/hosts/mac-1" {
-		t.Errorf("hosts rm: %v %q %v", err, out, asked)
+	for _, word := range []string{"rm", "remove"} {
+		asked = nil
+		if out, err = run("hosts", word, "mac-1"); err != nil || out != "" || len(asked) != 1 || asked[0] != "DELETE /v1/hosts/mac-1" {
+			t.Errorf("hosts %s: %v %q %v", word, err, out, asked)
+		}
+	}
+	out, err = run("hosts", "add", "mac-9")
+	for _, part := range []string{"On mac-9, before ", "  DRIFTSTACK_JOIN=dsj1_secret \\\n", "driverhost --state-dir ", "works for one machine"} {
+		if err != nil || !strings.Contains(out, part) {
+			t.Errorf("hosts add does not say %q: %v\n%s", part, err, out)
+		}
+	}
+	if strings.Count(out, "dsj1_secret") != 1 || asked[len(asked)-1] != "POST /v1/hosts" {
+		t.Errorf("hosts add: %v\n%s", asked, out)
 	}
 }
 

@@ -36,7 +36,7 @@ type cli struct {
 		} `cmd:"" help:"Show all that is known of a driver host: its links to each orchestrator, what repaired them, its devices."`
 		Rm struct {
 			Name string `arg:"" help:"Name of the host."`
-		} `cmd:"" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
+		} `cmd:"" aliases:"remove" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
 		Rotate struct {
 			Name string `arg:"" help:"Name of the host."`
 		} `cmd:"" help:"Replace a driver host's tunnel key and preshared key, within 15s if it is connected; its sessions go on. It is done by itself every 30 days."`
