@@ -151,6 +151,7 @@ func (p *pulser) post(ctx context.Context, limit time.Duration, path string, bod
 	resp, err := p.client.Do(req)
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) {
+			p.g.heard.Store(int64(p.g.since())) // by its machine; else it would be asked again at once
 			err = fmt.Errorf("%w: %w", errSpoke, err)
 		}
 		return nil, err

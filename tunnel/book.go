@@ -176,6 +176,16 @@ func (b *book) hostAt(a netip.Addr) string {
 	return ""
 }
 
+// keyAt is the key that is accepted from an address; zero: none is.
+func (b *book) keyAt(a netip.Addr) Key {
+	for _, p := range b.addrs[a] {
+		if _, ok := b.accepted[p.PublicKey]; ok {
+			return p.PublicKey
+		}
+	}
+	return Key{}
+}
+
 func (b *book) claim(p Peer) {
 	b.keys[p.PublicKey] = append(b.keys[p.PublicKey], p)
 	if !p.Next {

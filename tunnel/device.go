@@ -110,7 +110,7 @@ func openAmong(ctx context.Context, among []backend, name string, cfg deviceConf
 		if !auto && b.name != name {
 			continue
 		}
-		d, err := b.open(ctx, cfg)
+		d, err := b.soon(ctx, cfg)
 		if err == nil {
 			cfg.Log.Info("tunnel device is up", zap.String("backend", b.name), zap.String("device", d.name()),
 				zap.Stringer("address", cfg.Addr), zap.Int("mtu", cfg.MTU), zap.Bool("chosen_by_itself", auto))
@@ -124,6 +124,36 @@ func openAmong(ctx context.Context, among []backend, name string, cfg deviceConf
 		missing = append(missing, err)
 	}
 	return nil, "", errors.Join(missing...)
+}
+
+// openLimit bounds the making of a device: netlink and the opening of a TUN device know no deadline.
+const openLimit = 15 * time.Second
+
+// soon opens a device, or is an ErrDeviceHung error; a device that is there after all is closed then.
+func (b backend) soon(ctx context.Context, cfg deviceConfig) (wgDevice, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, openLimit, ErrDeviceHung)
+	defer cancel()
+	type result struct {
+		d   wgDevice
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		d, err := b.open(ctx, cfg)
+		select {
+		case done <- result{d, err}:
+		case <-ctx.Done(): // nobody waits any more
+			if err == nil {
+				_ = d.close()
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.d, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("open the device: %w", context.Cause(ctx))
+	}
 }
 
 // caller bounds calls that know no deadline: wgctrl and UAPI block for ever on a hung daemon. A call that outlives its

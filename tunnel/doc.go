@@ -48,6 +48,7 @@
 // connections, a dial or pulse without answer, or clocks that tell of sleep make it ask, and then climb a ladder until
 // the gateway answers: new handshake, new UDP socket (first after sleep), endpoint resolved again, new device. What cannot
 // have lived through it is closed at once, so that its owner dials anew; what may have must speak within two seconds.
+// A wall clock that is set forward by 30 s or more cannot be told from sleep: sockets are closed and dialled anew once.
 // A gateway that answers handshakes and nothing else is slow, or has a thousand hosts to let in again: its hosts give it
 // more and more time instead of repairing what works (answers.go, pace.go).
 // A device that is gone or hung is replaced by a new one. Packets of full size are sent to each gateway at the start, after

@@ -284,6 +284,21 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestTickSeesChanges: a change of which no notification came is seen all the same.
+func TestTickSeesChanges(t *testing.T) {
+	s := newSource(nil)
+	g := runGateway(t, s, 50*time.Millisecond, testLog(t), nil)
+	p := Peer{Host: "mac", Name: "mac", PublicKey: clamp([32]byte{1: 1}).Public(), PresharedKey: PresharedKey{1}, Addr: addr(ownRange, 256)}
+	s.set(func(s *source) { s.peers = []Peer{p} })
+	known := func() bool {
+		ps, err := g.Status(t.Context())
+		return err == nil && len(ps) == 1 && ps[0].Host == "mac"
+	}
+	eventually(t, "the peer appears", known)
+	s.set(func(s *source) { s.peers = nil })
+	eventually(t, "the peer disappears", func() bool { return !known() })
+}
+
 // TestNextKey: a host's next key gets its address with its first handshake, on the device and then at the source, and
 // the connection gap is short.
 func TestNextKey(t *testing.T) {

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -61,6 +63,9 @@ func isolateBy(ctx context.Context, cfg deviceConfig, conn func() *nftables.Conn
 	if err == nil {
 		err = i.verify(ctx)
 	}
+	if err == nil {
+		err = i.clear(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: nftables keeps hosts apart, and does not work here: load the module nf_tables and run as root, "+
 			"or use the netstack backend: %w", ErrBackend, err)
@@ -99,8 +104,35 @@ func (i *isolation) remove(ctx context.Context) error {
 	return err
 }
 
+// clear takes the tables of interfaces away that are no more: a gateway that was killed leaves its table behind, which drops
+// what is sent to its address through any other interface, such as the one it is started with next.
+func (i *isolation) clear(ctx context.Context) error {
+	_, err := call(ctx, i.caller, "clear old rules from", func() (struct{}, error) {
+		c := i.conn()
+		tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+		if err != nil {
+			return struct{}{}, err
+		}
+		for _, t := range tables {
+			iface, ours := strings.CutPrefix(t.Name, tablePrefix)
+			if _, err := net.InterfaceByName(iface); !ours || iface == i.iface || err == nil || !noInterface(err) {
+				continue
+			}
+			i.log.Info("removing the rules of an interface that is no more", zap.String("table", t.Name))
+			c.DelTable(t)
+			if err := c.Flush(); err != nil && !errors.Is(err, syscall.ENOENT) {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+const tablePrefix = "driftstack_"
+
 func (i *isolation) table() *nftables.Table {
-	return &nftables.Table{Name: "driftstack_" + i.iface, Family: nftables.TableFamilyINet}
+	return &nftables.Table{Name: tablePrefix + i.iface, Family: nftables.TableFamilyINet}
 }
 
 // install replaces the table in one transaction: at no moment there are no rules.

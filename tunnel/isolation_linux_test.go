@@ -223,6 +223,19 @@ func TestRulesRepaired(t *testing.T) {
 		y.awaitRules(ctx, t, whole)
 	}
 	gw.end()
+	// A gateway that was killed leaves its table, which would drop what comes to its address by another name.
+	y.nft(t, "add", "table", "inet", tablePrefix+"gone0")
+	y.nft(t, "add", "table", "inet", tablePrefix+"veth0") // whose interface is there
+	y.nft(t, "add", "table", "inet", "someone_else")
+	again := startChild(ctx, t, y.gw, y.spec)
+	if l := again.read(); l.Error != "" {
+		t.Fatalf("again: %+v", l)
+	}
+	tables := y.nft(t, "list", "tables")
+	if strings.Contains(tables, tablePrefix+"gone0") || !strings.Contains(tables, tablePrefix+"veth0") || !strings.Contains(tables, "someone_else") {
+		t.Errorf("tables once another gateway is up: %s", tables)
+	}
+	again.end()
 	if out := y.nft(t, "list", "tables"); strings.Contains(out, table) {
 		t.Errorf("rules left behind: %s", out)
 	}

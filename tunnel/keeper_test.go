@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,5 +188,103 @@ func TestDialEndsWithHeal(t *testing.T) {
 			t.Fatalf("after %s and %d dials: %v", time.Since(began), d.dials, err)
 		}
 		_ = c.Close()
+	})
+}
+
+// TestOpenIsBounded: a device that cannot be made keeps nobody waiting for ever, and one that is made too late is closed.
+func TestOpenIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release, closed := make(chan struct{}), make(chan struct{})
+		stuck := backend{BackendTUN, func(context.Context, deviceConfig) (wgDevice, error) {
+			<-release
+			return lateDevice{closed: closed}, nil
+		}}
+		began := time.Now()
+		_, _, err := openAmong(t.Context(), []backend{stuck}, BackendTUN, deviceConfig{Log: testLog(t)})
+		if !errors.Is(err, ErrDeviceHung) || time.Since(began) != openLimit {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+		close(release)
+		<-closed
+	})
+}
+
+type lateDevice struct {
+	wgDevice
+	closed chan struct{}
+}
+
+func (d lateDevice) close() error { close(d.closed); return nil }
+
+// sizedDevice takes an MTU.
+type sizedDevice struct {
+	*dialDevice
+	mtu int
+}
+
+func (d *sizedDevice) setMTU(_ context.Context, mtu int) error { d.mtu = mtu; return nil }
+
+// TestMTUOfNewDevice: while a device is replaced the MTU is not changed on the one that goes.
+func TestMTUOfNewDevice(t *testing.T) {
+	l, d := dialLink(t, nil)
+	defer l.end()
+	old, next := &sizedDevice{d, 0}, &sizedDevice{d, 0}
+	l.dev = old
+	l.restoring.Lock() // as restore does
+	began, done := make(chan struct{}), make(chan error)
+	go func() {
+		close(began)
+		done <- l.setMTU(t.Context(), lowMTU)
+	}()
+	<-began
+	for range 1000 {
+		runtime.Gosched()
+	}
+	l.mu.Lock()
+	l.dev = next
+	l.mu.Unlock()
+	l.restoring.Unlock()
+	if err := <-done; err != nil || old.mtu != 0 || next.mtu != lowMTU || l.MTU() != lowMTU {
+		t.Errorf("%v: MTU of the old device %d, of the new %d", err, old.mtu, next.mtu)
+	}
+}
+
+// TestHandshakesUnderLoad: a device is closed at once, but for one that many handshakes came to just before.
+func TestHandshakesUnderLoad(t *testing.T) {
+	var h handshakes
+	now := time.Unix(1000, 0)
+	if h.settle(now) != 0 {
+		t.Error("idle")
+	}
+	for i := range crowded - 1 {
+		h.add(now.Add(time.Duration(i) * time.Millisecond))
+	}
+	if h.settle(now) != 0 {
+		t.Error("few")
+	}
+	now = now.Add(time.Second)
+	for range crowded {
+		h.add(now)
+	}
+	if got := h.settle(now.Add(time.Second)); got != loadLasts-time.Second {
+		t.Errorf("many: %s", got)
+	}
+	if h.settle(now.Add(loadLasts)) != 0 {
+		t.Error("long ago")
+	}
+}
+
+// TestRefusalIsASignOfLife: a machine without an orchestrator is not asked again and again.
+func TestRefusalIsASignOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keeperAt(t, 100)
+		dev := k.l.dev.(*dialDevice)
+		dev.dialf = func(context.Context, int) error { return &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED} }
+		if tr := k.ask(t.Context(), "test"); tr != nil {
+			t.Errorf("it is repaired: %+v", tr)
+		}
+		if quiet := k.g.quiet(); quiet != 0 {
+			t.Errorf("quiet for %s", quiet)
+		}
 	})
 }

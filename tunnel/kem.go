@@ -48,6 +48,7 @@ type Offer struct {
 	PublicKey        Key
 	EncapsulationKey []byte // ML-KEM-768
 	Replaces         Key    // the host's present key; none when it joins. Not part of the digest.
+	Through          Key    // the join key whose tunnel it came through; none: not known. Not part of the digest.
 }
 
 // Digest tells offers apart.

@@ -40,9 +40,8 @@ type Link struct {
 	closed  error
 
 	rekeying  atomic.Bool
-	restoring sync.Mutex // one restore at a time
+	restoring sync.Mutex // one restore, or change of the MTU, at a time
 	heeding   sync.Mutex // one beat at a time
-	sizing    sync.Mutex // one change of the MTU at a time
 
 	mu       sync.Mutex // guards what follows
 	state    *state     // never changed in place, see update

@@ -153,6 +153,25 @@ func TestDialRefusals(t *testing.T) {
 	}
 }
 
+// TestNextAddress: a gateway with several addresses is tried at each, in turn.
+func TestNextAddress(t *testing.T) {
+	a, b, c := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1"), netip.MustParseAddrPort("192.0.2.3:1")
+	for _, tc := range []struct {
+		found      []netip.AddrPort
+		last, want netip.AddrPort
+	}{
+		{[]netip.AddrPort{a, b}, netip.AddrPort{}, a},
+		{[]netip.AddrPort{a, b}, a, b},
+		{[]netip.AddrPort{a, b}, b, a},
+		{[]netip.AddrPort{a}, a, a},
+		{[]netip.AddrPort{a, b}, c, a}, // it has moved
+	} {
+		if got := nextOf(tc.found, tc.last); got != tc.want {
+			t.Errorf("of %v after %s: %s", tc.found, tc.last, got)
+		}
+	}
+}
+
 func TestResolve(t *testing.T) {
 	for endpoint, want := range map[string]string{"127.0.0.1:51820": "127.0.0.1:51820", "[::1]:1": "[::1]:1", "localhost:7": "127.0.0.1:7"} {
 		if a, err := resolve(t.Context(), endpoint); err != nil || a[0].String() != want {

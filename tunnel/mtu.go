@@ -134,8 +134,8 @@ func (l *Link) sizes() sizes {
 
 // setMTU changes the device's MTU, unless it is so already.
 func (l *Link) setMTU(ctx context.Context, mtu int) error {
-	l.sizing.Lock()
-	defer l.sizing.Unlock()
+	l.restoring.Lock() // a device that is being made has the MTU of before
+	defer l.restoring.Unlock()
 	h := l.held()
 	if h.mtu == mtu {
 		return nil

@@ -32,7 +32,7 @@ type PeerSource interface {
 // key, that its address belongs to. All gateways are told of what changes.
 type Enroller interface {
 	// Redeem redeems the join token of joinAddr. The first offer redeems; the same again gets the same answer, until the
-	// token expires or later; another gets ErrTokenUsed. A key that any other peer has is refused (ErrKeyTaken).
+	// token expires or later; another gets ErrTokenUsed, and one through a token that another has superseded ErrTokenUnknown. A key that any other peer has is refused (ErrKeyTaken).
 	Redeem(ctx context.Context, joinAddr netip.Addr, o Offer) (wire.Joined, error)
 	// Rekey takes the next key of the host whose own address is hostAddr. The same offer again gets the same answer, after
 	// Promote as well; a key that any other peer has is refused (ErrKeyTaken), and one that replaces a key which is not

@@ -40,6 +40,10 @@ type settledEnroller struct {
 }
 
 func (s settledEnroller) Redeem(ctx context.Context, joinAddr netip.Addr, o Offer) (wire.Joined, error) {
+	// An address may get another token while this gateway has not heard of it: the old one must not redeem that.
+	s.g.mu.Lock()
+	o.Through = s.g.book.keyAt(joinAddr)
+	s.g.mu.Unlock()
 	joined, err := s.Enroller.Redeem(ctx, joinAddr, o)
 	if err == nil {
 		s.g.settle(ctx, joined.Host)

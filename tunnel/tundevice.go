@@ -95,11 +95,14 @@ func (d *ctlDevice) check(ctx context.Context) error {
 	return d.rules.check(ctx)
 }
 
+// noInterface tells that error of the net package from others.
+func noInterface(err error) bool { return strings.Contains(err.Error(), "no such network interface") }
+
 // check compares the interface with what it was given.
 func (c ifaceConfig) check() error {
 	link, err := net.InterfaceByName(c.iface)
 	switch {
-	case err != nil && strings.Contains(err.Error(), "no such network interface"):
+	case err != nil && noInterface(err):
 		return fmt.Errorf("%w: %w", ErrDeviceGone, err)
 	case err != nil:
 		return err

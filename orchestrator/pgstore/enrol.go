@@ -120,11 +120,12 @@ func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, o tunnel.Offer)
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var name string
 		var joinPSK, psk, offer, ciphertext []byte
-		var fresh, expired bool
+		var fresh, expired, superseded bool
 		err := tx.QueryRow(ctx, `
-			SELECT name, join_psk, psk, offer, ciphertext, public_key IS NULL, coalesce(join_expires_at <= now(), true)
+			SELECT name, join_psk, psk, offer, ciphertext, public_key IS NULL, coalesce(join_expires_at <= now(), true),
+			       coalesce(join_public_key <> $2 AND $3, false)
 			FROM hosts WHERE number = $1 AND (join_public_key IS NOT NULL OR public_key IS NOT NULL) FOR UPDATE`,
-			number).Scan(&name, &joinPSK, &psk, &offer, &ciphertext, &fresh, &expired)
+			number, o.Through.String(), o.Through != (tunnel.Key{})).Scan(&name, &joinPSK, &psk, &offer, &ciphertext, &fresh, &expired, &superseded)
 		digest := o.Digest()
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
@@ -136,6 +137,8 @@ func (s *Store) Redeem(ctx context.Context, joinAddr netip.Addr, o tunnel.Offer)
 		case !fresh:
 			joined, err = answerOf(psk, ciphertext).Joined(name, addr.String())
 			return err
+		case superseded:
+			return tunnel.ErrTokenUnknown
 		case expired:
 			return tunnel.ErrTokenExpired
 		}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/mlkem"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -94,7 +96,21 @@ func TestRedeem(t *testing.T) {
 	if _, err := s.Redeem(ctx, stale.Addr, newOffer(t)); !errors.Is(err, tunnel.ErrTokenExpired) {
 		t.Errorf("expired: %v", err)
 	}
+	// A token that another has superseded, at a gateway that has not heard of that yet.
+	older, _, err := first.Credentials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first = invite(t, s, "mac-1", time.Hour)
+	late := newOffer(t)
+	late.Through = older
+	if _, err := s.Redeem(ctx, first.Addr, late); !errors.Is(err, tunnel.ErrTokenUnknown) {
+		t.Errorf("through the token of before: %v", err)
+	}
 	offer := newOffer(t)
+	if offer.Through, _, err = first.Credentials(); err != nil {
+		t.Fatal(err)
+	}
 	joined, err := s.Redeem(ctx, first.Addr, offer)
 	if err != nil {
 		t.Fatal(err)
@@ -361,5 +377,37 @@ func TestRekey(t *testing.T) {
 	other := invite(t, s, "other", time.Hour)
 	if _, err := s.Redeem(ctx, other.Addr, offerOf(t, fourth.PublicKey)); !errors.Is(err, tunnel.ErrKeyTaken) {
 		t.Errorf("another host's next key: %v", err)
+	}
+}
+
+// TestOldHostsRotate: twenty at once, the oldest first, and only those that have a key.
+func TestOldHostsRotate(t *testing.T) {
+	s := open(t, 0)
+	ctx := t.Context()
+	for i := range 25 {
+		name := fmt.Sprintf("mac-%02d", i)
+		tok := invite(t, s, name, time.Hour)
+		if _, err := s.Redeem(ctx, tok.Addr, newOffer(t)); err != nil {
+			t.Fatal(err)
+		}
+		s.AgeKey(t, name, time.Duration(100-i)*24*time.Hour)
+	}
+	invite(t, s, "invited", time.Hour)
+	s.AgeKey(t, "invited", 200*24*time.Hour)
+	if err := s.Revoke(ctx, "mac-00", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	s.AgeKey(t, "mac-24", time.Hour) // young
+	var want []string
+	for i := range 23 {
+		want = append(want, fmt.Sprintf("mac-%02d", i+1))
+	}
+	for _, n := range []int{20, 23, 23} {
+		if err := s.RotateOldHosts(ctx, 30*24*time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Rotating(t); !slices.Equal(got, want[:n]) {
+			t.Errorf("asked %v, not %v", got, want[:n])
+		}
 	}
 }

@@ -23,6 +23,30 @@ func (s *Store) Age(t testing.TB, by time.Duration) {
 		s.name, by.Seconds())
 }
 
+// AgeKey makes a host's key so old.
+func (s *Store) AgeKey(t testing.TB, host string, age time.Duration) {
+	s.exec(t, `UPDATE hosts SET rotated_at = now() - make_interval(secs => $2), created_at = now() - make_interval(secs => $2) WHERE name = $1`, host, age.Seconds())
+}
+
+// Rotating are the hosts that are asked for a new key.
+func (s *Store) Rotating(t testing.TB) (hosts []string) {
+	if err := s.pool.QueryRow(t.Context(), `SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM hosts WHERE rotate`).Scan(&hosts); err != nil {
+		t.Fatal(err)
+	}
+	return hosts
+}
+
+// CutListener ends the connection that listens, and says whether there was one.
+func (s *Store) CutListener(t testing.TB) bool {
+	var n int
+	if err := s.pool.QueryRow(t.Context(), `
+		SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'LISTEN %'`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
 // AddGateway lists an orchestrator that is alive.
 func (s *Store) AddGateway(t testing.TB, orchestrator string, number int) {
 	s.exec(t, `INSERT INTO gateways (orchestrator, number, endpoint, fleet_port, public_key) VALUES ($1, $2, 'x:1', 7700, $1)`, orchestrator, number)
@@ -31,6 +55,15 @@ func (s *Store) AddGateway(t testing.TB, orchestrator string, number int) {
 // MarkRevoked does what removal does to the host's row, and nothing else.
 func (s *Store) MarkRevoked(t testing.TB, host string) {
 	s.exec(t, `UPDATE hosts SET revoked_at = now(), number = NULL, public_key = NULL, join_public_key = NULL, psk = NULL WHERE name = $1`, host)
+}
+
+// Tables are all that a dump of the database has.
+func (s *Store) Tables(t testing.TB) (names []string) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT array_agg(tablename ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'`).Scan(&names); err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
 
 // Dump is every value of a table, as bytes: text as it is, what looks like base64 decoded as well.
