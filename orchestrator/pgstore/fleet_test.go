@@ -133,7 +133,7 @@ func TestFiftyHostsJoinAtOnce(t *testing.T) {
 		joinAtOnce(t, 50)
 		return
 	}
-	// The race detector makes a handshake fifty times as expensive, and a device five times as large. So it watches a few
+	// The race detector makes a handshake many times as expensive, and a device several times as large. So it watches a few
 	// hosts, and the fifty are in a process without it.
 	joinAtOnce(t, 8)
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-timeout=10m", "-v", "-run=^TestFiftyHostsJoinAtOnce$", ".")
