@@ -1,8 +1,11 @@
 package webdriver
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"net/url"
+	"path"
 	"strings"
 	"testing"
 )
@@ -143,4 +146,56 @@ func TestValidate(t *testing.T) {
 	if err := (Command{Method: "PATCH"}).Validate(); err == nil || err.Code != UnknownMethod {
 		t.Errorf("PATCH: %v", err)
 	}
+}
+
+// FuzzCommand takes what a client may send: what passes is a request below its session, and its parameters are an object.
+func FuzzCommand(f *testing.F) {
+	f.Add("POST", "/element/a%20b/value", []byte(`{"text":"x"}`))
+	f.Add("GET", "/cookie/%2e%2e", []byte(nil))
+	f.Add("DELETE", "", []byte("{}"))
+	f.Fuzz(func(t *testing.T, method, where string, body []byte) {
+		c := Command{Method: method, Path: where, Body: body}
+		if err := c.Parameters(); err == nil && method == "POST" && len(body) <= 64<<10 {
+			var object map[string]any
+			if json.Unmarshal(body, &object) != nil || object == nil {
+				t.Fatalf("%q are taken for parameters", body)
+			}
+		}
+		if _, err := c.Endpoint(); err != nil && !json.Valid(err.Answer().Body) {
+			t.Fatalf("%s", err.Answer().Body)
+		}
+		if c.Validate() != nil {
+			return
+		}
+		u, err := url.ParseRequestURI("/session/s" + where)
+		if err != nil || u.RawQuery != "" || u.EscapedPath() != "/session/s"+where || where != "" && !strings.HasPrefix(path.Clean(u.Path)+"/", "/session/s/") {
+			t.Fatalf("%q leaves its session: %v %v", where, u, err)
+		}
+	})
+}
+
+// FuzzAnswer takes what a driver may answer.
+func FuzzAnswer(f *testing.F) {
+	f.Add(200, []byte(`{"value":{"a":[null]}}`))
+	f.Add(404, []byte(`{"value":{"error":"no such element","message":"m","stacktrace":"","data":{"text":1}}}`))
+	f.Add(500, []byte(`<html>`))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		a := Answer{Status: status, Body: body}
+		var v any
+		if err := a.Value(&v); err == nil && !json.Valid(body) {
+			t.Fatalf("%q has the value %v", body, v)
+		}
+		var e *Error
+		if err := a.Err(); (err == nil) != (status < 400) || err != nil && (!errors.As(err, &e) || e.Code == "") {
+			t.Fatalf("%d %q: %v", status, body, err)
+		}
+		if e == nil {
+			return
+		}
+		again := e.Answer() // as it goes on to a client
+		var out *Error
+		if !errors.As(again.Err(), &out) || out.Code != e.Code || out.Message != e.Message || !json.Valid(again.Body) || bytes.Contains(again.Body, []byte("<html>")) {
+			t.Fatalf("%+v became %d %s", e, again.Status, again.Body)
+		}
+	})
 }

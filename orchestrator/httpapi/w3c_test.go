@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,35 @@ func TestWhatIsNoHTTPClosesTheConnection(t *testing.T) {
 		}
 		must(t, c.Close())
 	}
+}
+
+// FuzzDriverRoutes asks for any path with any method, with nobody behind the routes: every answer is W3C's all the same.
+func FuzzDriverRoutes(f *testing.F) {
+	for _, s := range [][2]string{{"GET", "/session/x/url"}, {"POST", "/wd/hub//session"}, {"HEAD", "/wd/hub/status"}, {"DELETE", "/session/%2e%2e/"}, {"GET", "/x/../session"}, {"PUT", "/session/../v1/hosts"}} {
+		f.Add(s[0], s[1])
+	}
+	h := httpapi.New(httpapi.Config{Token: token, Log: zap.NewNop(), Now: time.Now})
+	f.Fuzz(func(t *testing.T, method, target string) {
+		request := method + " " + target + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + token + "\r\n\r\n"
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(request)))
+		if err != nil || r.Header.Get("Authorization") == "" {
+			return // net/http answers it
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		clean := path.Clean("/" + r.URL.Path)
+		if clean != "/session" && clean != "/status" && !strings.HasPrefix(clean, "/session/") && clean != "/wd/hub" && !strings.HasPrefix(clean, "/wd/hub/") {
+			return
+		}
+		var v struct {
+			Value struct {
+				Error string `json:"error"`
+			} `json:"value"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil || v.Value.Error == "" || w.Code < 400 || w.Header().Get("Location") != "" {
+			t.Fatalf("%q %q: %d %v %s", method, target, w.Code, w.Header(), w.Body)
+		}
+	})
 }
 
 // A defect of ours costs one answer and not the connection, and is not told in a customer's words.
