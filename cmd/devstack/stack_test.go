@@ -279,8 +279,8 @@ func TestStack(t *testing.T) {
 	t.Run("interrupted", func(t *testing.T) { interruptedInTheMiddle(t, bin) })
 }
 
-// sampleOverNetstack is the stack as `make run` starts it: sample, an unmodified selenium-webdriver, Ctrl-C, and a
-// second start on the same state.
+// sampleOverNetstack is the stack as `make run` starts it: sample, an unmodified selenium-webdriver and an unmodified
+// webdriverio, Ctrl-C, and a second start on the same state.
 func sampleOverNetstack(t *testing.T, bin string) {
 	dir := filepath.Join(t.TempDir(), "state")
 	d := startDevstack(t, bin, dir, "run")
@@ -292,7 +292,8 @@ func sampleOverNetstack(t *testing.T, bin string) {
 	for _, part := range []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack"} {
 		t.Logf("part: %s real", part)
 	}
-	t.Run("selenium", func(t *testing.T) { selenium(t, dir) })
+	t.Run("selenium", func(t *testing.T) { script(t, dir, "selenium", "selenium-webdriver") })
+	t.Run("webdriverio", func(t *testing.T) { script(t, dir, "webdriverio", "webdriverio") })
 	if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -311,17 +312,18 @@ func sampleOverNetstack(t *testing.T, bin string) {
 	again.leavesNoFile()
 }
 
-// selenium runs the npm package's script against the running stack.
-func selenium(t *testing.T, dir string) {
+// script runs test/NAME/script.js, which drives a session with an npm package, against the running stack.
+func script(t *testing.T, dir, name, npm string) {
+	folder := filepath.Join("../../test", name)
 	node, err := exec.LookPath("node")
 	if err == nil {
-		_, err = os.Stat("../../test/selenium/node_modules/selenium-webdriver")
+		_, err = os.Stat(filepath.Join(folder, "node_modules", npm))
 	}
 	if err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatalf("%v: run `make setup-test`", err)
 		}
-		t.Skipf("part: selenium skipped: %v: run `make setup-test`", err)
+		t.Skipf("part: %s skipped: %v: run `make setup-test`", name, err)
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "access.json"))
 	if err != nil {
@@ -334,13 +336,13 @@ func selenium(t *testing.T, dir string) {
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, node, "script.js")
-	cmd.Dir = "../../test/selenium"
+	cmd.Dir = folder
 	cmd.Env = append(inherited(), "DRIFTSTACK_URL="+a.URL, "DRIFTSTACK_SERVICE_TOKEN="+a.ServiceToken, "DRIFTSTACK_ACCOUNT="+a.Account, "SITE="+a.Site)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("selenium-webdriver: %v\n%s", err, stderr.String())
+		t.Fatalf("%s: %v\n%s", npm, err, stderr.String())
 	}
 	var saw struct{ Session, Count string }
 	if err := json.Unmarshal(out, &saw); err != nil || saw.Count != "3" {
@@ -354,7 +356,7 @@ func selenium(t *testing.T, dir string) {
 	if err != nil || s.Reason != "completed" || s.Account != a.Account {
 		t.Fatalf("session after the script: %+v, %v", s, err)
 	}
-	t.Log("part: selenium real")
+	t.Logf("part: %s real", name)
 }
 
 // sampleOverTUN is the same sample over two TUN devices in two network namespaces.

@@ -27,7 +27,7 @@ import (
 
 // required are the parts that a whole run must have had.
 func required() []string {
-	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium"}
+	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium", "webdriverio"}
 }
 
 // event is a line of `go test -json`.
@@ -174,20 +174,20 @@ func (r *report) close(ci bool) bool {
 			fmt.Fprintln(r.w, "  "+s)
 		}
 	}
-	fmt.Fprintln(r.w, "\npart        real in  ")
+	fmt.Fprintln(r.w, "\npart          real in  ")
 	held := len(r.skips) == 0 || !ci
 	for _, name := range required() {
 		why, skipped := r.skipped[name]
 		switch {
 		case r.real[name] > 0 && !skipped:
-			fmt.Fprintf(r.w, "  %-9s %d tests\n", name, r.real[name])
+			fmt.Fprintf(r.w, "  %-11s %d tests\n", name, r.real[name])
 			continue
 		case r.real[name] > 0:
-			fmt.Fprintf(r.w, "  %-9s %d tests, skipped in others: %s\n", name, r.real[name], why)
+			fmt.Fprintf(r.w, "  %-11s %d tests, skipped in others: %s\n", name, r.real[name], why)
 		case skipped:
-			fmt.Fprintf(r.w, "  %-9s none: %s\n", name, why)
+			fmt.Fprintf(r.w, "  %-11s none: %s\n", name, why)
 		default:
-			fmt.Fprintf(r.w, "  %-9s none: no test reported it\n", name)
+			fmt.Fprintf(r.w, "  %-11s none: no test reported it\n", name)
 		}
 		held = held && !ci
 	}

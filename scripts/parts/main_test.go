@@ -48,7 +48,7 @@ func TestSkippedPartFailsInCIOnly(t *testing.T) {
 	if !r.close(false) {
 		t.Fatal("a skipped part failed outside CI")
 	}
-	if r.close(true) || !strings.Contains(out.String(), "postgres  none: not installed") {
+	if r.close(true) || !strings.Contains(out.String(), "postgres    none: not installed") {
 		t.Fatalf("a skipped part held in CI, or its reason is missing:\n%s", out)
 	}
 }
