@@ -36,13 +36,6 @@ const MaxPing = 20 * time.Second
 // fragment is how many bytes must move within Limits.Stuck.
 const fragment = 64 << 10
 
-// Close codes, RFC 6455 section 7.4.1.
-const (
-	CloseNormal = websocket.CloseNormalClosure
-	CloseAway   = websocket.CloseGoingAway
-	ClosePolicy = websocket.ClosePolicyViolation
-)
-
 // StatusError is a server's refusal to open a socket.
 type StatusError struct {
 	Status int
@@ -68,7 +61,15 @@ func Session(maxMessage int64) Limits {
 }
 
 // Endpoint makes sockets; they share its write buffers, so that an idle socket has none.
-type Endpoint struct{ buffers sync.Pool }
+type Endpoint struct {
+	// Refuse answers a request that Accept cannot upgrade; nil: with plain text.
+	Refuse func(w http.ResponseWriter, r *http.Request, status int, reason error)
+
+	buffers sync.Pool
+}
+
+// Asked says whether the request asks for a websocket.
+func Asked(r *http.Request) bool { return websocket.IsWebSocketUpgrade(r) }
 
 // Accept upgrades a request. A request with an Origin comes from a web page, and is refused.
 func (e *Endpoint) Accept(w http.ResponseWriter, r *http.Request, l Limits) (*Conn, error) {
@@ -77,6 +78,7 @@ func (e *Endpoint) Accept(w http.ResponseWriter, r *http.Request, l Limits) (*Co
 		WriteBufferPool:  &e.buffers,
 		WriteBufferSize:  fragment / 2,
 		CheckOrigin:      func(r *http.Request) bool { return r.Header.Get("Origin") == "" },
+		Error:            e.Refuse,
 	}
 	ws, err := u.Upgrade(w, r, nil)
 	if err != nil {
@@ -121,6 +123,8 @@ type Conn struct {
 	closed chan struct{}
 	once   sync.Once
 
+	sending sync.Mutex // held while bytes are given to ws, but for a goodbye
+
 	mu    sync.Mutex // guards what follows
 	hard  time.Time  // no read waits longer than this, if set
 	ping  *time.Timer
@@ -131,10 +135,9 @@ func open(ws *websocket.Conn, l Limits) *Conn {
 	c := &Conn{ws: ws, limits: l, writer: make(chan struct{}, 1), closed: make(chan struct{})}
 	c.in.conn = c
 	ws.SetReadLimit(l.MaxMessage)
-	answerPing := ws.PingHandler()
 	ws.SetPingHandler(func(data string) error {
 		c.extend()
-		return answerPing(data)
+		return c.sign(websocket.PongMessage, []byte(data))
 	})
 	ws.SetPongHandler(func(data string) error {
 		c.extend()
@@ -187,10 +190,23 @@ func (c *Conn) schedulePing() {
 	c.pings.Add(1)
 	c.ping = time.AfterFunc(c.limits.PingEvery, func() {
 		defer c.pings.Done()
-		// A failed ping is not an end in itself: the reader's deadline is, or the next write.
-		_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(c.limits.PingEvery/2))
+		_ = c.sign(websocket.PingMessage, nil) // a failed ping is not an end in itself: the reader's deadline is, or the next write
 		c.schedulePing()
 	})
+}
+
+// sign sends a ping or a pong, unless something else is being sent. Those bytes are as good a sign of life; and where they have
+// to wait, for a peer that is slow to take them, a ping would come to wait as well, and break the socket when its time is up.
+func (c *Conn) sign(kind int, data []byte) error {
+	if !c.sending.TryLock() {
+		return nil
+	}
+	defer c.sending.Unlock()
+	err := c.ws.WriteControl(kind, data, time.Now().Add(c.limits.Stuck))
+	if errors.Is(err, websocket.ErrCloseSent) {
+		return nil
+	}
+	return err
 }
 
 // ReadBinary returns the next message, which the caller owns. A text message breaks the socket.
@@ -290,13 +306,12 @@ func (c *Conn) write(ctx context.Context, kind int, parts [][]byte) error {
 	if int64(total) > c.limits.MaxMessage {
 		return fmt.Errorf("socket: a message of %d bytes is longer than %d", total, c.limits.MaxMessage)
 	}
-	_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
 	if len(parts) == 1 && total <= fragment {
-		return c.ws.WriteMessage(kind, parts[0])
+		return c.send(func() error { return c.ws.WriteMessage(kind, parts[0]) })
 	}
 	if total > fragment {
 		size := strconv.AppendInt([]byte(announcement), int64(total), 10)
-		if err := c.ws.WriteControl(websocket.PongMessage, size, time.Now().Add(c.limits.Stuck)); err != nil {
+		if err := c.send(func() error { return c.ws.WriteControl(websocket.PongMessage, size, time.Now().Add(c.limits.Stuck)) }); err != nil {
 			return err
 		}
 	}
@@ -307,14 +322,21 @@ func (c *Conn) write(ctx context.Context, kind int, parts [][]byte) error {
 	for _, p := range parts {
 		for len(p) > 0 {
 			n := min(len(p), fragment)
-			_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
-			if _, err := w.Write(p[:n]); err != nil {
+			if err := c.send(func() error { _, err := w.Write(p[:n]); return err }); err != nil {
 				return err
 			}
 			p = p[n:]
 		}
 	}
-	return w.Close()
+	return c.send(w.Close)
+}
+
+// send runs a step of a message, for which the peer has Limits.Stuck.
+func (c *Conn) send(step func() error) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	_ = c.ws.SetWriteDeadline(time.Now().Add(c.limits.Stuck))
+	return step()
 }
 
 // Goodbye says whether a read failed because the peer said goodbye, and what reason it gave.
@@ -337,12 +359,12 @@ func Closed(err error) (code int, reason string, closed bool) {
 
 // Bye tells the peer why this end is about to close; it is up to the peer to close, or to this end to Close after a while.
 // Closing at once instead may make the peer lose what it has not read yet.
-func (c *Conn) Bye(reason string) { c.ByeWith(CloseNormal, reason) }
+func (c *Conn) Bye(reason string) { c.Leave(Close{CloseNormal, reason}) }
 
-// ByeWith is Bye with a close code; [SaidBye] is about CloseNormal only.
-func (c *Conn) ByeWith(code int, reason string) {
-	reason = strings.ToValidUTF8(reason[:min(len(reason), 120)], "") // a close frame holds 125 bytes, and no half character
-	message := websocket.FormatCloseMessage(code, reason)
+// Leave is Bye with a code.
+func (c *Conn) Leave(how Close) {
+	reason := strings.ToValidUTF8(how.Reason[:min(len(how.Reason), 123)], "") // what a close frame holds
+	message := websocket.FormatCloseMessage(how.Code, reason)
 	_ = c.ws.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // a broken socket needs no goodbye
 }
 

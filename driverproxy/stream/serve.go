@@ -69,7 +69,7 @@ func (s *Seat) Serve(w http.ResponseWriter, r *http.Request) {
 
 // bye says why the socket is about to be closed, and lets the client close it.
 func bye(conn *socket.Conn, code int, reason string) {
-	conn.ByeWith(code, reason)
+	conn.Leave(socket.Close{Code: code, Reason: reason})
 	conn.Expire(lastWords)
 }
 
@@ -173,7 +173,7 @@ func (s *Seat) look() view {
 	}
 	switch {
 	case t.ending != nil && t.ending.Moved:
-		return view{code: socket.CloseAway, reason: t.ending.Reason}
+		return view{code: socket.CloseGoingAway, reason: t.ending.Reason}
 	case t.settled:
 		return view{code: socket.CloseNormal, reason: t.ending.Reason}
 	}
