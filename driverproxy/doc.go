@@ -2,10 +2,12 @@
 // knows which hosts are connected, starts sessions on them and carries each session's commands and recording.
 //
 // A [Fleet] serves the fleet listener. A host is what its tunnel address says it is ([Directory].HostByAddr). Of each
-// host it holds one control socket; of each [Session] one command socket and, if recorded, one or more recording sockets (package lanes):
+// host it holds one control socket; of each [Session] one command socket, if recorded one or more recording sockets (package lanes),
+// and one for each WebDriver BiDi connection:
 //
 //	Assign ──▶ assign on control ──▶ host starts the driver, dials the session's sockets, answers assigned
 //	Do     ──▶ queue ──▶ writer ──▶ command socket ──▶ answer of the same Seq     (many in flight, run in order)
+//	OpenBiDi ▶ open_bidi on control ──▶ host dials the BiDi socket and the driver's own; [BiDi].Serve relays a client to it
 //	Release ─▶ release on control ──▶ host stops everything, answers released
 //
 // # Broken sockets
@@ -32,6 +34,9 @@
 //
 // A host that dials a second control socket replaces its first one at once if its agent was started anew (another
 // Boot), if it dialled it later (Hello.Dial), or if the first has missed heartbeats.
+//
+// A BiDi connection is relayed as it is, piece by piece (socket.Relay), and belongs to its sockets: one that breaks is not resumed,
+// its client is told so (1012) and may connect again. The session goes on, or ends, without it.
 //
 // Out of scope: who may use which device (orchestrator), what a recording's bytes mean (recorder), WireGuard (tunnel),
 // the host's end (driverproxy/host).

@@ -75,8 +75,9 @@ type Assignment struct {
 type Fleet struct {
 	cfg      Config
 	endpoint *socket.Endpoint
-	running  sync.WaitGroup // handlers of sockets
-	frames   sync.Pool      // buffers of commands' frames: an idle session has none
+	clients  *socket.Endpoint // of BiDi connections
+	running  sync.WaitGroup   // handlers of sockets
+	frames   sync.Pool        // buffers of commands' frames: an idle session has none
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -109,17 +110,19 @@ func NewFleet(cfg Config) *Fleet {
 		cfg.Now = time.Now
 	}
 	return &Fleet{
-		cfg: cfg, endpoint: &socket.Endpoint{}, frames: sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }},
-		hosts: map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, left: map[sessionKey]time.Time{}, conns: map[*socket.Conn]struct{}{},
+		cfg: cfg, endpoint: &socket.Endpoint{}, clients: &socket.Endpoint{Refuse: refuseClient},
+		frames: sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }},
+		hosts:  map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, left: map[sessionKey]time.Time{}, conns: map[*socket.Conn]struct{}{},
 	}
 }
 
-// Handler serves the control, command and recording paths of the fleet listener.
+// Handler serves the control, command, recording and BiDi paths of the fleet listener.
 func (f *Fleet) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathControl, f.serveControl)
 	mux.HandleFunc("GET "+wire.PathCommand, f.serveCommand)
 	mux.HandleFunc("GET "+wire.PathRecording, f.serveRecording)
+	mux.HandleFunc("GET "+wire.PathBiDi, f.serveBiDi)
 	return mux
 }
 

@@ -37,6 +37,7 @@ type Session struct {
 	wake     chan struct{}       // buffered: there is something to write
 	recorder chan *RecordingConn // buffered: the recording socket until someone takes it
 	taking   chan struct{}       // holds a token while a command socket takes the place of another
+	bidi     bidiDoor
 
 	mu        sync.Mutex // guards what follows
 	host      *hostConn  // nil while it has no control socket

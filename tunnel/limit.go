@@ -14,7 +14,7 @@ import (
 // A host that was enrolled may be taken over, and a token may be copied: neither may take the memory or the database of
 // an orchestrator from all other hosts.
 const (
-	hostConns = 512 // a control socket, and for each device a command socket and the lanes of a recording; pulses, probes
+	hostConns = 512 // a control socket, and for each device a command socket, the lanes of a recording and BiDi connections; pulses, probes
 	joinConns = 8   // a host that joins has one after the other
 )
 

@@ -275,7 +275,7 @@ func final(err error) bool {
 		return true
 	}
 	switch code, _, _ := socket.Closed(err); code {
-	case 0, socket.CloseAway, 1005, 1011, 1012, 1013: // broken, or the server is, or is about to be started anew
+	case 0, socket.CloseGoingAway, 1005, 1011, 1012, 1013: // broken, or the server is, or is about to be started anew
 		return false
 	}
 	return true

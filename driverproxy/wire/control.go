@@ -21,6 +21,7 @@ type Control struct {
 	Released      *Released      `json:"released,omitempty"`       // host, answers release
 	Ended         *Ended         `json:"ended,omitempty"`          // host, a session ended by itself
 	Device        *Device        `json:"device,omitempty"`         // host, a device changed
+	OpenBiDi      *OpenBiDi      `json:"open_bidi,omitempty"`      // orchestrator
 }
 
 // Hello introduces a host. Devices lists all of them; Boot changes with each start of the agent, and Dial counts its control sockets
@@ -73,7 +74,9 @@ const (
 // Device is one phone, or one stand-in, of a host. Name is unique on its host.
 type Device struct {
 	Name            string            `json:"name"`
-	Kind            string            `json:"kind"` // driver kind: safaridriver, webkitgtk, fake
+	Kind            string            `json:"kind"`              // driver kind: safaridriver, webkitgtk, chromedriver, fake
+	Browser         string            `json:"browser,omitempty"` // W3C browserName of what it drives: safari (also when absent), chrome
+	BiDi            bool              `json:"bidi,omitempty"`    // its driver offers WebDriver BiDi
 	Model           string            `json:"model"`
 	PlatformName    string            `json:"platform_name"`
 	PlatformVersion string            `json:"platform_version"`
@@ -105,6 +108,18 @@ type Assigned struct {
 	Capabilities json.RawMessage `json:"capabilities,omitempty"` // what the driver matched
 	Visited      []string        `json:"visited,omitempty"`      // after an adopt: pages that the session was at, without their query
 	Failure      *Failure        `json:"failure,omitempty"`
+}
+
+// MaxBiDi is how many BiDi connections a session may have at once. The orchestrator asks for no more.
+const MaxBiDi = 8
+
+// OpenBiDi asks for one more connection to the BiDi endpoint of a session's driver. The host dials a socket with the same ID. On
+// it, as a goodbye, it also says why there is no connection. For a session that it does not have it does nothing: the
+// session's end is on its way.
+type OpenBiDi struct {
+	Session string `json:"session"`
+	Term    int64  `json:"term"`
+	ID      uint64 `json:"id"` // tells it from others that are being opened
 }
 
 // StopRecording ends the recording and leaves the driver running.
@@ -190,7 +205,7 @@ func (c Control) check() error {
 	set := 0
 	for _, there := range []bool{
 		c.Hello != nil, c.Welcome != nil, c.Heartbeat != nil, c.Assign != nil, c.Adopt != nil, c.Assigned != nil, c.StopRecording != nil,
-		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil,
+		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil, c.OpenBiDi != nil,
 	} {
 		if there {
 			set++

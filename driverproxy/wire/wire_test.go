@@ -13,7 +13,7 @@ import (
 // every is a control message of each kind.
 func every() []Control {
 	failure := &Failure{Code: FailureDriver, Message: "m"}
-	device := Device{Name: "d", Kind: "fake", Model: "m", PlatformName: "iOS", PlatformVersion: "1", Labels: map[string]string{"a": "b"}, State: DeviceReady, Reason: "r"}
+	device := Device{Name: "d", Kind: "fake", Browser: "chrome", BiDi: true, Model: "m", PlatformName: "iOS", PlatformVersion: "1", Labels: map[string]string{"a": "b"}, State: DeviceReady, Reason: "r"}
 	return []Control{
 		{Hello: &Hello{Protocol: Version, Host: "h", Agent: "a", Boot: "b", Devices: []Device{device},
 			Sessions: []Hosted{{Session: "s", Term: 1, Epoch: "e"}}, Ended: []Ended{{Session: "t", Term: 1, Failure: *failure}}}},
@@ -27,6 +27,7 @@ func every() []Control {
 		{Released: &Released{Session: "s", Term: 1, Failure: failure}},
 		{Ended: &Ended{Session: "s", Term: 1, Failure: *failure}},
 		{Device: &device},
+		{OpenBiDi: &OpenBiDi{Session: "s", Term: 1, ID: 1<<64 - 1}},
 	}
 }
 
