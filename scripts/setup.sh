@@ -39,6 +39,8 @@ Linux)
 			need gcc 'the race detector, which the tests run under, links with it'
 			need libc6-dev 'likewise'
 		fi
+		has chromium || need chromium 'a browser with WebDriver BiDi, which Safari does not have'
+		has chromedriver || need chromium-driver 'drives it'
 		has ip || need iproute2 'network namespaces, where the tests of the TUN tunnel run as root'
 		has nft || anyfile /usr/sbin/nft || need nftables 'these tests take the rules away that keep hosts apart, and read them'
 		if ! has node; then

@@ -18,7 +18,7 @@ const elementKey = "element-6066-11e4-a52e-4f735466cecf"
 // pixel is a PNG of one pixel.
 const pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
-func (d *Driver) newSession(body []byte) webdriver.Answer {
+func (d *Driver) newSession(body []byte, host string) webdriver.Answer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.session != "" {
@@ -43,6 +43,7 @@ func (d *Driver) newSession(body []byte) webdriver.Answer {
 	d.created++
 	d.session = fmt.Sprintf("fake-%d", d.created)
 	d.page = page{history: []string{"about:blank"}}
+	d.offerLocked(matched, host)
 	return value(map[string]any{"sessionId": d.session, "capabilities": matched})
 }
 
@@ -71,10 +72,10 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 	p := &d.page
 	switch route {
 	case webdriver.RouteDeleteSession:
-		d.session = ""
+		d.endLocked()
 		return value(nil)
 	case webdriver.RouteCloseWindow:
-		d.session = ""
+		d.endLocked()
 		return value([]string{})
 	case webdriver.RouteNavigateTo:
 		to, ok := arguments["url"].(string)

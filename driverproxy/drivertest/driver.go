@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gorilla/websocket"
+
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
@@ -91,6 +93,8 @@ type Driver struct {
 	keep     bool
 	asked    json.RawMessage
 	page     page
+	bidi     func(*websocket.Conn) // nil: it offers no WebDriver BiDi
+	gone     chan struct{}         // closed when the session has ended
 	entered  map[webdriver.Route]chan struct{}
 	late     map[string]int // finds until an element is there, by what is looked for
 }
@@ -193,11 +197,15 @@ func (d *Driver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodGet && r.URL.Path == "/status":
 		write(w, value(map[string]any{"ready": true, "message": "fake driver"}))
 	case r.Method == http.MethodPost && r.URL.Path == "/session":
-		d.serve(w, r, Fault{NewSession: true}, func() webdriver.Answer { return d.newSession(q.body) })
+		d.serve(w, r, Fault{NewSession: true}, func() webdriver.Answer { return d.newSession(q.body, r.Host) })
 	default:
 		id, path, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/session/"), "/")
 		if path != "" {
 			path = "/" + path
+		}
+		if path == "" && websocket.IsWebSocketUpgrade(r) {
+			d.serveBiDi(w, r, id)
+			return
 		}
 		route, known := webdriver.Match(r.Method, path)
 		d.serve(w, r, Fault{Route: route}, func() webdriver.Answer { return d.command(id, route, known, q, path) })

@@ -34,7 +34,10 @@ const (
 const (
 	// KindWebKitGTK is WebKitWebDriver and MiniBrowser on an X display of their own (Linux), for development and tests: the browser runs
 	// as the agent's user, so that whoever drives it can read what the agent can (file: URLs, file inputs).
-	KindWebKitGTK    = "webkitgtk"
+	KindWebKitGTK = "webkitgtk"
+	// KindChromeDriver is Debian's chromedriver and Chromium, without a display, for development and tests of WebDriver BiDi, which
+	// Safari does not have. As with KindWebKitGTK, whoever drives it can read what the agent can.
+	KindChromeDriver = "chromedriver"
 	KindSafariDriver = "safaridriver" // a real iPhone (macOS)
 	KindFake         = "fake"         // drivertest, in this process
 )
@@ -54,6 +57,7 @@ type Device struct {
 	PlatformVersion string
 	Labels          map[string]string
 	UDID            string // of an iPhone; required for safaridriver
+	BiDi            bool   // of kind fake only: its driver is asked for WebDriver BiDi
 }
 
 // Display is what a recorder records. Name is "" where there is no X display.
@@ -146,8 +150,10 @@ func (c *Config) check() error {
 }
 
 func (d Device) wire(state wire.DeviceState, reason string) wire.Device {
+	k, _ := newKind(d, nil) // was checked when the agent started
+	browser, bidi := k.browser()
 	return wire.Device{
-		Name: d.Name, Kind: d.Kind, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion,
+		Name: d.Name, Kind: d.Kind, Browser: browser, BiDi: bidi, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion,
 		Labels: maps.Clone(d.Labels), State: state, Reason: reason,
 	}
 }

@@ -25,6 +25,9 @@
 // What the browser stores goes into the session's directory (HOME, XDG_*_HOME, TMPDIR), which is gone, and checked to be gone, before the
 // device is ready again. A device that could not be cleaned is quarantined until the agent starts anew.
 //
+// A driver that offers WebDriver BiDi keeps its endpoint to itself: each connection that the orchestrator asks for is a socket to
+// the orchestrator and one to the driver, with a relay between them. The session's clean-up ends them first.
+//
 // Terms of a session only rise; an assign, stop or release of an older term than the newest seen is refused. Commands of a
 // session run one at a time in the order of their numbers, each number at most once.
 //

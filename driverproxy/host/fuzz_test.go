@@ -42,7 +42,7 @@ func FuzzForDriver(f *testing.F) {
 		if !json.Valid(client) {
 			return
 		}
-		got, err := forDriver(safariDriver{udid: "mine"}, client)
+		got, err := forDriver(safariDriver{udid: "mine"}, "/s", client)
 		if err != nil {
 			return
 		}
@@ -58,7 +58,7 @@ func FuzzForDriver(f *testing.F) {
 				}
 			}
 		}
-		got, err = forDriver(webkitGTK{}, client)
+		got, err = forDriver(webkitGTK{}, "/s", client)
 		if err != nil { // where there is no MiniBrowser
 			return
 		}

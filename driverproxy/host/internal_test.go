@@ -16,7 +16,7 @@ import (
 func TestCapabilitiesForDriver(t *testing.T) {
 	client := json.RawMessage(`{"browserName":"safari","browserVersion":"18","platformName":"iOS","webSocketUrl":false,"acceptInsecureCerts":true,
 		"webkitgtk:browserOptions":{"binary":"/bin/sh"},"safari:deviceUDID":"other","safari:useSimulator":true,"safari:deviceName":"x","safari:automaticInspection":true}`)
-	got, err := forDriver(safariDriver{udid: "mine"}, client)
+	got, err := forDriver(safariDriver{udid: "mine"}, "/s", client)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,17 +32,17 @@ func TestCapabilitiesForDriver(t *testing.T) {
 	if _, err := filepath.Glob("/usr/lib/*/webkit2gtk-4.*/MiniBrowser"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err = forDriver(webkitGTK{}, client); err == nil { // where MiniBrowser is installed
+	if got, err = forDriver(webkitGTK{}, "/s", client); err == nil { // where MiniBrowser is installed
 		if b, _ = json.Marshal(got); strings.Contains(string(b), "/bin/sh") || strings.Contains(string(b), "browserVersion") || strings.Contains(string(b), "safari:") || !strings.Contains(string(b), "MiniBrowser") {
 			t.Errorf("WebKitWebDriver gets %s", b)
 		}
 	}
-	told, err := forClient(Device{PlatformName: "iOS"}, json.RawMessage(`{"browserName":"MiniBrowser","platformName":"linux","safari:deviceUDID":"mine"}`))
+	told, err := forClient(safariDriver{}, Device{PlatformName: "iOS"}, json.RawMessage(`{"browserName":"MiniBrowser","platformName":"linux","safari:deviceUDID":"mine"}`))
 	if err != nil || string(told) != `{"browserName":"safari","platformName":"iOS"}` {
 		t.Errorf("the client is told %s %v", told, err)
 	}
 	for _, bad := range []string{`null`, `[]`, `1`} {
-		if told, err := forClient(Device{}, json.RawMessage(bad)); err == nil {
+		if told, err := forClient(safariDriver{}, Device{}, json.RawMessage(bad)); err == nil {
 			t.Errorf("%s gave %s", bad, told)
 		}
 	}

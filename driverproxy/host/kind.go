@@ -22,14 +22,17 @@ type kind interface {
 	display() bool
 	// environ is what the session's processes get to see.
 	environ(dir, display string) []string
-	// own are the capabilities that are the host's to choose.
-	own() (map[string]any, error)
+	// own are the capabilities that are the host's to choose; dir is the session's.
+	own(dir string) (map[string]any, error)
 	// passes says whether a client's extension capability may reach the driver, or its browserVersion, for the driver to match.
 	passes(name string) bool
+	// browser is the W3C browserName that clients ask for, and whether the driver offers WebDriver BiDi.
+	browser() (name string, bidi bool)
 }
 
 var (
 	_ kind = webkitGTK{}
+	_ kind = chromeDriver{}
 	_ kind = safariDriver{}
 	_ kind = fake{}
 )
@@ -38,36 +41,47 @@ func newKind(d Device, fakes func(string) *drivertest.Driver) (kind, error) {
 	switch d.Kind {
 	case KindWebKitGTK:
 		return webkitGTK{}, nil
+	case KindChromeDriver:
+		return chromeDriver{}, nil
 	case KindSafariDriver:
 		if d.UDID == "" {
 			return nil, fmt.Errorf("host: device %q of kind %s needs its UDID", d.Name, d.Kind)
 		}
 		return safariDriver{udid: d.UDID}, nil
 	case KindFake:
-		return fake{device: d.Name, make: fakes}, nil
+		return fake{device: d.Name, make: fakes, bidi: d.BiDi}, nil
 	}
-	return nil, fmt.Errorf("host: device %q has kind %q: it must be %s, %s or %s", d.Name, d.Kind, KindSafariDriver, KindWebKitGTK, KindFake)
+	return nil, fmt.Errorf("host: device %q has kind %q: it must be %s, %s, %s or %s",
+		d.Name, d.Kind, KindSafariDriver, KindWebKitGTK, KindChromeDriver, KindFake)
 }
+
+// safari and chrome are W3C browserNames.
+const (
+	safari = "safari"
+	chrome = "chrome"
+)
 
 // forDriver turns a client's capability object into the driver's: what names the browser or the device was matched by
 // the orchestrator and is chosen here.
-func forDriver(k kind, client json.RawMessage) (map[string]any, error) {
+func forDriver(k kind, dir string, client json.RawMessage) (map[string]any, error) {
 	var in map[string]json.RawMessage
 	if len(client) > 0 {
 		if err := json.Unmarshal(client, &in); err != nil {
 			return nil, errors.New("the capabilities are not a JSON object")
 		}
 	}
+	_, bidi := k.browser()
 	out := map[string]any{}
 	for name, value := range in {
 		switch {
-		case name == "browserName", name == "platformName", name == "webSocketUrl":
+		case name == "browserName", name == "platformName":
+		case name == "webSocketUrl" && !bidi:
 		case (name == "browserVersion" || strings.Contains(name, ":")) && !k.passes(name):
 		default:
 			out[name] = value
 		}
 	}
-	own, err := k.own()
+	own, err := k.own(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -75,18 +89,25 @@ func forDriver(k kind, client json.RawMessage) (map[string]any, error) {
 	return out, nil
 }
 
-// forClient turns what the driver matched into what the client is told: it asked for Safari on a device.
-func forClient(d Device, matched json.RawMessage) (json.RawMessage, error) {
+// forClient turns what the driver matched into what the client is told: it asked for a browser on a device, not for a program on
+// this machine. Of the driver's BiDi endpoint it is told that there is one.
+func forClient(k kind, d Device, matched json.RawMessage) (json.RawMessage, error) {
 	var caps map[string]any
 	if err := json.Unmarshal(matched, &caps); err != nil || caps == nil {
 		return nil, errors.New("the driver's capabilities are not a JSON object")
 	}
-	caps["browserName"] = "safari"
+	caps["browserName"], _ = k.browser()
+	if url, _ := caps["webSocketUrl"].(string); url != "" {
+		caps["webSocketUrl"] = true
+	} else {
+		delete(caps, "webSocketUrl")
+	}
 	if d.PlatformName != "" {
 		caps["platformName"] = d.PlatformName
 	}
-	delete(caps, "safari:deviceUDID")
-	delete(caps, "webkitgtk:browserOptions")
+	for _, ours := range []string{"safari:deviceUDID", "webkitgtk:browserOptions", "goog:chromeOptions", "goog:processID", "chrome"} {
+		delete(caps, ours)
+	}
 	return json.Marshal(caps)
 }
 
@@ -98,9 +119,11 @@ func (webkitGTK) args(port int) []string {
 
 func (webkitGTK) display() bool { return true }
 
+func (webkitGTK) browser() (string, bool) { return safari, false }
+
 func (webkitGTK) passes(string) bool { return false } // its own options name a program to run, its versions are not Safari's
 
-func (webkitGTK) own() (map[string]any, error) {
+func (webkitGTK) own(string) (map[string]any, error) {
 	found, err := filepath.Glob("/usr/lib/*/webkit2gtk-4.*/MiniBrowser")
 	if err != nil || len(found) == 0 {
 		return nil, errors.New("there is no MiniBrowser in /usr/lib/*/webkit2gtk-4.*: install webkit2gtk-driver")
@@ -137,6 +160,8 @@ func (safariDriver) args(port int) []string {
 
 func (safariDriver) display() bool { return false }
 
+func (safariDriver) browser() (string, bool) { return safari, false }
+
 // passes lets through what changes how Safari behaves or must be, and not what chooses another device of this Mac. safaridriver
 // takes a browserVersion for the beginning of Safari's, and refuses the session where it is not.
 func (safariDriver) passes(name string) bool {
@@ -147,7 +172,7 @@ func (safariDriver) passes(name string) bool {
 	return !strings.HasPrefix(name, "safari:")
 }
 
-func (s safariDriver) own() (map[string]any, error) {
+func (s safariDriver) own(string) (map[string]any, error) {
 	return map[string]any{
 		"browserName": "safari", "platformName": "iOS", "safari:deviceUDID": s.udid, "safari:useSimulator": false,
 	}, nil
@@ -159,20 +184,26 @@ func (safariDriver) environ(dir, _ string) []string {
 }
 
 type fake struct {
+	bidi   bool
 	device string
 	make   func(device string) *drivertest.Driver
 }
 
-func (fake) args(int) []string              { return nil }
-func (fake) display() bool                  { return false }
-func (fake) passes(string) bool             { return true }
-func (fake) own() (map[string]any, error)   { return nil, nil }
-func (fake) environ(dir, _ string) []string { return confined(dir) }
+func (fake) args(int) []string                  { return nil }
+func (fake) display() bool                      { return false }
+func (f fake) browser() (string, bool)          { return safari, f.bidi }
+func (fake) passes(string) bool                 { return true }
+func (fake) own(string) (map[string]any, error) { return nil, nil }
+func (fake) environ(dir, _ string) []string     { return confined(dir) }
 func (f fake) driver() *drivertest.Driver {
 	if f.make != nil {
 		return f.make(f.device)
 	}
-	return drivertest.NewQuiet()
+	d := drivertest.NewQuiet()
+	if f.bidi {
+		d.OfferBiDi(nil)
+	}
+	return d
 }
 
 // platformMismatch says that a kind cannot run on this system; it is found at the start of a session, so that a configuration can be checked elsewhere.

@@ -217,6 +217,8 @@ func (a *agent) listen(l *link) error {
 			a.adopt(l, *m.Adopt)
 		case m.Release != nil:
 			a.release(l, *m.Release)
+		case m.OpenBiDi != nil:
+			a.openBiDi(*m.OpenBiDi)
 		default:
 			return errors.New("host: the orchestrator sent a message that only a host sends")
 		}

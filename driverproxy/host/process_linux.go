@@ -103,7 +103,7 @@ func started(pid int) string {
 	return strings.TrimSpace(string(boot)) + "/" + p.started
 }
 
-// marked lists the live processes that carry the mark in their environment.
+// marked lists the live processes that carry the mark.
 func marked(mark string) []int {
 	var found []int
 	for _, p := range processes() {
@@ -114,9 +114,16 @@ func marked(mark string) []int {
 	return found
 }
 
+// carries looks into the environment of a process, and for the session's directory on its command line: Chromium writes over its
+// environment.
 func carries(pid int, mark string) bool {
-	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	return err == nil && bytes.Contains(env, []byte(markVariable+"="+mark))
+	at := "/proc/" + strconv.Itoa(pid)
+	env, err := os.ReadFile(at + "/environ")
+	if err == nil && bytes.Contains(env, []byte(markVariable+"="+mark)) {
+		return true
+	}
+	line, err := os.ReadFile(at + "/cmdline")
+	return err == nil && bytes.Contains(line, []byte("/sessions/"+dirName(mark)+"/"))
 }
 
 // killMarked kills every process that carries the mark, until there is none.

@@ -33,9 +33,9 @@ func needReal(t *testing.T, programs ...string) {
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			if os.Getenv("CI") != "" {
-				t.Fatalf("%s is missing, and CI must test with it: apt-get install webkit2gtk-driver xvfb ffmpeg", p)
+				t.Fatalf("%s is missing, and CI must test with it: run `make setup-test`", p)
 			}
-			t.Skipf("%s is missing: apt-get install webkit2gtk-driver xvfb ffmpeg", p)
+			t.Skipf("%s is missing: run `make setup-test`", p)
 		}
 	}
 }

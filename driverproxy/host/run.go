@@ -114,8 +114,11 @@ func random() string {
 }
 
 func (a *agent) sessionDir(mark string) string {
-	return filepath.Join(a.cfg.StateDir, "sessions", mark[:12])
+	return filepath.Join(a.cfg.StateDir, "sessions", dirName(mark))
 }
+
+// dirName is that of a session's directory.
+func dirName(mark string) string { return mark[:min(len(mark), 12)] }
 
 // hello is the first message of a control socket; from now on the link hears of changes.
 func (a *agent) hello(l *link) wire.Hello {

@@ -56,6 +56,7 @@ type session struct {
 	drop       context.CancelFunc // ends carrying
 	recording  *recording
 	closing    closing
+	bidi       *bidi
 	quarantine string
 }
 
@@ -72,7 +73,7 @@ func newSession(a *agent, l *link, d *device, m wire.Assign, cancel context.Canc
 		carrier: newCarrier(), carried: make(chan struct{}), drop: func() {},
 		log:  a.cfg.Log.With(zap.String("session", m.Session), zap.Int64("term", m.Term), zap.String("device", d.Name)),
 		over: make(chan struct{}), halt: make(chan struct{}, 1), broken: make(chan *wire.Failure, 1),
-		closing: newClosing(),
+		closing: newClosing(), bidi: newBiDi(),
 	}
 }
 
@@ -146,12 +147,12 @@ func failed(code wire.FailureCode, format string, args ...any) *wire.Failure {
 func (s *session) start(ctx context.Context) ([]byte, *wire.Failure) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	capabilities, err := forDriver(s.kind, s.ask.Capabilities)
-	if err != nil {
-		return nil, failed(wire.FailureCapabilities, "%v", err)
-	}
 	if err := s.prepare(); err != nil {
 		return nil, failed(wire.FailureDriver, "%v", err)
+	}
+	capabilities, err := forDriver(s.kind, s.dir, s.ask.Capabilities)
+	if err != nil {
+		return nil, failed(wire.FailureCapabilities, "%v", err)
 	}
 	var sockets sync.WaitGroup // an ocean away: dialled while the driver starts
 	var command *socket.Conn
@@ -191,7 +192,12 @@ func (s *session) launch(ctx context.Context, capabilities map[string]any) ([]by
 	if s.kind.display() {
 		s.fillDisplay(ctx)
 	}
-	told, err := forClient(s.device.Device, matched)
+	if asked, _ := capabilities["webSocketUrl"].(json.RawMessage); string(asked) == "true" {
+		if err := s.bidi.find(matched, s.driver.addr); err != nil {
+			return nil, failed(wire.FailureDriver, "%v", err)
+		}
+	}
+	told, err := forClient(s.kind, s.device.Device, matched)
 	if err != nil {
 		return nil, failed(wire.FailureDriver, "%v", err)
 	}
@@ -307,10 +313,14 @@ func (s *session) fillDisplay(ctx context.Context) {
 
 // dial opens one of the session's sockets to the orchestrator that has it; more are names and values for the query.
 func (s *session) dial(ctx context.Context, path string, most int64, more ...string) (*socket.Conn, error) {
+	return s.dialWith(ctx, path, socket.Session(most), more...)
+}
+
+func (s *session) dialWith(ctx context.Context, path string, limits socket.Limits, more ...string) (*socket.Conn, error) {
 	l, term, _ := s.owner.now()
 	q := url.Values{"session": {s.id}, "term": {strconv.FormatInt(term, 10)}}
 	for i := 0; i+1 < len(more); i += 2 {
 		q.Set(more[i], more[i+1])
 	}
-	return s.agent.endpoint.Dial(ctx, socket.DialFunc(s.agent.cfg.Dial), "ws://"+l.addr+path+"?"+q.Encode(), socket.Session(most))
+	return s.agent.endpoint.Dial(ctx, socket.DialFunc(s.agent.cfg.Dial), "ws://"+l.addr+path+"?"+q.Encode(), limits)
 }

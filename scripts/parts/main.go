@@ -27,7 +27,7 @@ import (
 
 // required are the parts that a whole run must have had.
 func required() []string {
-	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium", "webdriverio"}
+	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium", "webdriverio", "chromium"}
 }
 
 // event is a line of `go test -json`.
