@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,25 @@ import (
 const createLimit = 10 * time.Second
 
 // Create queues a session, also when its caller leaves meanwhile: a statement that is cut short may have been carried out, and
-// nobody would know of the session, nor cancel it. Errors as SessionStore.Create.
+// nobody would know of the session, nor cancel it. Errors as SessionStore.Create, and *UnmatchedError.
 func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Session, error) {
+	wants, err := candidates(r.Capabilities)
+	if err != nil {
+		return api.Session{}, err
+	}
+	return o.CreateFirst(ctx, r, wants)
+}
+
+// CreateFirst is Create with the first of the capability objects in wants that an enrolled device can meet; the request's own are
+// not looked at.
+func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession) (api.Session, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
 	n, err := plan(uuid.NewString(), r, o.deps.QueueLimit)
 	if err != nil {
+		return api.Session{}, err
+	}
+	if err := o.match(ctx, &n, wants); err != nil {
 		return api.Session{}, err
 	}
 	at, err := o.deps.Sessions.Create(ctx, n)
@@ -33,6 +47,24 @@ func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Ses
 		ID: n.ID, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
 		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
 	}, nil
+}
+
+// match chooses the first capabilities that a device can meet which is wanted otherwise.
+func (o *Orchestrator) match(ctx context.Context, n *NewSession, wants webdriver.NewSession) error {
+	offers, err := o.deps.Sessions.Offers(ctx, n.Want)
+	if err != nil {
+		return err
+	}
+	if len(offers) == 0 {
+		return ErrNoSuchDevice
+	}
+	m, err := wants.Match(offers)
+	var w *webdriver.Error
+	if errors.As(err, &w) {
+		return &UnmatchedError{w}
+	}
+	n.Capabilities, n.Browser, n.BiDi, n.Want.Platform = m.Capabilities, m.Browser, m.BiDi, cmp.Or(m.Platform, n.Want.Platform)
+	return err
 }
 
 // lookLimit bounds one look at the database on behalf of somebody who waits.

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
@@ -34,6 +35,8 @@ type Deps struct {
 type SessionStore interface {
 	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError.
 	Create(ctx context.Context, s NewSession) (time.Time, error)
+	// Offers is what enrolled devices that are wanted have to offer, each once.
+	Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error)
 	// Claim takes the oldest queued session that a free device of one of the hosts fits; ok is false when there is none.
 	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
 	// Adopt takes a running session on a device of one of the hosts whose lease ran out at most AdoptWindow ago, or was handed

@@ -108,6 +108,14 @@ type InvalidError struct{ Field, Problem string }
 
 func (e *InvalidError) Error() string { return e.Field + ": " + e.Problem }
 
+// UnmatchedError is an ErrNoSuchDevice that says why: no enrolled device can meet the capabilities.
+type UnmatchedError struct{ Why *webdriver.Error }
+
+func (e *UnmatchedError) Error() string { return e.Why.Message }
+
+// Unwrap gives the W3C error and ErrNoSuchDevice.
+func (e *UnmatchedError) Unwrap() []error { return []error{e.Why, ErrNoSuchDevice} }
+
 // ProfileHeldError says which session uses a profile.
 type ProfileHeldError struct{ Profile, Holder string }
 

@@ -29,6 +29,8 @@ type NewSession struct {
 	Name         string
 	Labels       api.Labels
 	Want         api.DeviceWant
+	Browser      string // that the device must drive
+	BiDi         bool   // the device's driver must offer WebDriver BiDi
 	Recording    bool
 	Capabilities json.RawMessage // one W3C capability object, or nil
 	Idle         time.Duration
@@ -57,7 +59,7 @@ type Claim struct {
 	Ran     time.Duration // how long it has been running then, by the database's clock
 }
 
-// plan turns the request into a NewSession with its defaults.
+// plan turns the request into a NewSession with its defaults; its capabilities are for match to choose.
 func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	s := NewSession{
 		ID: id, Account: r.Account, Profile: r.Profile, Name: r.Name, Labels: r.Labels, Want: r.Device,
@@ -95,48 +97,27 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 			return s, &InvalidError{"timeouts", "each is between 0 (the default) and 86400 seconds"}
 		}
 	}
-	if len(r.Capabilities) == 0 {
-		return s, nil
-	}
-	body, err := json.Marshal(map[string]any{"capabilities": map[string]json.RawMessage{"alwaysMatch": r.Capabilities}})
-	if err != nil {
-		return s, &InvalidError{"capabilities", err.Error()}
-	}
-	n, err := webdriver.ParseNewSession(body)
-	if err == nil && len(n.Options) > 0 {
-		return s, &InvalidError{"capabilities", webdriver.OptionsName + " does not belong here; its fields are the request's own"}
-	}
-	if err == nil {
-		s.Capabilities, err = n.Match()
-	}
-	var w *webdriver.Error
-	if errors.As(err, &w) {
-		return s, &InvalidError{"capabilities", w.Message}
-	}
-	if err == nil {
-		err = s.onPlatform()
-	}
-	return s, err
+	return s, nil
 }
 
-// onPlatform makes the capability platformName a wish for a device.
-func (s *NewSession) onPlatform() error {
-	var c struct {
-		Name string `json:"platformName"`
+// candidates is what a request of the control plane wants of the driver: one capability object, which may be left out.
+func candidates(capabilities json.RawMessage) (webdriver.NewSession, error) {
+	if len(capabilities) == 0 {
+		capabilities = json.RawMessage("{}")
 	}
-	if err := json.Unmarshal(s.Capabilities, &c); err != nil {
-		return &InvalidError{"capabilities", err.Error()}
+	body, err := json.Marshal(map[string]any{"capabilities": map[string]json.RawMessage{"alwaysMatch": capabilities}})
+	if err != nil {
+		return webdriver.NewSession{}, &InvalidError{"capabilities", err.Error()}
 	}
+	n, err := webdriver.ParseNewSession(body)
+	var w *webdriver.Error
 	switch {
-	case c.Name == "" || strings.EqualFold(c.Name, "any"):
-	case s.Want.Platform != "" && !strings.EqualFold(s.Want.Platform, c.Name):
-		return &InvalidError{"device.platform", fmt.Sprintf("it is %q, and the capability platformName %q", s.Want.Platform, c.Name)}
-	case utf8.RuneCountInString(c.Name) > 64:
-		return &InvalidError{"capabilities.platformName", "at most 64 characters"}
-	default:
-		s.Want.Platform = c.Name
+	case errors.As(err, &w):
+		return n, &InvalidError{"capabilities", w.Message}
+	case err == nil && len(n.Options) > 0:
+		return n, &InvalidError{"capabilities", webdriver.OptionsName + " does not belong here; its fields are the request's own"}
 	}
-	return nil
+	return n, err
 }
 
 func checkLabels(labels api.Labels) error {

@@ -10,13 +10,26 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
 // creating is a store that sees how a session is created.
 type creating struct {
 	SessionStore
-	seen func(ctx context.Context)
+	offers []webdriver.Offer
+	seen   func(ctx context.Context)
+}
+
+// Offers has what is wanted of the platform only.
+func (c creating) Offers(ctx context.Context, want api.DeviceWant) (offers []webdriver.Offer, err error) {
+	c.seen(ctx)
+	for _, o := range c.offers {
+		if want.Platform == "" || strings.EqualFold(o.Platform, want.Platform) {
+			offers = append(offers, o)
+		}
+	}
+	return offers, ctx.Err()
 }
 
 func (c creating) Create(ctx context.Context, _ NewSession) (time.Time, error) {
@@ -27,10 +40,11 @@ func (c creating) Create(ctx context.Context, _ NewSession) (time.Time, error) {
 // A client that leaves while its session is queued leaves a session that is known, and can be cancelled.
 func TestCreateIsNotCutShort(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
-	bounded := false
-	o := New(Deps{Log: zap.NewNop(), Sessions: creating{seen: func(ctx context.Context) {
+	bounded := true
+	o := New(Deps{Log: zap.NewNop(), Sessions: creating{offers: []webdriver.Offer{{Browser: "safari"}}, seen: func(ctx context.Context) {
 		leave()
-		_, bounded = ctx.Deadline()
+		_, ok := ctx.Deadline()
+		bounded = bounded && ok
 	}}})
 	if s, err := o.Create(ctx, api.CreateSession{Account: "a"}); err != nil || s.ID == "" || !bounded {
 		t.Errorf("%+v, %v, bounded %v", s, err, bounded)
@@ -38,14 +52,17 @@ func TestCreateIsNotCutShort(t *testing.T) {
 }
 
 func TestPlatformNameIsAWish(t *testing.T) {
+	o := New(Deps{Log: zap.NewNop(), Sessions: creating{offers: []webdriver.Offer{{Browser: "safari", Platform: "iOS"}, {Browser: "safari", Platform: "iPadOS"}}, seen: func(context.Context) {}}})
 	for _, c := range []struct{ caps, asked, want, says string }{
 		{``, "", "", ""}, {`{}`, "iOS", "iOS", ""}, {`{"platformName":"iOS"}`, "", "iOS", ""}, {`{"platformName":"ios"}`, "iOS", "ios", ""},
 		{`{"platformName":"ANY"}`, "iPadOS", "iPadOS", ""}, {`{"platformName":null}`, "", "", ""}, {`{"platformName":""}`, "", "", ""},
-		{`{"platformName":"iOS"}`, "iPadOS", "", "device.platform"}, {`{"platformName":"` + strings.Repeat("x", 65) + `"}`, "", "", "platformName"}, {``, strings.Repeat("x", 65), "", "device.platform"},
+		{`{"platformName":"iOS"}`, "iPadOS", "", `platformName "iOS": there is iPadOS`}, {`{"platformName":"` + strings.Repeat("x", 65) + `"}`, "", "", "there is iOS, iPadOS"},
+		{`{}`, "android", "", ErrNoSuchDevice.Error()}, {``, strings.Repeat("x", 65), "", "device.platform"},
 	} {
-		s, err := plan("s", api.CreateSession{Account: "a", Device: api.DeviceWant{Platform: c.asked}, Capabilities: []byte(c.caps)}, 1)
+		s, err := o.Create(t.Context(), api.CreateSession{Account: "a", Device: api.DeviceWant{Platform: c.asked}, Capabilities: []byte(c.caps)})
 		var invalid *InvalidError
-		if c.says == "" && (err != nil || s.Want.Platform != c.want) || c.says != "" && (!errors.As(err, &invalid) || !strings.Contains(invalid.Field, c.says)) {
+		if c.says == "" && (err != nil || s.Want.Platform != c.want) ||
+			c.says != "" && (!errors.As(err, &invalid) && !errors.Is(err, ErrNoSuchDevice) || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%s and %q: %q, %v, want %q or %q", c.caps, c.asked, s.Want.Platform, err, c.want, c.says)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -81,46 +82,102 @@ func merge(always map[string]json.RawMessage, first []json.RawMessage) (NewSessi
 	return n, nil
 }
 
-// Match returns the first candidate that Safari on a device with one of the platform names can meet; no name given
-// stands for any platform. Names are compared without case. The error is an *[Error] with code [SessionNotCreated] that says
-// of each candidate why it does not fit. Whether the browser's version fits is left to the caller, who knows its devices.
-func (n NewSession) Match(platforms ...string) (json.RawMessage, error) {
+// Offer is what some device has to offer.
+type Offer struct {
+	Browser  string // its browserName
+	BiDi     bool   // its driver offers WebDriver BiDi
+	Platform string // its platformName
+}
+
+// Matched is a candidate that some device can meet.
+type Matched struct {
+	Capabilities json.RawMessage
+	Browser      string // of the offer that it fits
+	BiDi         bool   // it asks for WebDriver BiDi
+	Platform     string // that it asks for, as it writes it; empty: any
+}
+
+// Match returns the first candidate that one of the offers meets. Names are compared without case, chromium is chrome, and the
+// platform any is every one. A candidate that names no browser gets Safari, or where no Safari meets it, the first browser that does.
+//
+// The error is an *[Error] with code [SessionNotCreated] that says of each candidate why it does not fit. Whether the browser's
+// version fits is left to the caller, who knows its devices.
+func (n NewSession) Match(offers []Offer) (Matched, error) {
 	var reasons []string
 	for i, candidate := range n.Candidates {
-		reason := mismatch(candidate, platforms)
+		m, reason := match(candidate, offers)
 		if reason == "" {
-			return candidate, nil
+			return m, nil
 		}
 		if len(n.Candidates) > 1 {
 			reason = fmt.Sprintf("firstMatch[%d]: %s", i, reason)
 		}
 		reasons = append(reasons, reason)
 	}
-	return nil, &Error{Code: SessionNotCreated, Message: "no device can meet the capabilities: " + strings.Join(reasons, "; ")}
+	return Matched{}, &Error{Code: SessionNotCreated, Message: "no device can meet the capabilities: " + strings.Join(reasons, "; ")}
 }
 
-func mismatch(candidate json.RawMessage, platforms []string) string {
+// match returns the candidate with what it fits, or why it fits nothing.
+func match(candidate json.RawMessage, offers []Offer) (Matched, string) {
 	var c struct {
 		BrowserName  *string `json:"browserName"`
-		PlatformName *string `json:"platformName"`
+		PlatformName string  `json:"platformName"`
 		WebSocketURL bool    `json:"webSocketUrl"`
 	}
 	if err := json.Unmarshal(candidate, &c); err != nil {
-		return "it is not a capability object"
+		return Matched{}, "it is not a capability object"
+	}
+	if len(offers) == 0 {
+		return Matched{}, "there is no device"
+	}
+	if c.BrowserName != nil {
+		named := which(offers, func(o Offer) bool { return browser(o.Browser) == browser(*c.BrowserName) })
+		if len(named) == 0 {
+			return Matched{}, fmt.Sprintf("browserName %q: %s", *c.BrowserName, there(offers, func(o Offer) string { return strconv.Quote(o.Browser) }))
+		}
+		offers = named
+	}
+	if strings.EqualFold(c.PlatformName, "any") {
+		c.PlatformName = ""
+	}
+	if c.PlatformName != "" {
+		on := which(offers, func(o Offer) bool { return strings.EqualFold(o.Platform, c.PlatformName) })
+		if len(on) == 0 {
+			return Matched{}, fmt.Sprintf("platformName %q: %s", c.PlatformName, there(offers, func(o Offer) string { return o.Platform }))
+		}
+		offers = on
 	}
 	if c.WebSocketURL {
-		return "webSocketUrl: Safari has no WebDriver BiDi; leave webSocketUrl out"
+		offers = which(offers, func(o Offer) bool { return o.BiDi })
 	}
-	if c.BrowserName != nil && !strings.EqualFold(*c.BrowserName, "safari") {
-		return fmt.Sprintf("browserName %q: the browser is %q", *c.BrowserName, "safari")
+	if len(offers) == 0 {
+		return Matched{}, "webSocketUrl: Safari has no WebDriver BiDi, and no enrolled device that fits offers it; leave webSocketUrl out"
 	}
-	if c.PlatformName == nil || len(platforms) == 0 || strings.EqualFold(*c.PlatformName, "any") {
-		return ""
+	i := max(0, slices.IndexFunc(offers, func(o Offer) bool { return browser(o.Browser) == "safari" }))
+	return Matched{Capabilities: candidate, Browser: offers[i].Browser, BiDi: c.WebSocketURL, Platform: c.PlatformName}, ""
+}
+
+func which(offers []Offer, fits func(Offer) bool) []Offer {
+	return slices.DeleteFunc(slices.Clone(offers), func(o Offer) bool { return !fits(o) })
+}
+
+// browser is a browserName as it is compared.
+func browser(name string) string {
+	name = strings.ToLower(name)
+	if name == "chromium" {
+		return "chrome"
 	}
-	if !slices.ContainsFunc(platforms, func(p string) bool { return strings.EqualFold(p, *c.PlatformName) }) {
-		return fmt.Sprintf("platformName %q: there is %s", *c.PlatformName, strings.Join(platforms, ", "))
+	return name
+}
+
+// there says what is offered instead.
+func there(offers []Offer, name func(Offer) string) string {
+	var names []string
+	for _, o := range offers {
+		names = append(names, name(o))
 	}
-	return ""
+	slices.Sort(names)
+	return "there is " + strings.Join(slices.Compact(names), ", ")
 }
 
 func invalid(format string, args ...any) *Error {

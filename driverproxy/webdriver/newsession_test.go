@@ -92,7 +92,8 @@ func TestMatching(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := n.Match("iOS")
+		m, err := n.Match(safariOnly())
+		got := m.Capabilities
 		var e *Error
 		switch {
 		case test.says == "" && (err != nil || string(got) != test.want):
@@ -101,12 +102,50 @@ func TestMatching(t *testing.T) {
 			t.Errorf("%s: %v, want session not created that says %q", test.first, err, test.says)
 		}
 	}
-	n, err := ParseNewSession([]byte(`{"capabilities":{"alwaysMatch":{"platformName":"android"}}}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n.Match(); err != nil {
-		t.Errorf("no platform named stands for any: %v", err)
+}
+
+func safariOnly() []Offer { return []Offer{{Browser: "safari", Platform: "iOS"}} }
+
+func TestMatchingOffers(t *testing.T) {
+	chrome := Offer{Browser: "chrome", BiDi: true, Platform: "linux"}
+	both := []Offer{chrome, {Browser: "safari", Platform: "iOS"}}
+	for _, test := range []struct {
+		first, browser string
+		offers         []Offer
+		bidi           bool
+		says           string
+	}{
+		{`[{}]`, "safari", both, false, ``},
+		{`[{}]`, "chrome", []Offer{chrome}, false, ``},
+		{`[{"webSocketUrl":true}]`, "chrome", both, true, ``},
+		{`[{"webSocketUrl":true}]`, "Safari", []Offer{chrome, {Browser: "Safari", BiDi: true}}, true, ``},
+		{`[{"browserName":"Chromium"}]`, "chrome", both, false, ``},
+		{`[{"platformName":"Linux"}]`, "chrome", both, false, ``},
+		{`[{"platformName":"iOS","webSocketUrl":true},{"browserName":"safari","platformName":"linux"},{"platformName":"any"}]`, "safari", both, false, ``},
+		{`[{"browserName":"safari","platformName":"linux"}]`, "", both, false, `platformName "linux": there is iOS`},
+		{`[{"platformName":"mac"}]`, "", both, false, `platformName "mac": there is iOS, linux`},
+		{`[{"platformName":"iOS","webSocketUrl":true}]`, "", both, false, "no enrolled device that fits offers it"},
+		{`[{"browserName":"chrome","webSocketUrl":true}]`, "chrome", both, true, ``},
+		{`[{"browserName":"safari","webSocketUrl":true},{"browserName":"safari"}]`, "safari", both, false, ``},
+		{`[{"browserName":"firefox"},{"webSocketUrl":true},{}]`, "chrome", both, true, ``},
+		{`[{"browserName":"safari","webSocketUrl":true}]`, "", both, false, "Safari has no WebDriver BiDi"},
+		{`[{"browserName":"chrome","webSocketUrl":true}]`, "", []Offer{{Browser: "chrome"}, {Browser: "safari"}}, false, "no enrolled device that fits offers it"},
+		{`[{"browserName":"firefox"}]`, "", both, false, `there is "chrome", "safari"`},
+		{`[{"browserName":"firefox"}]`, "", nil, false, `there is no device`},
+		{`[{}]`, "", nil, false, `there is no device`},
+	} {
+		n, err := ParseNewSession([]byte(`{"capabilities":{"firstMatch":` + test.first + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := n.Match(test.offers)
+		var e *Error
+		switch {
+		case test.says == "" && (err != nil || m.Browser != test.browser || m.BiDi != test.bidi):
+			t.Errorf("%s of %v: %+v %v, want %s", test.first, test.offers, m, err, test.browser)
+		case test.says != "" && (!errors.As(err, &e) || e.Code != SessionNotCreated || !strings.Contains(e.Message, test.says)):
+			t.Errorf("%s of %v: %v, want session not created that says %q", test.first, test.offers, err, test.says)
+		}
 	}
 }
 
@@ -135,7 +174,7 @@ func FuzzParseNewSession(f *testing.F) {
 				t.Fatalf("candidate %s does not stand on its own: %v", c, err)
 			}
 		}
-		if _, err := n.Match("iOS"); err != nil {
+		if _, err := n.Match(append(safariOnly(), Offer{Browser: "chrome", BiDi: true, Platform: "linux"})); err != nil {
 			var e *Error
 			if !errors.As(err, &e) || e.Code != SessionNotCreated {
 				t.Fatalf("Match: %v", err)

@@ -225,6 +225,8 @@ type Device struct {
 	Host            string            `json:"host"`
 	Name            string            `json:"name"`
 	Kind            string            `json:"kind"`
+	Browser         string            `json:"browser" doc:"The browserName that capabilities ask for it with."`
+	BiDi            bool              `json:"bidi" doc:"It offers WebDriver BiDi (webSocketUrl)."`
 	Model           string            `json:"model"`
 	PlatformName    string            `json:"platform_name"`
 	PlatformVersion string            `json:"platform_version"`

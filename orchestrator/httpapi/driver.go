@@ -108,15 +108,12 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	req, wanted, err := parseNewSession(b)
-	if err == nil {
-		req.Capabilities, err = s.match(r.Context(), wanted)
-	}
+	req, wants, err := parseNewSession(b)
 	if err != nil {
 		s.sessionNotCreated(w, err)
 		return
 	}
-	v, err := s.Orchestrator.Create(r.Context(), req)
+	v, err := s.Orchestrator.CreateFirst(r.Context(), req, wants)
 	if err != nil {
 		s.sessionNotCreated(w, err)
 		return
@@ -167,17 +164,6 @@ func parseNewSession(b []byte) (req api.CreateSession, n webdriver.NewSession, e
 		return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName + ".account", Problem: `name the account: {"driftstack:options": {"account": "…"}}`}
 	}
 	return req, n, nil
-}
-
-// match takes the first capabilities that some enrolled device can meet.
-func (s *server) match(ctx context.Context, n webdriver.NewSession) (json.RawMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	platforms, err := s.Store.Platforms(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return n.Match(platforms...)
 }
 
 // sessionNotCreated answers New Session with the status of the problem and a body that every client understands.

@@ -66,6 +66,7 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	var held *orchestrator.ProfileHeldError
 	var full *orchestrator.QueueFullError
 	var conflict *orchestrator.ConflictError
+	var unmatched *orchestrator.UnmatchedError
 	var end *orchestrator.EndError
 	var streams *orchestrator.TooManyStreamsError
 	switch {
@@ -85,6 +86,9 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 			Detail: "the session is not run by this orchestrator; if it is being taken over, try again"}
 	case errors.As(err, &conflict):
 		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: conflict.Error()}
+	case errors.As(err, &unmatched):
+		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device", Detail: unmatched.Error(),
+			Errors: []*huma.ErrorDetail{{Location: "capabilities", Message: unmatched.Error()}}}
 	case errors.Is(err, orchestrator.ErrNoSuchDevice):
 		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device",
 			Detail: "no enrolled device could ever match what was asked for; GET /v1/devices lists them"}

@@ -22,6 +22,7 @@ WITH pick AS (
           AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
           AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
           AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
+          AND (s.want_browser = '' OR d.browser = s.want_browser) AND (d.bidi OR NOT s.want_bidi)
         ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
     WHERE s.state = 'queued' AND s.queue_until > now()
     ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),

@@ -243,16 +243,6 @@ func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
 	return free, unavailable(err)
 }
 
-// Platforms names the platforms of the devices that a session may run on some time.
-func (s *Store) Platforms(ctx context.Context) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `SELECT DISTINCT platform_name FROM devices d WHERE `+notRevoked+` ORDER BY 1`)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	return names, unavailable(err)
-}
-
 // Devices lists every device.
 func (s *Store) Devices(ctx context.Context) ([]api.Device, error) { return s.devices(ctx, "") }
 
@@ -260,7 +250,7 @@ func (s *Store) Devices(ctx context.Context) ([]api.Device, error) { return s.de
 func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH d AS (SELECT d.*, state <> 'quarantined' AND NOT `+connected+` AS offline FROM devices d WHERE $1 = '' OR host = $1)
-		SELECT host, name, kind, model, platform_name, platform_version, labels,
+		SELECT host, name, kind, browser, bidi, model, platform_name, platform_version, labels,
 		       CASE WHEN offline THEN 'offline' WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END,
 		       CASE WHEN offline THEN 'its host is not connected' ELSE reason END, coalesce(session, '')
 		FROM d ORDER BY host, name`, host)

@@ -15,9 +15,13 @@ func TestSessionGetsItsPlatform(t *testing.T) {
 	s := open(t, 2)
 	names := func() []string {
 		t.Helper()
-		n, err := s.Platforms(t.Context())
+		offers, err := s.Offers(t.Context(), api.DeviceWant{})
 		if err != nil {
 			t.Fatal(err)
+		}
+		var n []string
+		for _, o := range offers {
+			n = append(n, o.Platform)
 		}
 		return n
 	}
