@@ -79,6 +79,17 @@
 // A profile has one writer: a unique index lets one session that has not ended name it. Publishing a generation is one
 // compare-and-swap on the profile's row under the session's term.
 //
+// # WebDriver BiDi
+//
+// A session that asks for it (webSocketUrl: true) is matched to a device whose driver offers it, or refused at once. Its answer has a
+// webSocketUrl that points at us, with a token in it that opens this session's BiDi and nothing else:
+//
+//	client ══ /session/{id}/bidi ══▶ orchestrator ◀══ /fleet/v1/bidi ══ host ══ ws://127.0.0.1 ══▶ driver
+//
+// Messages pass both ways piece by piece and are not looked at: the log has a line when a connection is opened and one when it is closed.
+// What a client sends counts as use, as commands do. The session's end closes the connections, with its reason, before the
+// profile is captured. Pages that were opened over BiDi alone are not among those that a profile is captured from.
+//
 // # Tunnels
 //
 // Each orchestrator has a gateway, each driver host a link with a peer for every gateway; hosts dial, gateways listen.

@@ -21,6 +21,8 @@ const (
 	EventProfileRestored  EventKind = "profile_restored"  // Generation, Took, counts
 	EventRunning          EventKind = "running"           // commands are taken from now on
 	EventCommand          EventKind = "command"           // Route, Status, Took, Driver, sizes
+	EventBiDiOpened       EventKind = "bidi_opened"       // a WebDriver BiDi connection, after Took
+	EventBiDiClosed       EventKind = "bidi_closed"       // Status is the code that it was closed with; Took, sizes
 	EventFinishing        EventKind = "finishing"         // Reason
 	EventRecordingSealed  EventKind = "recording_sealed"  // BytesOut, Took is its duration, Partial
 	EventRecordingFailed  EventKind = "recording_failed"  // the session went on without it

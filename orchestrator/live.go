@@ -21,6 +21,7 @@ type device interface {
 	Acknowledge(seq uint64)
 	Kept() []driverproxy.Kept
 	Await(ctx context.Context, k driverproxy.Kept) (webdriver.Answer, driverproxy.Receipt, error)
+	OpenBiDi(ctx context.Context) (*driverproxy.BiDi, error)
 	Done() <-chan struct{}
 	Err() error
 }
@@ -42,6 +43,8 @@ type live struct {
 	over    chan struct{} // closed when the session has ended, or is another orchestrator's
 
 	visits webdriver.Visits
+
+	relays sync.WaitGroup // of BiDi connections; added to while the session is open only
 
 	logging sync.Mutex // guards seq; apart from mu, because the journal may make its callers wait
 	seq     int64

@@ -58,6 +58,10 @@ func (d *scripted) acknowledged() []uint64 {
 	defer d.mu.Unlock()
 	return slices.Clone(d.acked)
 }
+
+func (d *scripted) OpenBiDi(context.Context) (*driverproxy.BiDi, error) {
+	return nil, driverproxy.ErrNoBiDi
+}
 func (d *scripted) Done() <-chan struct{} { return d.done }
 func (d *scripted) Err() error            { return d.err }
 

@@ -92,6 +92,7 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 	}
 
 	end = l.serve(ctx, dev, o.stopping)
+	l.relays.Wait() // each has been told; from here on nobody but us drives the browser
 	if end.left {
 		return end, 0
 	}

@@ -22,15 +22,28 @@ const bidiDialLimit = 15 * time.Second
 
 // bidi is the BiDi endpoint of a session's driver, and the connections that are relayed to it.
 type bidi struct {
-	stop   chan struct{} // closed when the session is over
 	relays sync.WaitGroup
 
 	mu   sync.Mutex // guards what follows
 	url  string     // of the endpoint; "": the session has none
+	end  *relaysEnd // of those that run
 	over bool
 }
 
-func newBiDi() *bidi { return &bidi{stop: make(chan struct{})} }
+// relaysEnd is what relays wait for.
+type relaysEnd struct {
+	told chan struct{} // closed when they are to end
+	how  socket.Close  // set before
+}
+
+func (e *relaysEnd) tell(how socket.Close) {
+	e.how = how
+	close(e.told)
+}
+
+func newBiDi() *bidi { return &bidi{end: newRelaysEnd()} }
+
+func newRelaysEnd() *relaysEnd { return &relaysEnd{told: make(chan struct{})} }
 
 // find takes the endpoint out of what the driver matched. Whichever host it names, it is taken to be where the driver listens.
 func (b *bidi) find(matched json.RawMessage, addr string) error {
@@ -49,23 +62,33 @@ func (b *bidi) find(matched json.RawMessage, addr string) error {
 }
 
 // begin runs relay with the endpoint, unless the session has none or is over; it says whether. end waits for it.
-func (b *bidi) begin(relay func(endpoint string)) bool {
+func (b *bidi) begin(relay func(endpoint string, end *relaysEnd)) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.over || b.url == "" {
 		return false
 	}
-	endpoint := b.url
-	b.relays.Go(func() { relay(endpoint) })
+	endpoint, end := b.url, b.end
+	b.relays.Go(func() { relay(endpoint, end) })
 	return true
 }
 
-// end ends every relay and waits for them: each is bounded by the time that its goodbyes may take.
-func (b *bidi) end() {
+// handOver ends the relays of the orchestrator that had the session. Clients come again, over the one that has it now.
+func (b *bidi) handOver() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		b.end.tell(socket.Close{Code: socket.CloseAgain, Reason: "another orchestrator has the session: connect again"})
+		b.end = newRelaysEnd()
+	}
+}
+
+// close ends every relay and waits for them: each is bounded by the time that its goodbyes may take.
+func (b *bidi) close() {
 	b.mu.Lock()
 	if !b.over {
 		b.over = true
-		close(b.stop)
+		b.end.tell(socket.Close{Code: socket.CloseGoingAway, Reason: "the session has ended"})
 	}
 	b.mu.Unlock()
 	b.relays.Wait()
@@ -77,19 +100,19 @@ func (a *agent) openBiDi(m wire.OpenBiDi) {
 	if s == nil || !s.has(m.Term) {
 		return // its end is on its way
 	}
-	if !s.bidi.begin(func(endpoint string) { s.relayBiDi(endpoint, m.ID) }) {
+	if !s.bidi.begin(func(endpoint string, end *relaysEnd) { s.relayBiDi(endpoint, m.ID, end) }) {
 		s.log.Warn("no BiDi connection: the session has no endpoint, or is over")
 	}
 }
 
-// relayBiDi connects both ends and relays until one of them closes or the session is over.
-func (s *session) relayBiDi(endpoint string, id uint64) {
+// relayBiDi connects both ends and relays until one of them closes, or it is told to end.
+func (s *session) relayBiDi(endpoint string, id uint64, end *relaysEnd) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		select {
-		case <-s.bidi.stop:
-			cancel(&socket.Close{Code: socket.CloseGoingAway, Reason: "the session has ended"})
+		case <-end.told:
+			cancel(&end.how)
 		case <-ctx.Done():
 		}
 	})

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/driftstack/fleet/driverproxy/socket"
 )
 
 func TestBiDiCapabilities(t *testing.T) {
@@ -41,15 +43,44 @@ func TestBiDiEndpoint(t *testing.T) {
 		b := newBiDi()
 		err := b.find(json.RawMessage(matched), "127.0.0.1:9515")
 		got := ""
-		begun := b.begin(func(endpoint string) { got = endpoint })
-		b.end()
-		b.end() // harmless
+		begun := b.begin(func(endpoint string, _ *relaysEnd) { got = endpoint })
+		b.close()
+		b.close() // harmless
 		if got != want || begun != (want != "") || (err == nil) != begun {
 			t.Errorf("%s: %q %v, want %q", matched, got, err, want)
 		}
-		if b.begin(func(string) { t.Error("a relay ran") }) {
+		if b.begin(func(string, *relaysEnd) { t.Error("a relay ran") }) {
 			t.Error("a session that is over took a connection")
 		}
+	}
+}
+
+// Who has the session now is not relayed beside who had it.
+func TestBiDiOfTheFormerOrchestratorEnds(t *testing.T) {
+	b := newBiDi()
+	if err := b.find(json.RawMessage(`{"webSocketUrl":"ws://localhost:1/session/x"}`), "127.0.0.1:9515"); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan int, 2)
+	relay := func(_ string, end *relaysEnd) {
+		<-end.told
+		heard <- end.how.Code
+	}
+	b.begin(relay)
+	b.handOver()
+	if code := <-heard; code != socket.CloseAgain {
+		t.Errorf("the former's relay ends with %d", code)
+	}
+	b.begin(relay)
+	select {
+	case code := <-heard:
+		t.Errorf("the next one's relay ends with %d", code)
+	default:
+	}
+	b.close()
+	b.handOver() // harmless
+	if code := <-heard; code != socket.CloseGoingAway {
+		t.Errorf("the next one's relay ends with %d", code)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 
 // cleanUp undoes the session and checks that nothing of it is left. A failure quarantines the device.
 func (s *session) cleanUp() *wire.Failure {
-	s.bidi.end() // before the driver closes its end for a reason of its own
+	s.bidi.close() // before the driver closes its end for a reason of its own
 	if s.recording != nil {
 		s.recording.end()
 	}

@@ -335,6 +335,7 @@ func (a *agent) adopt(l *link, m wire.Adopt) {
 		a.terms.see(m.Session, m.Term)
 		answer.Capabilities, answer.Visited, s.epoch = s.assigned, s.visits.Pages(), l.epoch
 		s.owner.change(l, m.Term)
+		s.bidi.handOver()
 		s.log.Info("another orchestrator has the session", zap.Int64("new_term", m.Term))
 	}
 	l.post(wire.Control{Assigned: answer})

@@ -44,7 +44,7 @@ type Session struct {
 	StartedAt    *time.Time   `json:"started_at,omitempty" doc:"When a device was claimed."`
 	RunningAt    *time.Time   `json:"running_at,omitempty" doc:"When it took its first command."`
 	EndedAt      *time.Time   `json:"ended_at,omitempty"`
-	Capabilities any          `json:"capabilities,omitempty" doc:"What the driver matched."`
+	Capabilities any          `json:"capabilities,omitempty" doc:"What the driver matched. webSocketUrl, where there is one, opens this session's WebDriver BiDi to whoever has it."`
 }
 
 // Labels are a customer's own names for a session, to find it by. They are in no log, and no driver or host is told them.
@@ -274,7 +274,7 @@ type Event struct {
 	Kind       string    `json:"kind"`
 	Term       int64     `json:"term,omitempty"`
 	Route      string    `json:"route,omitempty" doc:"W3C route template, for example POST /session/{session id}/url."`
-	Status     int       `json:"status,omitempty" doc:"HTTP status of the answer."`
+	Status     int       `json:"status,omitempty" doc:"HTTP status of the answer; of a bidi_closed, the websocket's close code."`
 	TookUS     int64     `json:"took_us,omitempty" doc:"Microseconds, at the orchestrator."`
 	DriverUS   int64     `json:"driver_us,omitempty" doc:"Microseconds, at the driver."`
 	BytesIn    int64     `json:"bytes_in,omitempty"`

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/bulk"
+	"github.com/driftstack/fleet/driverproxy/socket"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
@@ -54,6 +55,8 @@ func (s *server) drive(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case p == "/status":
 		only(w, r, http.MethodGet, s.status)
+	case p == "/session" && r.Method == http.MethodGet && socket.Asked(r):
+		bareSession(w, r)
 	case p == "/session":
 		only(w, r, http.MethodPost, s.newSession)
 	case id == "" || !strings.HasPrefix(p, "/session/"):
@@ -62,6 +65,8 @@ func (s *server) drive(w http.ResponseWriter, r *http.Request) {
 		only(w, r, http.MethodDelete, func(w http.ResponseWriter, r *http.Request) {
 			writeAnswer(w, s.Orchestrator.Quit(r.Context(), unescape(id)))
 		})
+	case command == "bidi" && r.Method == http.MethodGet:
+		s.bidi(w, r, unescape(id))
 	default:
 		s.command(w, r, unescape(id), "/"+command)
 	}
@@ -122,7 +127,7 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	v, err = s.Orchestrator.Wait(ctx, v.ID, orchestrator.IsRunning)
 	if err == nil && v.State == api.Running && r.Context().Err() == nil {
-		a, err := webdriver.ValueAnswer(map[string]any{"sessionId": v.ID, "capabilities": v.Capabilities})
+		a, err := webdriver.ValueAnswer(map[string]any{"sessionId": v.ID, "capabilities": s.shown(v, originOf(r)).Capabilities})
 		if err != nil {
 			s.sessionNotCreated(w, err)
 			return

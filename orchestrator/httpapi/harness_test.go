@@ -37,7 +37,12 @@ const token = "a-service-token-of-the-tests"
 
 var postgres pgtest.Shared
 
-func TestMain(m *testing.M) { os.Exit(postgres.Run(m)) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == host.SuperviseCommand {
+		os.Exit(host.SuperviseMain(os.Args[2:]))
+	}
+	os.Exit(postgres.Run(m))
+}
 
 // rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
 type rig struct {
@@ -57,6 +62,16 @@ type directory struct{ *pgstore.Store }
 func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
 
 func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
+	t.Helper()
+	var list []host.Device
+	for i := range devices {
+		list = append(list, host.Device{Name: "phone-" + string(rune('a'+i)), Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0",
+			Labels: map[string]string{"rack": "1"}})
+	}
+	return newRigOf(t, list, queueLimit, reroute...)
+}
+
+func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
 	ctx := t.Context()
 	log := zap.NewNop()
@@ -106,15 +121,10 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 
 	hosting, stopHost := context.WithCancel(context.Background())
 	hosted := make(chan struct{})
-	var list []host.Device
-	for i := range devices {
-		list = append(list, host.Device{Name: "phone-" + string(rune('a'+i)), Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0",
-			Labels: map[string]string{"rack": "1"}})
-	}
 	go func() {
 		defer close(hosted)
 		if err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: host.Fixed(strings.TrimPrefix(fleetServer.URL, "http://")),
-			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Fake: func(string) *drivertest.Driver {
+			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Supervisor: []string{os.Args[0], host.SuperviseCommand}, Fake: func(string) *drivertest.Driver {
 				d := drivertest.New()
 				if r.configure != nil {
 					r.configure(d)
@@ -144,7 +154,7 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 	}
 	eventually(t, "the host is up", func() bool {
 		d, err := r.client.Devices(ctx)
-		return err == nil && len(d) == devices && d[0].State == string(wire.DeviceReady)
+		return err == nil && len(d) == len(list) && d[0].State == string(wire.DeviceReady)
 	})
 	return r
 }

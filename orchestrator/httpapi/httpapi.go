@@ -71,7 +71,8 @@ func New(cfg Config) http.Handler {
 func (s *server) control(mux *http.ServeMux) {
 	c := huma.DefaultConfig("Driftstack fleet", "1")
 	c.Info.Description = "Dispatches sessions onto real iPhones and tells what became of them. Driver commands go to the W3C WebDriver " +
-		"routes under /session or /wd/hub/session, over the websocket /v1/sessions/{id}/stream, or many at once to /v1/sessions/{id}/batch."
+		"routes under /session or /wd/hub/session, over the websocket /v1/sessions/{id}/stream, or many at once to /v1/sessions/{id}/batch. " +
+		"WebDriver BiDi, where a session asked for it with webSocketUrl: true, is at the webSocketUrl of its capabilities."
 	c.CreateHooks = nil // no $schema in answers
 	c.DocsPath = ""     // its page loads a script from elsewhere
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
@@ -121,7 +122,7 @@ func reg[I, O any](a huma.API, method, path, id, summary string, status int, h f
 func (s *server) authenticate(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(s.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if public(r.URL.Path) {
+		if public(r.URL.Path) || s.hasBiDiToken(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -180,6 +181,7 @@ func (s *server) createSession(ctx context.Context, in *struct{ Body api.CreateS
 }
 
 func (s *server) listSessions(ctx context.Context, in *struct {
+	Origin
 	Account string   `query:"account" maxLength:"128"`
 	Profile string   `query:"profile" maxLength:"128"`
 	Host    string   `query:"host" maxLength:"63"`
@@ -193,6 +195,9 @@ func (s *server) listSessions(ctx context.Context, in *struct {
 		return nil, s.problem(err)
 	}
 	v, err := s.Store.List(ctx, pgstore.SessionFilter{Account: in.Account, Profile: in.Profile, Host: in.Host, State: in.State, Labels: labels, Limit: in.Limit, Cursor: in.Cursor})
+	for i := range v.Sessions {
+		v.Sessions[i] = s.shown(v.Sessions[i], in.Origin)
+	}
 	return &body[api.SessionList]{v}, s.problem(err)
 }
 
@@ -211,6 +216,7 @@ func parseLabels(list []string) (api.Labels, error) {
 
 func (s *server) getSession(ctx context.Context, in *struct {
 	ByID
+	Origin
 	Wait           string `query:"wait" enum:"running,ended" doc:"Answer when it runs (or will never), or when it has ended; or as it is after timeout_seconds."`
 	TimeoutSeconds int    `query:"timeout_seconds" minimum:"1" maximum:"30" default:"30"`
 }) (*body[api.Session], error) {
@@ -224,15 +230,18 @@ func (s *server) getSession(ctx context.Context, in *struct {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(in.TimeoutSeconds)*time.Second)
 	defer cancel()
 	v, err := s.Orchestrator.Wait(ctx, in.ID, reached)
-	return &body[api.Session]{v}, s.problem(err)
+	return &body[api.Session]{s.shown(v, in.Origin)}, s.problem(err)
 }
 
-func (s *server) cancelSession(ctx context.Context, in *ByID) (*body[api.Session], error) {
+func (s *server) cancelSession(ctx context.Context, in *struct {
+	ByID
+	Origin
+}) (*body[api.Session], error) {
 	if err := s.Orchestrator.Cancel(ctx, in.ID); err != nil {
 		return nil, s.problem(err)
 	}
 	v, err := s.Store.Get(ctx, in.ID)
-	return &body[api.Session]{v}, s.problem(err)
+	return &body[api.Session]{s.shown(v, in.Origin)}, s.problem(err)
 }
 
 func (s *server) recording(ctx context.Context, in *struct {

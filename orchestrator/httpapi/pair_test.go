@@ -68,9 +68,10 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 		defer close(hosted)
 		err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: host.Fixed(addrs...),
 			Dial: (&net.Dialer{}).DialContext, Log: zap.NewNop(), Orphan: orphan,
-			Devices: []host.Device{{Name: "phone-a", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0"}},
+			Devices: []host.Device{{Name: "phone-a", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0", BiDi: true}},
 			Fake: func(string) *drivertest.Driver {
 				d := drivertest.New()
+				d.OfferBiDi(nil)
 				r.drivers <- d
 				return d
 			}})
