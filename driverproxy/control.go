@@ -32,27 +32,23 @@ type hostConn struct {
 	dial uint64
 	addr netip.Addr
 	conn *socket.Conn
-	came time.Time       // its hello, by Config.Now
-	has  map[string]bool // devices, by name
-	up   bool            // guarded by Fleet.mu
-	lost chan struct{}   // closed when the socket is given up; cause is set before
-	gone chan struct{}   // closed when HostDown has returned
+	came time.Time     // its hello, by Config.Now
+	up   bool          // guarded by Fleet.mu
+	lost chan struct{} // closed when the socket is given up; cause is set before
+	gone chan struct{} // closed when HostDown has returned
 
 	mu    sync.Mutex // guards what follows
 	cause error
 	seen  time.Time              // last heartbeat, by Config.Now
 	round time.Duration          // what the host last measured of one; 0: not known
+	known known                  // of its devices
 	dirty map[string]wire.Device // devices to report to the Directory
 	wake  chan struct{}          // buffered: something is dirty
 }
 
 func newHostConn(c *socket.Conn, addr netip.Addr, hello wire.Hello, now time.Time) *hostConn {
-	has := map[string]bool{}
-	for _, d := range hello.Devices {
-		has[d.Name] = true
-	}
 	return &hostConn{
-		has: has, name: hello.Host, boot: hello.Boot, dial: hello.Dial, addr: addr, conn: c, came: now, seen: now,
+		known: newKnown(hello.Devices, now), name: hello.Host, boot: hello.Boot, dial: hello.Dial, addr: addr, conn: c, came: now, seen: now,
 		lost: make(chan struct{}), gone: make(chan struct{}), dirty: map[string]wire.Device{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -272,15 +268,15 @@ func (f *Fleet) hear(h *hostConn, b []byte) error {
 		h.mu.Lock()
 		h.seen, h.round = f.cfg.Now(), max(m.Heartbeat.RoundTrip, 0)
 		h.mu.Unlock()
-		return h.send(context.Background(), wire.Control{Heartbeat: &wire.Heartbeat{Seq: m.Heartbeat.Seq, Epoch: f.cfg.Epoch}})
-	case m.Device != nil:
-		if !h.has[m.Device.Name] {
-			return errors.New("driverproxy: the host reports a device that its hello did not list")
+		err := h.send(context.Background(), wire.Control{Heartbeat: &wire.Heartbeat{Seq: m.Heartbeat.Seq, Epoch: f.cfg.Epoch}})
+		if err == nil {
+			err = f.probe(h)
 		}
-		h.mu.Lock()
-		h.dirty[m.Device.Name] = *m.Device
-		h.mu.Unlock()
-		poke(h.wake)
+		return err
+	case m.Device != nil:
+		return h.changed(*m.Device, f.cfg.Now())
+	case m.Probed != nil:
+		return h.probed(*m.Probed, f.cfg.Now())
 	case m.Assigned != nil:
 		if s := f.sessionOn(h, m.Assigned.Session, m.Assigned.Term); s != nil {
 			s.onAssigned(m.Assigned)

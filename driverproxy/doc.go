@@ -38,6 +38,12 @@
 // A BiDi connection is relayed as it is, piece by piece (socket.Relay), and belongs to its sockets: one that breaks is not resumed,
 // its client is told so (1012) and may connect again. The session goes on, or ends, without it.
 //
+// # Probes
+//
+// Every ten seconds a host is asked for its devices ([wire.Probe], with a heartbeat): it has the driver of each that waits for a
+// session asked for its status, and answers what it found. The Directory is told of changes. A host that leaves three probes
+// unanswered although its heartbeats come has devices that nobody uses, until it answers one.
+//
 // Out of scope: who may use which device (orchestrator), what a recording's bytes mean (recorder), WireGuard (tunnel),
 // the host's end (driverproxy/host).
 package driverproxy

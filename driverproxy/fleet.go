@@ -59,6 +59,7 @@ type Config struct {
 	HeartbeatEvery time.Duration    // 0: 1 s
 	HeartbeatLimit time.Duration    // 0: 5 s
 	ResumeLimit    time.Duration    // 0: ResumeLimit
+	ProbeEvery     time.Duration    // of a host's devices, driver included; 0: 10 s. Rounded up to heartbeats
 	Log            *zap.Logger      // nil: none
 	Now            func() time.Time // nil: time.Now; sockets' own deadlines follow the system's clock
 }
@@ -102,6 +103,9 @@ func NewFleet(cfg Config) *Fleet {
 	}
 	if cfg.ResumeLimit <= 0 {
 		cfg.ResumeLimit = ResumeLimit
+	}
+	if cfg.ProbeEvery <= 0 {
+		cfg.ProbeEvery = 10 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()

@@ -148,7 +148,7 @@
 //	  bulk/             bodies of commands and answers, read into one piece of memory
 //	  lanes/            one recording over several sockets, both ends
 //	  stream/           the clients' websocket of commands, both ends
-//	  drivertest/       a scriptable fake driver
+//	  drivertest/       a scriptable fake driver; safari/ is a safaridriver that misbehaves, as a process
 //	tunnel/             WireGuard: enrolment, keys and their rotation, peers, isolation, repair, backends
 //	  tunneltest/       a relay with delay, loss, cuts and rebinds, and bare WireGuard to compare with
 //	profilestate/       snapshot, seal/open, generations, restore/capture over driver commands

@@ -128,7 +128,7 @@ func (b *broken) restarted(with syscall.Signal, log []string) {
 	}
 	b.decodes(rec)
 	b.undisturbed(b.sample.isLoggedIn)
-	b.noBrowserLeft()
+	b.nothingLeft("driverhost", "Xvfb", "WebKitWebDriver") // the next session's
 }
 
 // logged looks for kinds of events, in this order.

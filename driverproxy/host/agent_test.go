@@ -46,6 +46,7 @@ func (s *stack) startAgent(t *testing.T, cfg host.Config) *exec.Cmd {
 	addrs, _ := cfg.Orchestrators()
 	b, err := json.Marshal(map[string]any{
 		"Name": cfg.Name, "StateDir": cfg.StateDir, "Orchestrators": addrs, "Devices": cfg.Devices,
+		"Supervisor": cfg.Supervisor, "SafariDriver": cfg.SafariDriver,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +121,7 @@ func TestRealAgentKilled(t *testing.T) {
 				eventually(t, "no process is left", func() bool { return len(processesBelow(s.state)) == 0 })
 			}
 			s.run(t, cfg) // the next agent reaps and wipes the rest
-			s.nothingLeft(t)
+			s.idle(t)
 			next := assign(t, s, first("s2", 1))
 			do[any](t, next, "POST", "/url", map[string]string{"url": "about:blank"})
 			release(t, next)

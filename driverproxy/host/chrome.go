@@ -20,6 +20,8 @@ func (chromeDriver) args(port int) []string {
 
 func (chromeDriver) display() bool { return false }
 
+func (chromeDriver) here() bool { return true }
+
 func (chromeDriver) browser() (string, bool) { return chrome, true }
 
 func (chromeDriver) passes(string) bool { return false } // its own options name a program to run, and files to write

@@ -61,8 +61,7 @@ func TestRealBiDi(t *testing.T) {
 	if code, _ := c.closed(t); code == websocket.CloseAbnormalClosure {
 		t.Error("no goodbye")
 	}
-	s.ready(t, "phone")
-	s.nothingLeft(t)
+	s.idle(t)
 }
 
 // TestRealBiDiDeaths kills the browser, and then a driver, under a BiDi connection.
@@ -88,8 +87,7 @@ func TestRealBiDiDeaths(t *testing.T) {
 		release(t, session)
 		c.end(&socket.Close{Code: socket.CloseGoingAway})
 		c.closed(t)
-		s.ready(t, "phone")
-		s.nothingLeft(t)
+		s.idle(t)
 	}
 	// A client can end the browser over BiDi, which nobody but the driver understands.
 	session := assign(t, s, wantBiDi("closed"))
@@ -103,8 +101,7 @@ func TestRealBiDiDeaths(t *testing.T) {
 		t.Errorf("Err %v, want driver_failed", err)
 	}
 	release(t, session)
-	s.ready(t, "phone")
-	s.nothingLeft(t)
+	s.idle(t)
 }
 
 // TestRealChromiumLeftovers kills all that watches over a browser: the next agent finds it.
@@ -132,7 +129,7 @@ func TestRealChromiumLeftovers(t *testing.T) {
 	_ = agent.Wait()
 	within(t, "the session ends", session.Done())
 	s.run(t, cfg)
-	s.nothingLeft(t)
+	s.idle(t)
 }
 
 // call is one BiDi command, and its result; events are passed over.

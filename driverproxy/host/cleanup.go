@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,37 +16,23 @@ import (
 
 // cleanUp undoes the session and checks that nothing of it is left. A failure quarantines the device.
 func (s *session) cleanUp() *wire.Failure {
+	if s.driverDied() {
+		s.met.bad = append(s.met.bad, gradeCrashes)
+	}
 	s.bidi.close() // before the driver closes its end for a reason of its own
 	if s.recording != nil {
 		s.recording.end()
 	}
 	s.deleteSession()
 	s.drop() // with a goodbye
-	var errs []error
-	if s.inside != nil {
-		errs = append(errs, s.inside.stop())
-	}
-	if s.supervisor != nil {
-		errs = append(errs, s.supervisor.stop())
-	}
-	if s.driver != nil {
-		s.driver.close()
-	}
-	s.agent.freePorts(s.ports) // no driver listens any more
-	forgetDisplay(s.display.Name, s.displayPid)
-	if s.dir != "" {
-		errs = append(errs, wipe(s.dir))
-	}
+	err := s.takeDown()
 	s.running.Wait() // each of them is bounded
-	err := errors.Join(errs...)
-	if err == nil && s.dir != "" {
-		err = forget(s.dir)
-	}
 	if err == nil {
 		return nil
 	}
 	s.log.Error("the device could not be cleaned up", zap.Error(err))
-	s.quarantine = "clean-up failed after a session"
+	s.met.bad = append(s.met.bad, gradeWiped)
+	s.met.residue = append(s.met.residue, s.residue())
 	return failed(wire.FailureCleanup, "%v", err)
 }
 

@@ -23,7 +23,13 @@ const (
 	OrphanLimit = 90 * time.Second
 
 	startLimit    = 60 * time.Second // everything up to the answered New Session
-	statusLimit   = 5 * time.Second  // one try of a driver that starts
+	statusLimit   = 5 * time.Second  // one GET /status
+	slowStatus    = 2 * time.Second  // a device is not ready if it takes longer
+	slowStart     = 20 * time.Second // New Session that takes longer counts against the device
+	trusted       = time.Second      // so long after it was ready a standby is taken unasked; or so long it is asked
+	deathLimit    = time.Second      // to hear that a driver that broke off has exited
+	helloLimit    = 2 * time.Second  // for the devices to prove that they are ready, before a hello
+	standbyAge    = time.Hour        // a standby is replaced then: drivers are not made to idle for days
 	recorderLimit = 5 * time.Second  // from SIGINT to SIGKILL of the recorder
 	drainLimit    = 10 * time.Second // the recording's last bytes, after the recorder has ended
 	deleteLimit   = 3 * time.Second  // DELETE session while cleaning up
@@ -113,7 +119,11 @@ type Config struct {
 
 	// Supervisor starts SuperviseMain; nil: this program with SuperviseCommand as its first argument.
 	Supervisor []string
-	// Fake gives a device of kind fake its driver for one more session; nil: a new one each time.
+	// SafariDriver is the program of kind safaridriver; "": the one of macOS, which is then required. Tests give one that
+	// misbehaves (drivertest/safari) and runs anywhere.
+	SafariDriver string
+	Clock        Clock // nil: the system's
+	// Fake gives a device of kind fake its driver for one more session, before that is assigned; nil: a new one each time.
 	Fake func(device string) *drivertest.Driver
 }
 
@@ -142,7 +152,7 @@ func (c *Config) check() error {
 			errs = append(errs, fmt.Errorf("host: device name %q is empty or used twice", d.Name))
 		}
 		seen[d.Name] = true
-		if _, err := newKind(d, c.Fake); err != nil {
+		if _, err := newKind(d, *c); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -150,7 +160,7 @@ func (c *Config) check() error {
 }
 
 func (d Device) wire(state wire.DeviceState, reason string) wire.Device {
-	k, _ := newKind(d, nil) // was checked when the agent started
+	k, _ := newKind(d, Config{}) // was checked when the agent started
 	browser, bidi := k.browser()
 	return wire.Device{
 		Name: d.Name, Kind: d.Kind, Browser: browser, BiDi: bidi, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion,

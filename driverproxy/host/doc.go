@@ -2,7 +2,8 @@
 //
 // [Run] keeps one control socket to every orchestrator and runs the sessions they assign. A session is a line:
 //
-//	claim device → directory → supervisor → display → recorder → driver → New Session → serve → clean up → device ready
+//	claim device → its standby → recorder → New Session → serve → clean up → device free
+//	               └─ directory → supervisor → display → driver: started before, and again when the device is free
 //
 // and ends by a Release, by the death of its driver or browser (reported as ended), when nobody has carried its commands for
 // [OrphanLimit], or with the agent. It outlives its sockets, and the orchestrator that assigned it: each command is written into
@@ -23,7 +24,25 @@
 //	    is none (macOS) the start time is compared, so a recycled pid is never killed.
 //
 // What the browser stores goes into the session's directory (HOME, XDG_*_HOME, TMPDIR), which is gone, and checked to be gone, before the
-// device is ready again. A device that could not be cleaned is quarantined until the agent starts anew.
+// device is ready again. What could not be removed keeps the device in quarantine until it could.
+//
+// # Devices
+//
+// A device that no session has is its keeper's: a goroutine that starts the standby, probes it every ten seconds, and replaces
+// one that died or is an hour old. A device is ready only while its standby's driver has answered GET /status with ready, in time.
+//
+//	            good probe             claim
+//	checking ────────────────▶ ready ─────────▶ busy ──▶ free: checking, or quarantined for what the session met
+//	    ▲                        │
+//	    │ a bad probe, a flap    │ enough bad results of one grade
+//	    └────────────────────────┴──────▶ quarantined ──▶ ready: after good probes, which come by themselves
+//
+// What a driver does and says is graded: what counts how often, when the device is probed again and what that probe must show (a
+// status, a session that starts, a clean-up that succeeds) is one table, in grade.go; safaridriver's sentences are in
+// signs.go. New Session of a customer's session counts like that of a probe.
+//
+// Nothing is believed beyond a flap: before a hello lists a device as ready, its driver has been asked again. Between
+// hellos the orchestrators ask over the control socket (wire.Probe), so that a driver is probed on the path of commands.
 //
 // A driver that offers WebDriver BiDi keeps its endpoint to itself: each connection that the orchestrator asks for is a socket to
 // the orchestrator and one to the driver, with a relay between them. The session's clean-up ends them first.

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,8 +21,9 @@ import (
 
 // driver talks HTTP to one driver.
 type driver struct {
-	addr string
-	id   string // session id at the driver; set by newSession
+	addr  string
+	id    string      // session id at the driver; set by newSession
+	broke atomic.Bool // it did not answer, although there was time: it may have died
 
 	mu     sync.Mutex  // guards what follows
 	kept   *connection // that no request uses; nil: none
@@ -32,8 +35,15 @@ func newDriver(addr string) *driver { return &driver{addr: addr} }
 // close closes the kept connection, and that of a request that runs once it ends.
 func (d *driver) close() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.closed = true
+	d.mu.Unlock()
+	d.pause()
+}
+
+// pause closes the kept connection; the next request makes another.
+func (d *driver) pause() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.kept != nil {
 		_ = d.kept.Close() // nobody uses it
 		d.kept = nil
@@ -74,6 +84,7 @@ func (d *driver) do(ctx context.Context, c webdriver.Command) (webdriver.Answer,
 func (d *driver) send(ctx context.Context, method, path string, content []byte) (webdriver.Answer, error) {
 	c, err := d.connect(ctx)
 	if err != nil {
+		d.broke.Store(ctx.Err() == nil)
 		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
 	}
 	a, keep, err := c.exchange(ctx, method, path, content)
@@ -82,6 +93,7 @@ func (d *driver) send(ctx context.Context, method, path string, content []byte) 
 	} else {
 		_ = c.Close() // what was not read is not wanted
 	}
+	d.broke.Store(err != nil && ctx.Err() == nil)
 	if err != nil {
 		return webdriver.Answer{}, fmt.Errorf("host: driver: %w", err)
 	}
@@ -114,45 +126,69 @@ func (d *driver) ready(ctx context.Context, died <-chan struct{}) error {
 
 var errDriverExited = errors.New("host: the driver exited")
 
-// newSession starts the session; the error is a *wire.Failure whose message repeats nothing the client sent.
-func (d *driver) newSession(ctx context.Context, capabilities map[string]any) (json.RawMessage, *wire.Failure) {
+// status asks a driver without a session whether it could have one.
+func (d *driver) status(ctx context.Context) (ready bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	a, err := d.send(ctx, http.MethodGet, "/status", nil)
+	if err != nil {
+		return false, err
+	}
+	if err := a.Err(); err != nil {
+		return false, err
+	}
+	var v struct {
+		Ready bool `json:"ready"`
+	}
+	err = a.Value(&v)
+	return v.Ready, err
+}
+
+// newSession starts the session; the error is a *wire.Failure whose message repeats nothing the client sent. The grade is what the
+// attempt says of the device, also when it succeeded.
+func (d *driver) newSession(ctx context.Context, capabilities map[string]any, udid string) (json.RawMessage, grade, *wire.Failure) {
 	body, err := json.Marshal(map[string]any{"capabilities": map[string]any{"alwaysMatch": capabilities}})
 	if err != nil {
-		return nil, &wire.Failure{Code: wire.FailureCapabilities, Message: "the capabilities cannot be sent"}
+		return nil, gradeNone, &wire.Failure{Code: wire.FailureCapabilities, Message: "the capabilities cannot be sent"}
 	}
+	begin, g := time.Now(), gradeNone
 	answer, err := d.send(ctx, http.MethodPost, "/session", body)
+	if time.Since(begin) > slowStart {
+		g = gradeSlowStart
+	}
 	if err != nil {
-		return nil, &wire.Failure{Code: wire.FailureDriver, Message: "the driver did not answer New Session"}
+		return nil, g, &wire.Failure{Code: wire.FailureDriver, Message: "the driver did not answer New Session"}
 	}
 	if err := answer.Err(); err != nil {
-		return nil, refusal(err)
+		seen, failure := refusal(err, udid)
+		return nil, cmp.Or(seen, g), failure
 	}
 	var created struct {
 		SessionID    string          `json:"sessionId"`
 		Capabilities json.RawMessage `json:"capabilities"`
 	}
 	if err := answer.Value(&created); err != nil || !plainID(created.SessionID) {
-		return nil, &wire.Failure{Code: wire.FailureDriver, Message: "the driver's answer to New Session is not W3C WebDriver"}
+		return nil, g, &wire.Failure{Code: wire.FailureDriver, Message: "the driver's answer to New Session is not W3C WebDriver"}
 	}
 	d.id = created.SessionID
-	return created.Capabilities, nil
+	return created.Capabilities, g, nil
 }
 
-// paired is what safaridriver says when another driver process holds the phone.
-const paired = "already paired with another WebDriver session"
-
-func refusal(err error) *wire.Failure {
+// refusal is what a refused New Session says of the device, and to the orchestrator.
+func refusal(err error, udid string) (grade, *wire.Failure) {
 	var e *webdriver.Error
 	if !errors.As(err, &e) {
-		return &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session"}
+		return gradeNone, &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session"}
 	}
-	switch {
-	case bytes.Contains([]byte(e.Message), []byte(paired)):
-		return &wire.Failure{Code: wire.FailureDevice, Message: paired}
-	case e.Code == webdriver.SessionNotCreated, e.Code == webdriver.InvalidArgument:
-		return &wire.Failure{Code: wire.FailureCapabilities, Message: "the driver refused the session: " + string(known(e.Code))}
+	if e.Code == webdriver.SessionNotCreated { // others may repeat what the client sent
+		if g := recognise(e.Message, udid); g != gradeNone {
+			return g, &wire.Failure{Code: wire.FailureDevice, Message: g.rule().what}
+		}
 	}
-	return &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session: " + string(known(e.Code))}
+	if e.Code == webdriver.SessionNotCreated || e.Code == webdriver.InvalidArgument {
+		return gradeNone, &wire.Failure{Code: wire.FailureCapabilities, Message: "the driver refused the session: " + string(known(e.Code))}
+	}
+	return gradeNone, &wire.Failure{Code: wire.FailureDriver, Message: "the driver failed at New Session: " + string(known(e.Code))}
 }
 
 // known keeps a driver from putting text of its own into a failure.

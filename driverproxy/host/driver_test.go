@@ -29,7 +29,7 @@ func BenchmarkDriver(b *testing.B) {
 	defer d.close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	if _, failure := d.newSession(ctx, map[string]any{}); failure != nil {
+	if _, _, failure := d.newSession(ctx, map[string]any{}, ""); failure != nil {
 		b.Fatal(failure)
 	}
 	b.ReportAllocs()

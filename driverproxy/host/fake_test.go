@@ -186,9 +186,10 @@ func TestAssignRefusals(t *testing.T) {
 func TestDriverDiesUnderACommand(t *testing.T) {
 	for _, effect := range []drivertest.Effect{drivertest.Die, drivertest.DieAfter} {
 		s := newFleet(t)
-		drivers := make(chan *drivertest.Driver, 2)
+		drivers := make(chan *drivertest.Driver, 3) // the last is for the standby that no session takes
 		first1 := drivertest.New()
 		drivers <- first1
+		drivers <- drivertest.New()
 		drivers <- drivertest.New()
 		cfg := s.config(t)
 		cfg.Fake = func(string) *drivertest.Driver { return <-drivers }
@@ -346,16 +347,13 @@ func TestAssignGivenUpLeavesNothing(t *testing.T) {
 		failed <- err
 	}()
 	eventually(t, "New Session hangs", func() bool { return driver.Pending() == 0 })
+	files := s.files(t)
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("Assign: %v", err)
 	}
-	s.ready(t, "phone")
-	eventually(t, "the session's directory is wiped", func() bool { // ready may have been from before
-		left, err := os.ReadDir(filepath.Join(s.state, "sessions"))
-		return err == nil && len(left) == 0
-	})
-	s.ready(t, "phone")
+	s.gone(t, files)
+	s.idle(t)
 	again := first("s1", 2)
 	eventually(t, "the device can be had again", func() bool {
 		session, err := s.fleet.Assign(t.Context(), again)
@@ -380,16 +378,18 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 	for i := range 5 { // connections that are kept, pools
 		cycle(i)
 	}
+	s.ready(t, "phone")
 	before := runtime.NumGoroutine()
 	for i := range 120 {
 		cycle(1000 + i)
 	}
+	s.ready(t, "phone")
 	eventually(t, "goroutines are gone", func() bool { return runtime.NumGoroutine() <= before })
 	if open, ever := driver.Sessions(); open != 0 || ever != 125 {
 		t.Errorf("%d of %d driver sessions open", open, ever)
 	}
 	s.ready(t, "phone")
-	s.nothingLeft(t)
+	s.idle(t)
 }
 
 // unread is a recorder that waits for the orchestrator to acknowledge what it was sent, as the real one does.
@@ -427,17 +427,24 @@ func TestFailedStartIsNotRecorded(t *testing.T) {
 func TestDirectoryThatCannotBeMade(t *testing.T) {
 	s := newFleet(t)
 	s.run(t, s.config(t))
+	s.ready(t, "phone")
 	sessions := filepath.Join(s.state, "sessions")
-	if err := os.Rename(sessions, sessions+"-away"); err != nil {
+	release1 := assign(t, s, first("s1", 1))
+	if err := os.Rename(sessions, sessions+"-away"); err != nil { // so that there is no standby for the next
 		t.Fatal(err)
 	}
-	_, err := s.fleet.Assign(t.Context(), first("s1", 1))
+	release(t, release1)
+	_, err := s.fleet.Assign(t.Context(), first("s2", 1))
 	var f *wire.Failure
 	if !errors.As(err, &f) || f.Code != wire.FailureDriver {
 		t.Errorf("Assign: %v, want driver_failed", err)
 	}
-	if err := os.Rename(sessions+"-away", sessions); err != nil {
+	if err := os.RemoveAll(sessions + "-away"); err != nil {
 		t.Fatal(err)
 	}
-	release(t, assign(t, s, first("s2", 1)))
+	if err := os.Mkdir(sessions, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.ready(t, "phone")
+	release(t, assign(t, s, first("s3", 1)))
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"net/http/httptest"
 	"net/netip"
@@ -22,12 +23,16 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/drivertest/safari"
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == safari.Program {
+		os.Exit(safari.Main(os.Args))
+	}
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case host.SuperviseCommand:
@@ -76,6 +81,7 @@ type directory struct {
 	ups     int
 	downs   []error
 	boots   []string
+	said    []wire.Hello
 	refuse  error
 }
 
@@ -94,6 +100,7 @@ func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
 	}
 	d.ups++
 	d.boots = append(d.boots, h.Boot)
+	d.said = append(d.said, h)
 	d.devices = map[string]wire.Device{}
 	for _, v := range h.Devices {
 		d.devices[v.Name] = v
@@ -114,10 +121,29 @@ func (d *directory) HostDown(_ context.Context, _ string, cause error) {
 	d.downs = append(d.downs, cause)
 }
 
+func (d *directory) names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.devices))
+}
+
 func (d *directory) state(device string) wire.DeviceState {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.devices[device].State
+}
+
+// hellos are those that were taken, in order.
+func (d *directory) hellos() []wire.Hello {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.said)
+}
+
+func (d *directory) reason(device string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.devices[device].Reason
 }
 
 // stack is a Fleet and what it serves.
@@ -130,11 +156,21 @@ type stack struct {
 
 func newFleet(t *testing.T) *stack {
 	t.Helper()
+	return newFleetThat(t, func(*fleetConfig) {})
+}
+
+type fleetConfig = driverproxy.Config
+
+func newFleetThat(t *testing.T, change func(*fleetConfig)) *stack {
+	t.Helper()
 	s := &stack{dir: &directory{host: "mac-1", devices: map[string]wire.Device{}}, state: t.TempDir()}
-	s.fleet = driverproxy.NewFleet(driverproxy.Config{
+	cfg := fleetConfig{
 		Orchestrator: "eu-1", Epoch: rand.Text(), Directory: s.dir, HeartbeatEvery: 50 * time.Millisecond, HeartbeatLimit: 10 * time.Second,
-		Log: testLog(t, "fleet"),
-	})
+		ProbeEvery: time.Hour, // the hosts probe by their own clocks
+		Log:        testLog(t, "fleet"),
+	}
+	change(&cfg)
+	s.fleet = driverproxy.NewFleet(cfg)
 	server := httptest.NewServer(s.fleet.Handler())
 	s.addr = server.Listener.Addr().String()
 	t.Cleanup(func() {
@@ -164,8 +200,9 @@ func (s *stack) config(t *testing.T) host.Config {
 func (s *stack) benchConfig() host.Config {
 	return host.Config{
 		Name: "mac-1", Agent: "test", StateDir: s.state, Orchestrators: host.Fixed(s.addr), Dial: (&net.Dialer{}).DialContext,
-		Devices:    []host.Device{{Name: "phone", Kind: host.KindFake, Model: "iPhone", PlatformName: "iOS", PlatformVersion: "18"}},
-		Supervisor: []string{os.Args[0], host.SuperviseCommand},
+		Devices: []host.Device{{Name: "phone", Kind: host.KindFake, Model: "iPhone", PlatformName: "iOS", PlatformVersion: "18"}},
+		// The race detector would have each of them wait for a second before it ends.
+		Supervisor: []string{"env", "GORACE=atexit_sleep_ms=0", os.Args[0], host.SuperviseCommand},
 	}
 }
 
@@ -195,7 +232,31 @@ func (s *stack) connected(t *testing.T) {
 	eventually(t, "the host connects", func() bool { return slices.Equal(s.fleet.Hosts(), []string{"mac-1"}) })
 }
 
-// nothingLeft checks that no session has left a file or a process.
+// idle waits until every device is ready, and checks that nothing is there but a standby each.
+func (s *stack) idle(t *testing.T) {
+	t.Helper()
+	devices := s.dir.names()
+	for _, d := range devices {
+		s.ready(t, d)
+	}
+	found := s.files(t)
+	if len(found) != 2*len(devices) { // a directory and a record
+		t.Errorf("in the state directory of %d devices: %v", len(devices), found)
+	}
+	for _, p := range processesBelow(s.state) {
+		of := slices.ContainsFunc(found, func(dir string) bool { return strings.Contains(p, dir) })
+		if pid, _, _ := strings.Cut(p, " "); !of && !slices.ContainsFunc(found, func(dir string) bool { return environHas(pid, dir) }) {
+			t.Errorf("left of a session: %s", p)
+		}
+	}
+}
+
+func environHas(pid, what string) bool {
+	env, err := os.ReadFile("/proc/" + pid + "/environ")
+	return err == nil && strings.Contains(string(env), what)
+}
+
+// nothingLeft checks that an agent that has ended has left no file and no process.
 func (s *stack) nothingLeft(t *testing.T) {
 	t.Helper()
 	files, err := os.ReadDir(filepath.Join(s.state, "sessions"))
@@ -212,12 +273,20 @@ func (s *stack) ready(t *testing.T, device string) {
 	eventually(t, device+" is ready", func() bool { return s.dir.state(device) == wire.DeviceReady })
 }
 
-// ended waits until the host has cleaned up every session.
-func (s *stack) ended(t *testing.T) {
+// files are those of the sessions and standbys that there are now; gone waits until the host has removed them.
+func (s *stack) files(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(s.state, "sessions", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func (s *stack) gone(t *testing.T, files []string) {
 	t.Helper()
 	eventually(t, "the session's files are gone", func() bool {
-		files, err := os.ReadDir(filepath.Join(s.state, "sessions"))
-		return err == nil && len(files) == 0
+		return !slices.ContainsFunc(files, func(name string) bool { _, err := os.Lstat(name); return err == nil })
 	})
 }
 
@@ -289,9 +358,16 @@ func wantOutcome(t *testing.T, a webdriver.Answer, want string) {
 	}
 }
 
-// fakes gives each session of a device the same driver.
+// fakes gives each session of a device the same driver, for as long as that lives.
 func fakes(d *drivertest.Driver) func(string) *drivertest.Driver {
-	return func(string) *drivertest.Driver { return d }
+	return func(string) *drivertest.Driver {
+		select {
+		case <-d.Dead():
+			return drivertest.New()
+		default:
+			return d
+		}
+	}
 }
 
 // processesBelow lists the live processes that were started below a state directory, by their working directory, command line or HOME.

@@ -51,13 +51,20 @@ func TestCapabilitiesForDriver(t *testing.T) {
 func TestRefusalQuotesNobody(t *testing.T) {
 	for _, e := range []*webdriver.Error{
 		{Code: webdriver.SessionNotCreated, Message: "secret"}, {Code: "secret", Message: "secret"}, {Code: webdriver.UnknownError, Message: "secret"},
+		{Code: webdriver.SessionNotCreated, Message: "secret is locked"},
 	} {
-		if f := refusal(e); strings.Contains(f.Message, "secret") {
+		if _, f := refusal(e, ""); strings.Contains(f.Message, "secret") {
 			t.Errorf("%v became %v", e, f)
 		}
 	}
-	if f := refusal(&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "x " + paired + "."}); f.Code != wire.FailureDevice || f.Message != paired {
-		t.Errorf("paired became %v", f)
+	const said = "already paired with another WebDriver session"
+	g, f := refusal(&webdriver.Error{Code: webdriver.SessionNotCreated, Message: "x " + said + "."}, "")
+	if g != gradePaired || f.Code != wire.FailureDevice || f.Message != said {
+		t.Errorf("paired became %d %v", g, f)
+	}
+	// A driver may repeat what a client sent: that says nothing of the device.
+	if g, f := refusal(&webdriver.Error{Code: webdriver.InvalidArgument, Message: said}, ""); g != gradeNone || f.Code != wire.FailureCapabilities {
+		t.Errorf("repeated words became %d %v", g, f)
 	}
 	for _, id := range []string{"", "..", "a/b", "a?b", "a b", strings.Repeat("a", 300)} {
 		if plainID(id) {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ type kind interface {
 	args(port int) []string
 	// display says whether the session needs an X display.
 	display() bool
+	// here says whether the browser runs on this machine, as a child of the driver.
+	here() bool
 	// environ is what the session's processes get to see.
 	environ(dir, display string) []string
 	// own are the capabilities that are the host's to choose; dir is the session's.
@@ -37,7 +40,7 @@ var (
 	_ kind = fake{}
 )
 
-func newKind(d Device, fakes func(string) *drivertest.Driver) (kind, error) {
+func newKind(d Device, cfg Config) (kind, error) {
 	switch d.Kind {
 	case KindWebKitGTK:
 		return webkitGTK{}, nil
@@ -47,9 +50,9 @@ func newKind(d Device, fakes func(string) *drivertest.Driver) (kind, error) {
 		if d.UDID == "" {
 			return nil, fmt.Errorf("host: device %q of kind %s needs its UDID", d.Name, d.Kind)
 		}
-		return safariDriver{udid: d.UDID}, nil
+		return safariDriver{program: cfg.safariDriver(), udid: d.UDID}, nil
 	case KindFake:
-		return fake{device: d.Name, make: fakes, bidi: d.BiDi}, nil
+		return fake{device: d.Name, make: cfg.Fake, bidi: d.BiDi}, nil
 	}
 	return nil, fmt.Errorf("host: device %q has kind %q: it must be %s, %s, %s or %s",
 		d.Name, d.Kind, KindSafariDriver, KindWebKitGTK, KindChromeDriver, KindFake)
@@ -119,6 +122,8 @@ func (webkitGTK) args(port int) []string {
 
 func (webkitGTK) display() bool { return true }
 
+func (webkitGTK) here() bool { return true }
+
 func (webkitGTK) browser() (string, bool) { return safari, false }
 
 func (webkitGTK) passes(string) bool { return false } // its own options name a program to run, its versions are not Safari's
@@ -152,13 +157,15 @@ func confined(dir string) []string {
 // confinedDirs are the directories that confined names below dir.
 func confinedDirs() []string { return []string{"tmp", "run", "cache", "config", "data", "state"} }
 
-type safariDriver struct{ udid string }
+type safariDriver struct{ program, udid string }
 
-func (safariDriver) args(port int) []string {
-	return []string{"/usr/bin/safaridriver", "--port", strconv.Itoa(port)}
+func (s safariDriver) args(port int) []string {
+	return []string{s.program, "--port", strconv.Itoa(port)}
 }
 
 func (safariDriver) display() bool { return false }
+
+func (safariDriver) here() bool { return false }
 
 func (safariDriver) browser() (string, bool) { return safari, false }
 
@@ -191,6 +198,7 @@ type fake struct {
 
 func (fake) args(int) []string                  { return nil }
 func (fake) display() bool                      { return false }
+func (fake) here() bool                         { return false }
 func (f fake) browser() (string, bool)          { return safari, f.bidi }
 func (fake) passes(string) bool                 { return true }
 func (fake) own(string) (map[string]any, error) { return nil, nil }
@@ -206,10 +214,12 @@ func (f fake) driver() *drivertest.Driver {
 	return d
 }
 
-// platformMismatch says that a kind cannot run on this system; it is found at the start of a session, so that a configuration can be checked elsewhere.
-func platformMismatch(kind string) error {
-	if kind == KindSafariDriver && runtime.GOOS != "darwin" {
-		return errors.New("safaridriver needs macOS")
-	}
-	return nil
+// runsHere says whether a kind can run on this system. A device of one that cannot is quarantined, so that a configuration can be
+// checked elsewhere.
+func runsHere(kind string, cfg Config) bool {
+	return kind != KindSafariDriver || runtime.GOOS == "darwin" || cfg.SafariDriver != ""
+}
+
+func (c *Config) safariDriver() string {
+	return cmp.Or(c.SafariDriver, "/usr/bin/safaridriver")
 }

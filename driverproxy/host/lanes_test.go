@@ -115,5 +115,5 @@ func TestRecordingOverLanes(t *testing.T) {
 	}
 	do[any](t, session, "GET", "/url", nil)
 	release(t, session)
-	s.nothingLeft(t)
+	s.idle(t)
 }

@@ -88,8 +88,8 @@ func lockState(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// reapLeftovers ends and wipes what an agent that was killed left behind.
-func reapLeftovers(ctx context.Context, stateDir string) error {
+// reapLeftovers ends and wipes what an agent that was killed left behind, of its sessions and of its standbys.
+func reapLeftovers(ctx context.Context, stateDir, safariDriver string) error {
 	sessions := filepath.Join(stateDir, "sessions")
 	entries, err := os.ReadDir(sessions)
 	if err != nil {
@@ -104,7 +104,7 @@ func reapLeftovers(ctx context.Context, stateDir string) error {
 	for _, e := range entries {
 		errs = append(errs, wipe(filepath.Join(sessions, e.Name())))
 	}
-	return errors.Join(append(errs, reapDrivers(ctx))...)
+	return errors.Join(append(errs, reapDrivers(ctx, safariDriver))...)
 }
 
 func reapLeftover(path string) error {

@@ -41,7 +41,7 @@ func TestLeftoversOfOthersLive(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(state, "sessions", "half"+recordSuffix), []byte(`{"ma`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := reapLeftovers(t.Context(), state); err != nil {
+	if err := reapLeftovers(t.Context(), state, "/nowhere/safaridriver"); err != nil {
 		t.Fatal(err)
 	}
 	if status, err := guilty.Process.Wait(); err != nil || status.Success() {

@@ -29,6 +29,9 @@ type link struct {
 	once  sync.Once
 	wake  chan struct{} // buffered: something is in out
 
+	probe uint64 // the orchestrator's probe that has no answer yet; 0: none. agent.mu guards it, and ask
+	ask   uint64 // what the devices must have proved for it
+
 	mu    sync.Mutex // guards what follows
 	out   []wire.Control
 	seq   uint64        // of the last heartbeat
@@ -117,6 +120,7 @@ func (a *agent) talk(ctx context.Context, addr string, dial uint64, log *zap.Log
 	}
 	l := &link{addr: addr, conn: conn, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer l.end()
+	a.rederive(ctx)
 	hello := a.hello(l)
 	hello.Dial = dial
 	defer a.lost(l)
@@ -219,6 +223,8 @@ func (a *agent) listen(l *link) error {
 			a.release(l, *m.Release)
 		case m.OpenBiDi != nil:
 			a.openBiDi(*m.OpenBiDi)
+		case m.Probe != nil:
+			a.onProbe(l, *m.Probe)
 		default:
 			return errors.New("host: the orchestrator sent a message that only a host sends")
 		}

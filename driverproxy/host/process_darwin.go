@@ -51,9 +51,9 @@ func killGroup(group int, start string) error {
 	return nil
 }
 
-// reapDrivers kills safaridriver processes whose parent is gone: they keep the phone paired ("already paired with another
+// reapDrivers kills the safaridriver processes of this user whose parent is gone: they keep the phone paired ("already paired with another
 // WebDriver session").
-func reapDrivers(ctx context.Context) error {
+func reapDrivers(ctx context.Context, program string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "/bin/ps", "-axo", "pid=,ppid=,uid=,comm=").Output()
@@ -62,7 +62,7 @@ func reapDrivers(ctx context.Context) error {
 	}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
-		if len(f) < 4 || f[1] != "1" || f[2] != strconv.Itoa(os.Getuid()) || filepath.Base(f[3]) != "safaridriver" {
+		if len(f) < 4 || f[1] != "1" || f[2] != strconv.Itoa(os.Getuid()) || filepath.Base(f[3]) != filepath.Base(program) {
 			continue
 		}
 		if pid, err := strconv.Atoi(f[0]); err == nil {

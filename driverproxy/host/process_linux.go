@@ -159,8 +159,28 @@ func killIf(pid int, right func() bool) {
 // killGroup ends a leftover process group whose leader was recorded; on Linux marks have found it already.
 func killGroup(int, string) error { return nil }
 
-// reapDrivers ends drivers that an earlier agent left behind; on Linux marks have found them already.
-func reapDrivers(context.Context) error { return nil }
+// reapDrivers kills the processes of a driver's program that nobody supervises: their parent is init, or their group's leader, which
+// for those of an agent is the supervisor, is gone. Marks find those that an agent has recorded; these are the others.
+func reapDrivers(ctx context.Context, program string) error {
+	all := processes()
+	leads := map[int]bool{}
+	for _, p := range all {
+		leads[p.pid] = p.state != 'Z' && p.state != 'X'
+	}
+	for _, p := range all {
+		alone := p.parent == 1 || (p.group > 1 && p.group != p.pid && !leads[p.group])
+		if ctx.Err() == nil && alone && runs(p.pid, program) {
+			killIf(p.pid, func() bool { return runs(p.pid, program) })
+		}
+	}
+	return ctx.Err()
+}
+
+// runs says whether the process was started as the program. It is a user's own: another's could not be killed.
+func runs(pid int, program string) bool {
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	return err == nil && bytes.HasPrefix(line, append([]byte(program), 0))
+}
 
 // watchBrowser returns a channel that is closed when the driver's child, the browser, exits; at once if there is none. The
 // watch ends with ctx; owner waits for it.

@@ -92,7 +92,7 @@ func TestRealSession(t *testing.T) {
 			t.Errorf("screenshot of %v, the display has %dx%d", size, host.Width, host.Height)
 		}
 		release(t, session)
-		s.nothingLeft(t)
+		s.idle(t)
 	}
 }
 
@@ -133,7 +133,7 @@ func TestRealDeaths(t *testing.T) {
 			}
 			release(t, session)
 			s.ready(t, "phone")
-			s.nothingLeft(t)
+			s.idle(t)
 		})
 	}
 	session := assign(t, s, first("last", 1))
@@ -160,15 +160,23 @@ func TestRealBrowserDiesWhileIdle(t *testing.T) {
 
 // pidOf finds the session's process whose program, or first argument, is name.
 func pidOf(state, name string) int {
+	if pids := pidsOf(state, name); len(pids) > 0 {
+		return pids[0]
+	}
+	return 0
+}
+
+func pidsOf(state, name string) []int {
+	var pids []int
 	for _, p := range processesBelow(state) {
 		pid, line, _ := strings.Cut(p, " ")
 		args := strings.Fields(line)
 		if len(args) > 0 && (filepath.Base(args[0]) == name || (len(args) > 1 && args[1] == name)) {
 			n, _ := strconv.Atoi(pid)
-			return n
+			pids = append(pids, n)
 		}
 	}
-	return 0
+	return pids
 }
 
 // recorder is a stand-in for recorder/capture: the real encoder, without flow control.
@@ -290,7 +298,7 @@ func TestRealRecording(t *testing.T) {
 			}
 			release(t, session)
 			s.ready(t, "phone")
-			s.nothingLeft(t)
+			s.idle(t)
 		})
 	}
 }
@@ -313,7 +321,7 @@ func TestRecordingThatCannotStart(t *testing.T) {
 	}
 	do[any](t, session, "GET", "/url", nil)
 	release(t, session)
-	s.nothingLeft(t)
+	s.idle(t)
 }
 
 // TestStubbornRecorder does not listen to SIGINT.
@@ -350,6 +358,6 @@ func TestStubbornRecorder(t *testing.T) {
 	within(t, "it begins", begun)
 	release(t, session)
 	s.ready(t, "phone")
-	s.nothingLeft(t) // also not the sleep that made itself a session of its own
+	s.idle(t) // also not the sleep that made itself a session of its own
 	within(t, "the recording socket ends", taken)
 }

@@ -249,8 +249,9 @@ func TestDriverDiesWhileNobodyListens(t *testing.T) {
 	}()
 	within(t, "the command runs", entered)
 	l.cutAll(true)
+	files := s.files(t)
 	driver.Kill()
-	s.ended(t)
+	s.gone(t, files)
 	l.cutAll(false)
 	within(t, "the session ends", session.Done())
 	var f *wire.Failure

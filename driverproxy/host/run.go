@@ -42,14 +42,8 @@ type agent struct {
 	endings []wire.Ended       // the latest sessions that ended by themselves
 	ports   map[int]bool       // reserved for drivers
 	links   map[*link]struct{} // those that have said hello
-}
-
-// device is a device and who has it; agent.mu guards it.
-type device struct {
-	Device
-	state   wire.DeviceState
-	reason  string
-	session *session
+	asked   uint64             // how often devices were asked to prove that they are ready
+	settled chan struct{}      // closed, and made anew, when one may have
 }
 
 // Run is the agent of a host, until ctx ends: then every session is ended and cleaned up before it returns. It fails
@@ -76,11 +70,15 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer lock.Close()
-	if err := reapLeftovers(ctx, cfg.StateDir); err != nil {
+	if err := reapLeftovers(ctx, cfg.StateDir, cfg.safariDriver()); err != nil {
 		return err
 	}
 	a := newAgent(cfg)
-	var links sync.WaitGroup
+	var links, keepers sync.WaitGroup
+	defer keepers.Wait()
+	for _, d := range a.devices {
+		keepers.Go(func() { a.keep(ctx, d) })
+	}
 	// Links outlive ctx until the sessions have said how they ended.
 	hangUp, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer links.Wait()
@@ -93,16 +91,22 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func newAgent(cfg Config) *agent {
+	if cfg.Clock == nil {
+		cfg.Clock = systemClock{}
+	}
 	a := &agent{
-		cfg: cfg, boot: random(), endpoint: &socket.Endpoint{},
+		cfg: cfg, boot: random(), endpoint: &socket.Endpoint{}, settled: make(chan struct{}),
 		devices: map[string]*device{}, terms: newTerms(), ports: map[int]bool{}, links: map[*link]struct{}{},
 	}
-	for _, d := range cfg.Devices {
-		a.devices[d.Name] = &device{Device: d, state: wire.DeviceReady}
-		if err := platformMismatch(d.Kind); err != nil {
-			a.devices[d.Name].state, a.devices[d.Name].reason = wire.DeviceQuarantined, err.Error()
+	now := cfg.Clock.Now()
+	for _, of := range cfg.Devices {
+		d := &device{Device: of, ready: newReadiness(now), wake: make(chan struct{}, 1)}
+		if !runsHere(of.Kind, cfg) {
+			d.ready.bad(now, gradePlatform)
 		}
-		a.order = append(a.order, d.Name)
+		d.state, d.reason = d.ready.state()
+		a.devices[of.Name] = d
+		a.order = append(a.order, of.Name)
 	}
 	return a
 }
@@ -128,7 +132,7 @@ func (a *agent) hello(l *link) wire.Hello {
 	h := wire.Hello{Protocol: wire.Version, Host: a.cfg.Name, Agent: a.cfg.Agent, Boot: a.boot}
 	for _, name := range a.order {
 		d := a.devices[name]
-		h.Devices = append(h.Devices, d.wire(d.state, d.reason))
+		h.Devices = append(h.Devices, d.wire(d.ready.state()))
 		if s := d.session; s != nil && s.assigned != nil {
 			_, term, _ := s.owner.now()
 			h.Sessions = append(h.Sessions, wire.Hosted{Session: s.id, Term: term, Epoch: s.epoch})
@@ -188,12 +192,13 @@ func (a *agent) claim(l *link, m wire.Assign, cancel context.CancelCauseFunc) (*
 		return nil, &wire.Failure{Code: wire.FailureStaleTerm, Message: "a newer term came or the session was released meanwhile"}
 	case d == nil:
 		return nil, &wire.Failure{Code: wire.FailureDevice, Message: "the host has no such device"}
-	case d.state != wire.DeviceReady:
-		return nil, &wire.Failure{Code: wire.FailureDevice, Message: "the device is " + string(d.state) + " " + d.reason}
+	case !d.ready.claim():
+		state, _ := d.ready.state()
+		return nil, &wire.Failure{Code: wire.FailureDevice, Message: "the device is " + string(state)}
 	}
 	s := newSession(a, l, d, m, cancel)
 	d.session = s
-	a.setLocked(d, wire.DeviceBusy, "")
+	a.tellLocked(d)
 	return s, nil
 }
 
@@ -212,8 +217,12 @@ func (a *agent) session(id string) *session {
 	return a.sessionLocked(id)
 }
 
-// setLocked changes a device's state and tells every orchestrator.
-func (a *agent) setLocked(d *device, state wire.DeviceState, reason string) {
+// tellLocked tells every orchestrator what has become of a device, if that changes who may have it.
+func (a *agent) tellLocked(d *device) {
+	state, reason := d.ready.state()
+	if state == d.state && (reason == d.reason || state == wire.DeviceBusy) {
+		return
+	}
 	d.state, d.reason = state, reason
 	changed := d.wire(state, reason)
 	for l := range a.links {
@@ -247,16 +256,12 @@ type reply struct {
 	term int64
 }
 
-// free gives the device back when the session's clean-up has ended, and answers whoever waits for that.
-func (a *agent) free(s *session, leftover *wire.Failure, quarantine string) {
+// free gives the device back when the session's clean-up has ended, and answers whoever waits for that. The device is ready
+// once its next standby is.
+func (a *agent) free(s *session, leftover *wire.Failure) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.device.session = nil
-	if quarantine != "" {
-		a.setLocked(s.device, wire.DeviceQuarantined, quarantine)
-	} else {
-		a.setLocked(s.device, wire.DeviceReady, "")
-	}
+	a.returnLocked(s.device, s.met)
 	if leftover != nil {
 		a.terms.leave(s.id, leftover)
 	}

@@ -1,18 +1,13 @@
 package host
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -23,53 +18,45 @@ import (
 
 // session is one session of a device. run's goroutine owns it; others use cancel, stopRecording, over and owner only.
 type session struct {
-	agent  *agent
-	owner  *owner
-	device *device
-	kind   kind
-	id     string
-	ask    wire.Assign
-	log    *zap.Logger
-	cancel context.CancelCauseFunc
-	over   chan struct{} // closed when the device is free again
-	halt   chan struct{} // buffered: the recording is to stop
-	broken chan *wire.Failure
-	visits webdriver.Visits // for who adopts the session: its profile is captured from them
+	*standby // of the device, or the session's own; never nil
+	agent    *agent
+	owner    *owner
+	device   *device
+	id       string
+	ask      wire.Assign
+	log      *zap.Logger
+	cancel   context.CancelCauseFunc
+	over     chan struct{} // closed when the device is free again
+	halt     chan struct{} // buffered: the recording is to stop
+	broken   chan *wire.Failure
+	visits   webdriver.Visits // for who adopts the session: its profile is captured from them
 
 	// guarded by agent.mu
 	waiting  []reply         // who waits for released
 	epoch    string          // of the orchestrator that has it
 	assigned json.RawMessage // capabilities that were matched; nil until it is assigned: only then it outlives its link
 
-	running    sync.WaitGroup // goroutines of the session
-	dir, mark  string
-	supervisor *supervisor // nil: nothing runs outside of this process
-	display    Display
-	displayPid int
-	driver     *driver
-	ports      []int      // reserved for the driver
-	inside     *inProcess // the driver of kind fake
-	exits      []exit     // what must not exit
-	browser    <-chan struct{}
-	carrier    *carrier
-	carried    chan struct{}      // closed when commands are not carried any more
-	drop       context.CancelFunc // ends carrying
-	recording  *recording
-	closing    closing
-	bidi       *bidi
-	quarantine string
+	running   sync.WaitGroup // goroutines of the session
+	browser   <-chan struct{}
+	carrier   *carrier
+	carried   chan struct{}      // closed when commands are not carried any more
+	drop      context.CancelFunc // ends carrying
+	recording *recording
+	closing   closing
+	bidi      *bidi
+	met       met
 }
 
-// exit is something whose end is the session's.
-type exit struct {
-	what string
-	gone <-chan struct{}
+// met is what a session has found out about its device.
+type met struct {
+	good    proof
+	bad     []grade
+	residue []residue
 }
 
 func newSession(a *agent, l *link, d *device, m wire.Assign, cancel context.CancelCauseFunc) *session {
-	k, _ := newKind(d.Device, a.cfg.Fake) // was checked when the agent started
 	return &session{
-		agent: a, owner: newOwner(l, m.Term), device: d, kind: k, id: m.Session, epoch: l.epoch, ask: m, cancel: cancel,
+		standby: newStandby(a, d.Device), agent: a, owner: newOwner(l, m.Term), device: d, id: m.Session, epoch: l.epoch, ask: m, cancel: cancel,
 		carrier: newCarrier(), carried: make(chan struct{}), drop: func() {},
 		log:  a.cfg.Log.With(zap.String("session", m.Session), zap.Int64("term", m.Term), zap.String("device", d.Name)),
 		over: make(chan struct{}), halt: make(chan struct{}, 1), broken: make(chan *wire.Failure, 1),
@@ -117,7 +104,7 @@ func (s *session) run(ctx context.Context) {
 		s.agent.ended(s, *failure)
 	}
 	leftover := s.cleanUp()
-	s.agent.free(s, leftover, s.quarantine)
+	s.agent.free(s, leftover)
 	if failure != nil && !assigned { // only now, so that the device can be had again
 		l, term, _ := s.owner.now()
 		l.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: term, Failure: failure}})
@@ -147,14 +134,7 @@ func failed(code wire.FailureCode, format string, args ...any) *wire.Failure {
 func (s *session) start(ctx context.Context) ([]byte, *wire.Failure) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	if err := s.prepare(); err != nil {
-		return nil, failed(wire.FailureDriver, "%v", err)
-	}
-	capabilities, err := forDriver(s.kind, s.dir, s.ask.Capabilities)
-	if err != nil {
-		return nil, failed(wire.FailureCapabilities, "%v", err)
-	}
-	var sockets sync.WaitGroup // an ocean away: dialled while the driver starts
+	var sockets sync.WaitGroup // an ocean away: dialled while the driver starts its session
 	var command *socket.Conn
 	var commandErr error
 	sockets.Go(func() {
@@ -162,7 +142,7 @@ func (s *session) start(ctx context.Context) ([]byte, *wire.Failure) {
 			s.carryOn(command)
 		}
 	})
-	matched, failure := s.launch(ctx, capabilities)
+	matched, failure := s.launch(ctx)
 	sockets.Wait()
 	if failure == nil && commandErr != nil {
 		failure = failed(wire.FailureDriver, "the session's command socket could not be opened: %v", commandErr)
@@ -170,24 +150,34 @@ func (s *session) start(ctx context.Context) ([]byte, *wire.Failure) {
 	return matched, failure
 }
 
-func (s *session) launch(ctx context.Context, capabilities map[string]any) ([]byte, *wire.Failure) {
-	if s.kind.display() {
-		if err := s.startDisplay(ctx); err != nil {
-			return nil, failed(wire.FailureDriver, "the display did not start: %v", err)
-		}
+func (s *session) launch(ctx context.Context) ([]byte, *wire.Failure) {
+	if err := s.equip(ctx); err != nil {
+		return nil, failed(wire.FailureDriver, "%v", err)
+	}
+	capabilities, err := forDriver(s.kind, s.dir, s.ask.Capabilities)
+	if err != nil {
+		return nil, failed(wire.FailureCapabilities, "%v", err)
 	}
 	if s.ask.Record {
+		if s.agent.cfg.Recorder != nil {
+			if err := s.supervise(); err != nil {
+				return nil, failed(wire.FailureDriver, "%v", err)
+			}
+		}
 		s.startRecording(ctx)
 	}
-	if err := s.startDriver(ctx); err != nil {
-		return nil, failed(wire.FailureDriver, "the driver did not start: %v", err)
+	matched, g, failure := s.driver.newSession(ctx, capabilities, s.device.UDID)
+	if g != gradeNone {
+		s.met.bad = append(s.met.bad, g)
 	}
-	matched, failure := s.driver.newSession(ctx, capabilities)
 	if failure != nil {
-		if failure.Message == paired {
-			s.quarantine = "the driver says: " + paired
-		}
 		return nil, failure
+	}
+	if g == gradeNone {
+		s.met.good = proofSession
+	}
+	if s.kind.here() {
+		s.closing.driverPid = s.driverPid
 	}
 	if s.kind.display() {
 		s.fillDisplay(ctx)
@@ -204,96 +194,26 @@ func (s *session) launch(ctx context.Context, capabilities map[string]any) ([]by
 	return told, nil
 }
 
-// prepare makes the session's directory and its record, and starts its supervisor if a process will run.
-func (s *session) prepare() error {
-	s.mark = random()
-	s.dir = s.agent.sessionDir(s.mark)
-	r := record{Mark: s.mark}
-	if err := r.write(s.dir); err != nil {
-		return err
-	}
-	for _, d := range confinedDirs() {
-		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
-			return fmt.Errorf("host: the session's directory: %w", err)
-		}
-	}
-	if s.kind.args(0) == nil && (!s.ask.Record || s.agent.cfg.Recorder == nil) {
-		return nil
-	}
-	var err error
-	if s.supervisor, err = startSupervisor(s.agent.cfg.Supervisor, s.dir, s.mark); err != nil {
-		return err
-	}
-	s.exits = append(s.exits, exit{"supervisor", s.supervisor.over})
-	r.Group = s.supervisor.cmd.Process.Pid
-	r.Started = started(r.Group)
-	return r.write(s.dir)
-}
-
-func (s *session) environ() []string {
-	return append(s.kind.environ(s.dir, s.display.Name), markVariable+"="+s.mark)
-}
-
-func (s *session) startDisplay(ctx context.Context) error {
-	pid, gone, err := s.supervisor.start(ctx, request{Name: procDisplay, Dir: s.dir, Env: s.environ(), Args: []string{
-		"Xvfb", "-displayfd", "3", "-screen", "0", fmt.Sprintf("%dx%dx24", Width, Height), "-nolisten", "tcp", "-noreset",
-	}})
-	if err != nil {
-		return err
-	}
-	s.displayPid = pid
-	s.exits = append(s.exits, exit{"display", gone})
-	if limit, ok := ctx.Deadline(); ok {
-		_ = s.supervisor.display.SetReadDeadline(limit) // a pipe of ours
-	}
-	stop := context.AfterFunc(ctx, func() { _ = s.supervisor.display.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	line, err := bufio.NewReader(s.supervisor.display).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("no display number from Xvfb: %w", err)
-	}
-	number, err := strconv.ParseUint(strings.TrimSpace(line), 10, 16)
-	if err != nil {
-		return fmt.Errorf("no display number from Xvfb: %w", err)
-	}
-	s.display = Display{Name: ":" + strconv.FormatUint(number, 10), Width: Width, Height: Height}
-	return nil
-}
-
-// startDriver tries a few ports: another program may take one before the driver does.
-func (s *session) startDriver(ctx context.Context) error {
-	if f, ok := s.kind.(fake); ok {
-		var err error
-		if s.inside, err = serveFake(f.driver()); err != nil {
-			return err
-		}
-		s.driver = newDriver(s.inside.addr)
-		s.exits = append(s.exits, exit{"driver", s.inside.driver.Dead()})
-		return nil
-	}
-	var err error
-	for range 3 {
-		var port, pid int
-		if port, err = s.agent.reservePort(); err != nil {
-			return err
-		}
-		s.ports = append(s.ports, port)
-		var gone <-chan struct{}
-		pid, gone, err = s.supervisor.start(ctx, request{Name: procDriver, Args: s.kind.args(port), Env: s.environ(), Dir: s.dir})
-		if err != nil {
-			return err
-		}
-		s.driver = newDriver("127.0.0.1:" + strconv.Itoa(port))
-		if err = s.driver.ready(ctx, gone); err == nil {
-			s.exits = append(s.exits, exit{"driver", gone})
-			s.closing.driverPid = pid
+// equip takes the device's standby. Where there is none that works, the session starts what it needs itself.
+func (s *session) equip(ctx context.Context) error {
+	if had := s.agent.take(ctx, s.device); had != nil {
+		if had.usable(ctx) {
+			s.standby = had
 			return nil
 		}
-		s.driver.close()
-		s.driver = nil
-		if !errors.Is(err, errDriverExited) {
+		s.log.Warn("the standby does not work and is replaced", zap.String("gone", had.gone()))
+		if !had.spoiled { // else it has been counted
+			s.met.bad = append(s.met.bad, had.fault())
+		}
+		if err := had.takeDown(); err != nil {
+			s.met.bad = append(s.met.bad, gradeWiped)
+			s.met.residue = append(s.met.residue, had.residue())
 			return err
 		}
+	}
+	err := s.standby.start(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.met.bad = append(s.met.bad, startGrade(err))
 	}
 	return err
 }

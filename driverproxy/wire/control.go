@@ -22,6 +22,8 @@ type Control struct {
 	Ended         *Ended         `json:"ended,omitempty"`          // host, a session ended by itself
 	Device        *Device        `json:"device,omitempty"`         // host, a device changed
 	OpenBiDi      *OpenBiDi      `json:"open_bidi,omitempty"`      // orchestrator
+	Probe         *Probe         `json:"probe,omitempty"`          // orchestrator
+	Probed        *Probed        `json:"probed,omitempty"`         // host, answers probe
 }
 
 // Hello introduces a host. Devices lists all of them; Boot changes with each start of the agent, and Dial counts its control sockets
@@ -67,8 +69,8 @@ type DeviceState string
 // Device states, as the host sees them.
 const (
 	DeviceReady       DeviceState = "ready"
-	DeviceBusy        DeviceState = "busy"
-	DeviceQuarantined DeviceState = "quarantined" // not usable until someone looks at it; Reason says why
+	DeviceBusy        DeviceState = "busy"        // a session has it, or it is being checked
+	DeviceQuarantined DeviceState = "quarantined" // not usable; Reason says why, and what to do. The host readmits it by itself
 )
 
 // Device is one phone, or one stand-in, of a host. Name is unique on its host.
@@ -83,6 +85,25 @@ type Device struct {
 	Labels          map[string]string `json:"labels,omitempty"`
 	State           DeviceState       `json:"state"`
 	Reason          string            `json:"reason,omitempty"`
+}
+
+// Probe asks a host for its devices: each that waits for a session has its driver asked for its status.
+type Probe struct {
+	Seq uint64 `json:"seq"` // 1, 2, …
+}
+
+// Probed is what the probe of this Seq found, of all devices; an answer to one stands for those before it.
+type Probed struct {
+	Seq     uint64         `json:"seq"`
+	Devices []ProbedDevice `json:"devices"`
+}
+
+// ProbedDevice is a device after a probe. It is ready only if its driver has answered since the host got the probe.
+type ProbedDevice struct {
+	Name   string        `json:"name"`
+	State  DeviceState   `json:"state"`
+	Reason string        `json:"reason,omitempty"`
+	Took   time.Duration `json:"took_ns,omitempty"` // of the driver's last answer
 }
 
 // Assign starts a session on a device.
@@ -205,7 +226,7 @@ func (c Control) check() error {
 	set := 0
 	for _, there := range []bool{
 		c.Hello != nil, c.Welcome != nil, c.Heartbeat != nil, c.Assign != nil, c.Adopt != nil, c.Assigned != nil, c.StopRecording != nil,
-		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil, c.OpenBiDi != nil,
+		c.Release != nil, c.Released != nil, c.Ended != nil, c.Device != nil, c.OpenBiDi != nil, c.Probe != nil, c.Probed != nil,
 	} {
 		if there {
 			set++

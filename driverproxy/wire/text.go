@@ -30,6 +30,11 @@ func (c Control) clean() {
 	if c.Device != nil {
 		c.Device.clean()
 	}
+	if c.Probed != nil {
+		for i := range c.Probed.Devices {
+			c.Probed.Devices[i].clean()
+		}
+	}
 	if c.Assigned != nil {
 		c.Assigned.Failure.clean()
 	}
@@ -52,6 +57,10 @@ func (d *Device) clean() {
 	if d.Labels != nil {
 		d.Labels = labels
 	}
+}
+
+func (d *ProbedDevice) clean() {
+	d.Name, d.State, d.Reason = Text(d.Name), DeviceState(Text(string(d.State))), Text(d.Reason)
 }
 
 // clean does nothing to nil.

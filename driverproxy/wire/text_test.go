@@ -44,6 +44,7 @@ func TestWordsOfHostsAreText(t *testing.T) {
 	for _, c := range []Control{
 		{Hello: &Hello{Host: "h", Agent: bad, Boot: bad, Devices: []Device{d}}}, {Device: &d},
 		{Assigned: &Assigned{Failure: f}}, {Released: &Released{Failure: f}}, {Ended: &Ended{Failure: *f}},
+		{Probed: &Probed{Devices: []ProbedDevice{{Name: bad, State: bad, Reason: bad}}}},
 	} {
 		if !unfit(reflect.ValueOf(c)) {
 			t.Fatalf("%+v: nothing in it is unfit", c)

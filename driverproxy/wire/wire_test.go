@@ -28,6 +28,8 @@ func every() []Control {
 		{Ended: &Ended{Session: "s", Term: 1, Failure: *failure}},
 		{Device: &device},
 		{OpenBiDi: &OpenBiDi{Session: "s", Term: 1, ID: 1<<64 - 1}},
+		{Probe: &Probe{Seq: 1}},
+		{Probed: &Probed{Seq: 1, Devices: []ProbedDevice{{Name: "d", State: DeviceQuarantined, Reason: "r", Took: time.Millisecond}}}},
 	}
 }
 

@@ -32,7 +32,7 @@ func newBiDiRig(t *testing.T, serve func(*websocket.Conn)) *rig {
 		{Name: "phone-a", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS"},
 		{Name: "phone-b", Kind: host.KindFake, Model: "iPhone 99", PlatformName: "iOS", BiDi: true},
 	}, 10)
-	r.configure = func(d *drivertest.Driver) { d.OfferBiDi(serve) }
+	r.configure(func(d *drivertest.Driver) { d.OfferBiDi(serve) })
 	return r
 }
 

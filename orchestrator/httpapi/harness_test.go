@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,14 +47,51 @@ func TestMain(m *testing.M) {
 
 // rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
 type rig struct {
-	url       string
-	client    *client.Client
-	store     *pgstore.Store
-	profiles  *profilestate.Store
-	stop      func()                     // stops the orchestrator as SIGTERM does, and waits
-	stopHost  func()                     // stops the host, and waits
-	drivers   chan *drivertest.Driver    // the driver of each session, as it starts
-	configure func(d *drivertest.Driver) // may be set before the first session
+	url      string
+	client   *client.Client
+	store    *pgstore.Store
+	profiles *profilestate.Store
+	stop     func()                  // stops the orchestrator as SIGTERM does, and waits
+	stopHost func()                  // stops the host, and waits
+	drivers  chan *drivertest.Driver // the driver of each session, in their order; each device is one ahead
+
+	mu     sync.Mutex               // guards what follows
+	made   []*drivertest.Driver     // all drivers
+	change func(*drivertest.Driver) // what configure was given
+}
+
+// configure changes every driver, those that wait for their session already too.
+func (r *rig) configure(change func(*drivertest.Driver)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.change = change
+	for _, d := range r.made {
+		change(d)
+	}
+}
+
+// openSessions counts those of all drivers.
+func (r *rig) openSessions() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range r.made {
+		open, _ := d.Sessions()
+		n += open
+	}
+	return n
+}
+
+// newDriver is the driver of a session to come.
+func (r *rig) newDriver(string) *drivertest.Driver {
+	d := drivertest.New()
+	r.mu.Lock()
+	r.made = append(r.made, d)
+	if r.change != nil {
+		r.change(d)
+	}
+	r.mu.Unlock()
+	r.drivers <- d
+	return d
 }
 
 // directory stands in for the tunnel, which says which host an address is.
@@ -124,14 +162,7 @@ func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(
 	go func() {
 		defer close(hosted)
 		if err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: host.Fixed(strings.TrimPrefix(fleetServer.URL, "http://")),
-			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Supervisor: []string{os.Args[0], host.SuperviseCommand}, Fake: func(string) *drivertest.Driver {
-				d := drivertest.New()
-				if r.configure != nil {
-					r.configure(d)
-				}
-				r.drivers <- d
-				return d
-			}}); err != nil {
+			Dial: (&net.Dialer{}).DialContext, Devices: list, Log: log, Supervisor: []string{os.Args[0], host.SuperviseCommand}, Fake: r.newDriver}); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -78,9 +78,9 @@ func (r *rig) leaving(t *testing.T) (leave func(), left <-chan error) {
 func TestClientThatLeavesWhileItsSessionStarts(t *testing.T) {
 	r := newRig(t, 1, 10)
 	var first sync.Once
-	r.configure = func(d *drivertest.Driver) {
+	r.configure(func(d *drivertest.Driver) {
 		first.Do(func() { d.Inject(drivertest.Fault{NewSession: true, Effect: drivertest.Hang}) })
-	}
+	})
 	leave, left := r.leaving(t)
 	driver := <-r.drivers
 	eventually(t, "the driver starts its browser", func() bool { return driver.Pending() == 0 })
