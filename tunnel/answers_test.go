@@ -140,7 +140,8 @@ func TestBusyGatewayHealsItsHosts(t *testing.T) {
 	all.Wait()
 	t.Logf("MEASURED %d hosts were heard again after %s, at %d datagrams a second", hosts, time.Since(began).Round(time.Millisecond), rate)
 	for i, l := range links {
-		if n := l.Repairs(); n.Handshake+n.Socket+n.Resolve > 60 || n.Device > 0 {
+		// A minute without anything heard costs a device, and no more than one.
+		if n := l.Repairs(); n.Handshake+n.Socket+n.Resolve > 60 || n.Device > 1 {
 			t.Errorf("host %d: repairs %+v", i, n)
 		}
 	}
