@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,7 +70,8 @@ type roaming struct {
 	serving sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
-	lives []*live    // the last one has it; those before do not know, or are dead
+	lives []*live    // the last one has it
+	dead  bool       // the last one is dead, and no other has the session yet
 	term  int64
 	dev   *driverproxy.Session
 }
@@ -121,6 +123,13 @@ func newRoaming(t *testing.T) *roaming {
 	return r
 }
 
+// die has the orchestrator die: nobody reaches it any more, though its session is not told.
+func (r *roaming) die() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dead = true
+}
+
 // move has the next orchestrator take the session over.
 func (r *roaming) move() {
 	r.t.Helper()
@@ -148,7 +157,7 @@ func (r *roaming) move() {
 	<-l.serving
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.lives, r.dev = append(r.lives, l), dev
+	r.lives, r.dev, r.dead = append(r.lives, l), dev, false
 }
 
 // end ends all that there was of the session.
@@ -173,8 +182,12 @@ func (r *roaming) end() {
 
 func (r *roaming) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
-	l := r.lives[len(r.lives)-1]
+	l, dead := r.lives[len(r.lives)-1], r.dead
 	r.mu.Unlock()
+	if dead {
+		http.Error(w, "not yet", http.StatusServiceUnavailable)
+		return
+	}
 	l.sit(w, req)
 }
 
@@ -201,38 +214,42 @@ func breakEverything(t *testing.T, breaks int) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	stop := make(chan struct{})
+	wanted := make(chan struct{}, 1024) // written by the breaks: so many commands are sent
 	pending := make(chan *stream.Pending, 256)
 	go func() {
 		defer close(pending)
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		n := 0
+		for range wanted {
 			p, err := c.Go(t.Context(), post("/execute/sync", fmt.Sprintf(`{"script":"","args":[%d]}`, n)))
 			if err != nil {
 				t.Errorf("command %d: %v", n, err)
 				return
 			}
+			n++
 			pending <- p
 		}
 	}()
-	answered := make(chan int)
+	var answers atomic.Int64
+	answered := make(chan struct{})
 	go func() {
-		n := 0
+		defer close(answered)
 		for p := range pending {
+			n := int(answers.Load())
 			a, err := p.Wait(t.Context())
 			var v int
 			if err != nil || a.Err() != nil || a.Value(&v) != nil || v != n {
 				t.Errorf("command %d: %v, %d %s", n, err, a.Status, a.Body)
 			}
-			n++
+			answers.Add(1)
 		}
-		answered <- n
 	}()
 	for range breaks {
+		some := 50 + random.IntN(200)
+		enough := answers.Load() + int64(random.IntN(some))
+		for range some {
+			wanted <- struct{}{}
+		}
+		within(t, "commands go on", func() bool { return answers.Load() >= enough || t.Failed() })
 		switch random.IntN(4) {
 		case 0:
 			toClient.cut()
@@ -242,17 +259,14 @@ func breakEverything(t *testing.T, breaks int) {
 			toClient.cut()
 			r.toHost.cut()
 		case 3: // the orchestrator dies: its clients and hosts have no socket any more, and another takes over
+			r.die()
 			toClient.cut()
 			r.move()
-			toClient.cut() // of those who came back to the dead one meanwhile
 		}
-		before := len(r.driver.Executed())
-		some := random.IntN(200)
-		within(t, "commands go on", func() bool { return len(r.driver.Executed()) >= before+some || t.Failed() })
 	}
-	close(stop)
-	n := <-answered
-	next := 0
+	close(wanted)
+	<-answered
+	next, n := 0, int(answers.Load())
 	for _, e := range r.driver.Executed() {
 		if e.Route != webdriver.RouteExecuteScript {
 			continue

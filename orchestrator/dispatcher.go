@@ -198,8 +198,8 @@ func (o *Orchestrator) leave(l *live) {
 	}
 	o.mu.Unlock()
 	close(l.over)
-	l.streams.close()
 	o.watch.wake(l.claim.Session)
+	l.streams.close()
 }
 
 func (o *Orchestrator) find(session string) *live {

@@ -74,9 +74,13 @@ func newStreams(l *live) *streams {
 func (s *streams) sit(r stream.Resume) (*stream.Seat, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	end := s.live.ended()
+	if moved(end) {
+		return nil, ErrElsewhere
+	}
 	st := s.open[r.Token]
 	if st == nil {
-		if end := s.live.ended(); end != nil {
+		if end != nil {
 			return nil, end
 		}
 		if !s.roomLocked() {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/stream"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -186,4 +187,84 @@ func TestStreamsThatAreRefused(t *testing.T) {
 		_, err := open[1].Do(ctx, webdriver.Command{Method: "GET", Path: "/url"})
 		return errors.Is(err, stream.ErrEnded)
 	})
+}
+
+// towards dials one orchestrator or the other, whatever it is asked for, as a balancer in front of them does.
+type towards struct {
+	mu   sync.Mutex
+	addr string // guarded by mu
+}
+
+func (d *towards) turn(o *mate) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.addr = strings.TrimPrefix(o.url, "http://")
+}
+
+func (d *towards) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	d.mu.Lock()
+	addr := d.addr
+	d.mu.Unlock()
+	return new(net.Dialer).DialContext(ctx, network, addr)
+}
+
+// A stream goes on at whichever orchestrator goes on with its session: what was on its way is run once and answered, and its client
+// notices nothing.
+func TestStreamGoesOnAtAnotherOrchestrator(t *testing.T) {
+	for name, c := range map[string]struct {
+		ttl  time.Duration
+		goes func(*mate)
+	}{
+		"handed over": {10 * time.Minute, func(o *mate) { o.stop() }},
+		"died":        {shortLease, (*mate).die},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newSeveral(t, c.ttl, 0, "eu-1", "eu-2")
+			s, d := r.running(t, api.CreateSession{})
+			var where towards
+			where.turn(r.all[0])
+			commands, err := r.all[0].client.StreamWith(t.Context(), s.ID, stream.Options{Dial: where.dial, Patience: 2 * time.Minute})
+			must(t, err)
+			defer commands.Close()
+			var pending []*stream.Pending
+			send := func(n int) {
+				for range n {
+					p, err := commands.Go(t.Context(), webdriver.Command{Method: "POST", Path: "/execute/sync", Body: fmt.Appendf(nil, `{"script":"","args":[%d]}`, len(pending))})
+					must(t, err)
+					pending = append(pending, p)
+				}
+			}
+			send(300)
+			d.Inject(drivertest.Fault{Route: webdriver.RouteExecuteScript, Effect: drivertest.Delay, For: 500 * time.Millisecond})
+			entered := d.Entered(webdriver.RouteExecuteScript)
+			send(100)
+			<-entered // and many wait behind it
+			where.turn(r.all[1])
+			c.goes(r.all[0])
+			send(300)
+			for i, p := range pending {
+				var v int
+				a, err := p.Wait(t.Context())
+				if err != nil || a.Err() != nil || a.Value(&v) != nil || v != i {
+					t.Fatalf("command %d: %v, %d %s", i, err, a.Status, a.Body)
+				}
+			}
+			n := 0
+			for _, e := range d.Executed() {
+				if e.Route != webdriver.RouteExecuteScript {
+					continue
+				}
+				if e.Body != fmt.Sprintf(`{"script":"","args":[%d]}`, n) {
+					t.Fatalf("%s ran where %d was the next", e.Body, n)
+				}
+				n++
+			}
+			if n != len(pending) {
+				t.Errorf("%d commands ran, of %d", n, len(pending))
+			}
+			if a, err := commands.Do(t.Context(), webdriver.Command{Method: "DELETE"}); err != nil || a.Status != 200 {
+				t.Fatalf("quit: %s, %v", a.Body, err)
+			}
+		})
+	}
 }
