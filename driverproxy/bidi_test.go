@@ -30,7 +30,7 @@ func (p *peer) bidiSession(id string) *driverproxy.Session {
 	if m, err := p.receive(); err != nil || m.Assign == nil {
 		p.t.Fatalf("assign: %+v %v", m, err)
 	}
-	if _, err := p.s.dial(p.t, p.from, wire.PathCommand+"?term=1&session="+id); err != nil {
+	if _, _, err := p.command(id, 1, wire.Resume{}); err != nil {
 		p.t.Fatal(err)
 	}
 	p.send(wire.Control{Assigned: &wire.Assigned{Session: id, Term: 1, Capabilities: []byte(`{"webSocketUrl":true}`)}})
