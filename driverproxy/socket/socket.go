@@ -137,7 +137,8 @@ func open(ws *websocket.Conn, l Limits) *Conn {
 	ws.SetReadLimit(l.MaxMessage)
 	ws.SetPingHandler(func(data string) error {
 		c.extend()
-		return c.sign(websocket.PongMessage, []byte(data))
+		_, err := c.sign(websocket.PongMessage, []byte(data))
+		return err
 	})
 	ws.SetPongHandler(func(data string) error {
 		c.extend()
@@ -146,7 +147,7 @@ func open(ws *websocket.Conn, l Limits) *Conn {
 	})
 	c.extend()
 	if l.PingEvery > 0 {
-		c.schedulePing()
+		c.schedulePing(l.PingEvery)
 	}
 	return c
 }
@@ -179,7 +180,7 @@ func (c *Conn) extend() {
 	_ = c.ws.SetReadDeadline(t) // fails on a closed socket only, and then the read does too
 }
 
-func (c *Conn) schedulePing() {
+func (c *Conn) schedulePing(in time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -188,25 +189,28 @@ func (c *Conn) schedulePing() {
 	default:
 	}
 	c.pings.Add(1)
-	c.ping = time.AfterFunc(c.limits.PingEvery, func() {
+	c.ping = time.AfterFunc(in, func() {
 		defer c.pings.Done()
-		_ = c.sign(websocket.PingMessage, nil) // a failed ping is not an end in itself: the reader's deadline is, or the next write
-		c.schedulePing()
+		next := c.limits.PingEvery
+		if sent, _ := c.sign(websocket.PingMessage, nil); !sent { // a failed ping is not an end in itself: the reader's deadline is, or the next write
+			next = min(next, time.Second)
+		}
+		c.schedulePing(next)
 	})
 }
 
 // sign sends a ping or a pong, unless something else is being sent. Those bytes are as good a sign of life; and where they have
 // to wait, for a peer that is slow to take them, a ping would come to wait as well, and break the socket when its time is up.
-func (c *Conn) sign(kind int, data []byte) error {
+func (c *Conn) sign(kind int, data []byte) (sent bool, err error) {
 	if !c.sending.TryLock() {
-		return nil
+		return false, nil
 	}
 	defer c.sending.Unlock()
-	err := c.ws.WriteControl(kind, data, time.Now().Add(c.limits.Stuck))
+	err = c.ws.WriteControl(kind, data, time.Now().Add(c.limits.Stuck))
 	if errors.Is(err, websocket.ErrCloseSent) {
-		return nil
+		err = nil
 	}
-	return err
+	return true, err
 }
 
 // ReadBinary returns the next message, which the caller owns. A text message breaks the socket.
