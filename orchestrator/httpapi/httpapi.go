@@ -1,7 +1,8 @@
 // Package httpapi is the public HTTP face: the control plane under /v1 with its OpenAPI document, the W3C WebDriver
 // routes under /session and /wd/hub/session, and the clients' command stream. Handlers decode, call and encode.
 //
-// Errors of the control plane are RFC 9457 problems; errors of driver routes are W3C errors, always.
+// Errors of the control plane are RFC 9457 problems; errors of driver routes are W3C errors, always. Only what is no HTTP is
+// answered by net/http, which says so in plain text and closes the connection.
 //
 // Out of scope: what a session is (package orchestrator), SQL (pgstore), the driver hosts' sockets (driverproxy).
 package httpapi
