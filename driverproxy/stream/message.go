@@ -19,7 +19,7 @@ import (
 const envelope = 1 << 10
 
 func limits() socket.Limits {
-	return socket.Limits{MaxMessage: wire.MaxMessage + envelope, Silence: 60 * time.Second, Stuck: 30 * time.Second, PingEvery: socket.MaxPing}
+	return socket.Limits{MaxMessage: wire.MaxMessage + envelope, Silence: 60 * time.Second, Stuck: 30 * time.Second, PingEvery: 15 * time.Second}
 }
 
 // message is what a client sends: a command, an acknowledgement, or both.
