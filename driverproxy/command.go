@@ -155,7 +155,9 @@ func (s *Session) abandon(p *pending, cause error) settled {
 		return r
 	default:
 	}
-	p.keep = false
+	if p.origin == (wire.Origin{}) { // a stream acknowledges it all the same
+		p.keep = false
+	}
 	if p.seq != 0 {
 		return lost(wire.OutcomeUnknown, p.seq, cause)
 	}
@@ -166,8 +168,30 @@ func (s *Session) abandon(p *pending, cause error) settled {
 // Acknowledge lets the host forget the answer of a command of DoFrom or Await. Acknowledging again changes nothing.
 func (s *Session) Acknowledge(seq uint64) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.stream.acknowledge(seq)
-	s.mu.Unlock()
+	s.tellLocked()
+}
+
+// tellAfter is how long the host may wait to hear what it can forget, when no command brings it.
+const tellAfter = time.Second
+
+// tellLocked sees to it that the host forgets what nobody needs any more: answers are a customer's, and may be large.
+func (s *Session) tellLocked() {
+	switch {
+	case s.err != nil || !s.stream.behind():
+	case s.stream.urgent():
+		poke(s.wake)
+	case s.telling == nil:
+		s.telling = time.AfterFunc(tellAfter, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.telling = nil
+			if s.stream.urge() {
+				poke(s.wake)
+			}
+		})
+	}
 }
 
 // Kept is a command that the host had taken when the session was adopted.
@@ -238,7 +262,7 @@ func (s *Session) write(c *carried, stop <-chan struct{}) error {
 func (s *Session) writeOne(c *carried) (wrote bool, err error) {
 	scratch := s.fleet.frames.Get().(*[]byte)
 	defer s.fleet.frames.Put(scratch)
-	frame, body, err := s.next((*scratch)[:0])
+	frame, body, err := s.next(c, (*scratch)[:0])
 	if frame == nil || err != nil {
 		return false, err
 	}
@@ -253,10 +277,10 @@ func (s *Session) writeOne(c *carried) (wrote bool, err error) {
 }
 
 // next is the frame to be sent now, a command's in two parts; nil when there is none.
-func (s *Session) next(scratch []byte) (frame, body []byte, err error) {
+func (s *Session) next(c *carried, scratch []byte) (frame, body []byte, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
+	if s.err != nil || s.conn != c { // the socket was replaced: the next one carries it
 		return nil, nil, nil
 	}
 	if f := s.stream.forgotten(); len(f) > 0 {
@@ -266,7 +290,9 @@ func (s *Session) next(scratch []byte) (frame, body []byte, err error) {
 	if p == nil {
 		return nil, nil, nil
 	}
-	frame, err = wire.Command{Seq: p.seq, Ack: s.stream.ack(), Origin: p.origin, Method: p.command.Method, Path: p.command.Path}.Append(scratch)
+	ack := s.stream.ack()
+	s.stream.carries(ack)
+	frame, err = wire.Command{Seq: p.seq, Ack: ack, Origin: p.origin, Method: p.command.Method, Path: p.command.Path}.Append(scratch)
 	return frame, p.command.Body, err
 }
 
@@ -292,7 +318,8 @@ func (s *Session) answered(a wire.Answer) error {
 		return fmt.Errorf("driverproxy: answer %d has HTTP status %d: an HTTP server cannot pass it on", a.Seq, a.Status)
 	}
 	s.mu.Lock()
-	p := s.stream.take(a.Seq)
+	p := s.stream.take(a.Seq, len(a.Body))
+	s.tellLocked()
 	s.mu.Unlock()
 	if p == nil {
 		return fmt.Errorf("driverproxy: answer %d is not the next one: answers come in the order of the commands", a.Seq)

@@ -171,6 +171,7 @@ func (f *Fleet) begin(ctx context.Context, a Assignment, adopted bool, ask wire.
 		}
 		s.end(err)
 		f.forget(s)
+		s.undo(h)
 		return nil, err
 	}
 	return s, nil

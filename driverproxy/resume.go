@@ -64,6 +64,11 @@ func (f *Fleet) serveCommand(w http.ResponseWriter, r *http.Request) {
 // take makes c the session's command socket, once both ends have said what they know. What the one before brought is in
 // by then.
 func (s *Session) take(c *carried) error {
+	select {
+	case <-s.done: // before the host takes the socket for carried
+		return errTooLate
+	default:
+	}
 	limit := time.NewTimer(takeLimit)
 	defer limit.Stop()
 	select {
@@ -124,6 +129,7 @@ func (s *Session) use(c *carried, m wire.Resume) error {
 	}
 	s.conn = c
 	s.watchLocked()
+	s.tellLocked()
 	if first {
 		close(s.attached)
 	}
@@ -189,6 +195,19 @@ func (s *Session) relink(h *hostConn) {
 	s.watchLocked()
 	close(s.relinked)
 	s.relinked = make(chan struct{})
+}
+
+// undo has a host release a start that it may have made while its control socket was replaced.
+func (s *Session) undo(asked *hostConn) {
+	s.mu.Lock()
+	h := s.host
+	s.mu.Unlock()
+	if h == nil || h == asked || s.adopted {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = h.send(ctx, wire.Control{Release: &wire.Release{Session: s.key.id, Term: s.key.term}}) // or the host has it listed in its next hello
 }
 
 // reconcile compares the sessions of a host that has come back with what it says it runs.

@@ -54,6 +54,7 @@ type Session struct {
 	failure   *wire.Failure // Ended was received
 	leftover  *wire.Failure // of Released
 	grace     *time.Timer
+	telling   *time.Timer // runs while the host is to hear of acknowledgements
 	err       error
 }
 
@@ -197,7 +198,7 @@ func (s *Session) end(err error) {
 	s.err = err
 	unanswered := s.stream.drain()
 	conn := s.conn
-	for _, t := range []*time.Timer{s.grace, s.away} {
+	for _, t := range []*time.Timer{s.grace, s.away, s.telling} {
 		if t != nil {
 			t.Stop()
 		}

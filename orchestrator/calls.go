@@ -144,14 +144,7 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 	case <-l.over:
 	case <-ctx.Done():
 	}
-	if l.leaving() {
-		return elsewhere()
-	}
-	a, err := webdriver.ValueAnswer(nil)
-	if err != nil {
-		return (&webdriver.Error{Code: webdriver.UnknownError, Message: err.Error()}).Answer()
-	}
-	return a
+	return l.quitted()
 }
 
 // reach finds the session; when there is none, it gives the answer. One that runs, and not here, may be about to be

@@ -272,9 +272,21 @@ func (l *live) quit() bool {
 	if l.leaving() {
 		return false
 	}
-	l.emit(Event{Kind: EventCommand, Route: webdriver.RouteDeleteSession, Status: http.StatusOK})
+	if l.ended() == nil { // before the session's own last events
+		l.emit(Event{Kind: EventCommand, Route: webdriver.RouteDeleteSession, Status: http.StatusOK})
+	}
 	l.stop(endWith(Completed, nil))
 	return !l.leaving()
+}
+
+// quitted is the answer to a quit, once the session has ended: one that ended by itself was not there to be quit.
+func (l *live) quitted() webdriver.Answer {
+	e := l.ended()
+	if e != nil && (e.left || e.Reason != Completed) {
+		return gone(e)
+	}
+	a, _ := webdriver.ValueAnswer(nil) // null always can be
+	return a
 }
 
 // lastWindow says whether the current window is the only one there is.

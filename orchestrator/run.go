@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -62,7 +63,7 @@ func (o *Orchestrator) run(ctx context.Context, c Claim, claimed time.Time) {
 func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved int64) {
 	defer func() {
 		if p := recover(); p != nil {
-			o.log.Error("panic in a session", zap.String("session", l.claim.Session), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			o.log.Error("panic in a session", zap.String("session", l.claim.Session), zap.String("panic", fmt.Sprintf("%T", p)), zap.ByteString("stack", debug.Stack()))
 			end = endWith(Internal, nil)
 		}
 	}()

@@ -20,6 +20,8 @@ import (
 
 const (
 	maxStreams = 8
+	// maxLost is how many streams that gave their place away are remembered: one in streamKeep at most can be added for each place.
+	maxLost = 1024
 	// streamKeep is how long the answers of a stream without a connection are kept when another stream needs its place.
 	streamKeep = 10 * time.Minute
 )
@@ -63,11 +65,11 @@ type streams struct {
 
 	mu   sync.Mutex // guards what follows; held while a stream is found and its seat taken, or it could be dropped in between
 	open map[stream.Token]*stream.Stream
-	over bool
+	lost map[stream.Token]uint64 // streams that gave their place away with answers not acknowledged: the highest number of each
 }
 
 func newStreams(l *live) *streams {
-	return &streams{live: l, open: map[stream.Token]*stream.Stream{}}
+	return &streams{live: l, open: map[stream.Token]*stream.Stream{}, lost: map[stream.Token]uint64{}}
 }
 
 // sit finds the stream, or begins it.
@@ -82,6 +84,9 @@ func (s *streams) sit(r stream.Resume) (*stream.Seat, error) {
 	if st == nil {
 		if end != nil {
 			return nil, end
+		}
+		if high := s.lost[r.Token]; r.Answered < high { // its commands would run again
+			return nil, &ConflictError{Problem: fmt.Sprintf("the stream gave its place to another, with its answers after %d: whether those commands ran is not known any more; begin a new stream", r.Answered)}
 		}
 		if !s.roomLocked() {
 			return nil, &TooManyStreamsError{}
@@ -127,7 +132,10 @@ func (s *streams) roomLocked() bool {
 		return a.since.Compare(b.since)
 	})
 	for _, i := range all {
-		if s.open[i.token].Drop() {
+		if st := s.open[i.token]; st.Drop() {
+			if !i.clean && len(s.lost) < maxLost {
+				s.lost[i.token] = st.Highest()
+			}
 			delete(s.open, i.token)
 			return true
 		}
@@ -183,7 +191,6 @@ func (s *streams) close() {
 		e.Reason = end.Error()
 	}
 	s.mu.Lock()
-	s.over = true
 	open := slices.Collect(maps.Values(s.open))
 	s.mu.Unlock()
 	for _, st := range open {
@@ -290,9 +297,5 @@ func (r *streamed) Begin(number uint64, c webdriver.Command) (wait func() stream
 func (l *live) quitAndWait() stream.Result {
 	l.quit()
 	<-l.over
-	a, err := webdriver.ValueAnswer(nil)
-	if err != nil {
-		a = (&webdriver.Error{Code: webdriver.UnknownError, Message: err.Error()}).Answer()
-	}
-	return stream.Result{Answer: a, Moved: moved(l.ended())}
+	return stream.Result{Answer: l.quitted(), Moved: moved(l.ended())}
 }

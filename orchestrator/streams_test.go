@@ -310,8 +310,15 @@ func TestStreamsWithAnswersAreKept(t *testing.T) {
 		_, err := l.streams.sit(stream.Resume{})
 		return err == nil
 	})
-	if acked := d.acknowledged(); len(acked) != 1 {
-		t.Errorf("acknowledged %v", acked)
+	acked := d.acknowledged()
+	if len(acked) != 1 {
+		t.Fatalf("acknowledged %v", acked)
+	}
+	// The client of that one comes after all: its commands would run again.
+	late := stream.Token(origin(byte(acked[0]), 4).Stream)
+	var conflict *ConflictError
+	if _, err := l.streams.sit(stream.Resume{Token: late, Answered: 3}); !errors.As(err, &conflict) {
+		t.Errorf("a stream that gave its place away is resumed: %v", err)
 	}
 }
 

@@ -135,11 +135,17 @@ func (s *session) redial(ctx context.Context, pause *backoff.ExponentialBackOff,
 		case <-ctx.Done():
 			return nil, 0
 		}
+		_, term, _ = s.owner.now() // it may have changed during the wait
 		conn, err := s.redialOnce(ctx, term)
 		if err == nil {
 			return conn, term
 		}
 		s.log.Debug("no command socket", zap.Error(err))
+		if _, now, _ := s.owner.now(); now != term {
+			pause.Reset()
+			wait.Reset(0)
+			continue
+		}
 		wait.Reset(pause.NextBackOff())
 	}
 }

@@ -46,9 +46,7 @@ func (o *outbox) connected(h hello) error {
 	}
 	o.received = h.Received
 	o.window, o.most, o.sent, o.acked, o.bytes = h.Window, h.Bytes, int(h.Received-o.answered), o.answered, 0
-	for _, p := range o.flight[o.sent:] {
-		p.sent = false // and not run
-	}
+	// What was sent and is not received has not run, as far as this server knows; another before it may know more.
 	return nil
 }
 

@@ -67,6 +67,13 @@ func (s *Stream) Idle() (since time.Time, clean, connected bool) {
 	return s.left, len(s.ledger.entries) == 0 && len(s.flight) == 0, s.seat != nil
 }
 
+// Highest is the highest number of a command that the stream was given.
+func (s *Stream) Highest() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger.high()
+}
+
 // Drop acknowledges the answers of a stream that is given up. false: something of it still runs, or it is connected, and
 // nothing was done.
 func (s *Stream) Drop() bool {
