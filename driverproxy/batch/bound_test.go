@@ -37,3 +37,28 @@ func TestResultsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// A name comes back with each result that waits for its step.
+func TestNamesAreBounded(t *testing.T) {
+	for n, good := range map[int]bool{maxName: true, maxName + 1: false} {
+		_, refused := Parse([]byte(`{"steps":[{"name":"` + strings.Repeat("n", n) + `","method":"GET","path":"/title"}]}`))
+		if good != (refused == nil) {
+			t.Errorf("a name of %d bytes: %v", n, refused)
+		}
+	}
+}
+
+// Pointers into something that is nested deeply read it again and again.
+func TestPointersAreBounded(t *testing.T) {
+	const depth = 200
+	deep := strings.Repeat("[", depth) + `"` + strings.Repeat("x", MaxLook-2*depth-2) + `"` + strings.Repeat("]", depth)
+	b, refused := Parse([]byte(`{"steps":[{"name":"a","method":"GET","path":"/title"},
+		{"method":"POST","path":"/execute/sync","body":{"script":"","args":[{"$ref":"a#` + strings.Repeat("/0", depth) + `"}]}}]}`))
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	_, why := b.Command(1, []Result{{Status: 200, Value: []byte(deep)}, {}})
+	if why == nil || !strings.Contains(why.Message, "look through") {
+		t.Errorf("%d levels of %d bytes: %v", depth, len(deep), why)
+	}
+}

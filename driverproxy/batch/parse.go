@@ -173,7 +173,7 @@ func (c *compiler) step(i int) (step, error) {
 		return made, err
 	}
 	if !isName(s.Name) {
-		return made, errors.New("a name begins with a letter or _ and has letters, digits, _ and -")
+		return made, fmt.Errorf("a name begins with a letter or _, has letters, digits, _ and -, and at most %d of them", maxName)
 	}
 	if earlier, taken := c.named[s.Name]; taken {
 		return made, fmt.Errorf("steps[%d] has that name already", earlier)
@@ -182,7 +182,13 @@ func (c *compiler) step(i int) (step, error) {
 	return made, nil
 }
 
+// maxName bounds names: results say which step they did not wait for.
+const maxName = 64
+
 func isName(s string) bool {
+	if len(s) > maxName {
+		return false
+	}
 	for i, c := range []byte(s) {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_'
 		if !letter && (i == 0 || c != '-' && (c < '0' || c > '9')) {

@@ -157,13 +157,19 @@ func (t template) fill(value func(reference) ([]byte, error)) ([]byte, error) {
 	return append(b, t.text[at:]...), nil
 }
 
-// find is the value that a reference points at.
-func (r reference) find(results []Result) (json.RawMessage, error) {
+// maxLooked bounds what the pointers of one step look through: each token of a pointer reads all that is below it.
+const maxLooked = 64 << 20
+
+// find is the value that a reference points at; looked counts what the references of a step have looked through.
+func (r reference) find(results []Result, looked *int) (json.RawMessage, error) {
 	v := results[r.step].Value
 	if len(r.pointer) > 0 && len(v) > MaxLook {
 		return nil, fmt.Errorf("the value has %d bytes, and a pointer looks into at most %d", len(v), MaxLook)
 	}
 	for _, token := range r.pointer {
+		if *looked += len(v); *looked > maxLooked {
+			return nil, fmt.Errorf("the step's pointers look through more than %d MiB", maxLooked>>20)
+		}
 		if v = child(v, token); v == nil {
 			return nil, errors.New("there is nothing at the pointer")
 		}
@@ -188,8 +194,8 @@ func child(v json.RawMessage, token string) json.RawMessage {
 }
 
 // segment is the value as it stands in a path.
-func (r reference) segment(results []Result) ([]byte, error) {
-	v, err := r.find(results)
+func (r reference) segment(results []Result, looked *int) ([]byte, error) {
+	v, err := r.find(results, looked)
 	if err != nil {
 		return nil, err
 	}
@@ -239,11 +245,12 @@ func (b *Batch) Command(i int, results []Result) (webdriver.Command, *webdriver.
 	if why := b.waitsFor(i, results); why != "" {
 		return webdriver.Command{}, invalid("%s: %s", s.label, why)
 	}
-	path, err := s.path.fill(func(r reference) ([]byte, error) { return r.segment(results) })
+	looked := 0
+	path, err := s.path.fill(func(r reference) ([]byte, error) { return r.segment(results, &looked) })
 	if err != nil {
 		return webdriver.Command{}, invalid("%s: %v", s.label, err)
 	}
-	body, err := s.body.fill(func(r reference) ([]byte, error) { return r.find(results) })
+	body, err := s.body.fill(func(r reference) ([]byte, error) { return r.find(results, &looked) })
 	if err != nil {
 		return webdriver.Command{}, invalid("%s: %v", s.label, err)
 	}

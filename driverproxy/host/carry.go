@@ -124,7 +124,7 @@ func (s *session) redial(ctx context.Context, pause *backoff.ExponentialBackOff,
 	wait := time.NewTimer(0) // a socket that was carried is replaced at once
 	defer wait.Stop()
 	for {
-		_, term, changed := s.owner.now()
+		_, _, changed := s.owner.now()
 		select {
 		case <-wait.C:
 		case <-changed:
@@ -135,7 +135,7 @@ func (s *session) redial(ctx context.Context, pause *backoff.ExponentialBackOff,
 		case <-ctx.Done():
 			return nil, 0
 		}
-		_, term, _ = s.owner.now() // it may have changed during the wait
+		_, term, _ := s.owner.now() // it may have changed during the wait
 		conn, err := s.redialOnce(ctx, term)
 		if err == nil {
 			return conn, term

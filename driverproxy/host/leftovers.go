@@ -96,12 +96,19 @@ func reapLeftovers(ctx context.Context, stateDir, safariDriver string) error {
 		return fmt.Errorf("host: leftovers: %w", err)
 	}
 	var errs []error
+	live := map[string]bool{}   // names of those with a process that would not die
 	for _, e := range entries { // processes first, they may still write
 		if strings.HasSuffix(e.Name(), recordSuffix) {
-			errs = append(errs, reapLeftover(filepath.Join(sessions, e.Name())))
+			if err := reapLeftover(filepath.Join(sessions, e.Name())); err != nil {
+				errs = append(errs, err)
+				live[strings.TrimSuffix(e.Name(), recordSuffix)] = true
+			}
 		}
 	}
 	for _, e := range entries {
+		if live[strings.TrimSuffix(e.Name(), recordSuffix)] {
+			continue // or the next agent would not know of it any more
+		}
 		errs = append(errs, wipe(filepath.Join(sessions, e.Name())))
 	}
 	return errors.Join(append(errs, reapDrivers(ctx, safariDriver))...)

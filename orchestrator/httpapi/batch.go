@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/driftstack/fleet/driverproxy/batch"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
@@ -53,6 +54,10 @@ func (s *server) batch(ctx context.Context, in *batchInput) (*huma.StreamRespons
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		hc.SetHeader("Content-Type", "application/json")
 		hc.SetHeader("Cache-Control", "no-cache")
+		_, w := humago.Unwrap(hc)
+		c := http.NewResponseController(w)
+		_ = c.SetWriteDeadline(time.Now().Add(bodyLimit)) // what the system does not take at once is held until the client takes it
+		defer func() { _ = c.SetWriteDeadline(time.Time{}) }()
 		_, _ = hc.BodyWriter().Write(value) // the client may be gone
 	}}, nil
 }
