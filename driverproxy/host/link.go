@@ -143,7 +143,7 @@ func (a *agent) talk(ctx context.Context, addr string, dial uint64, log *zap.Log
 	log.Info("control socket up", zap.String("name", welcome.Orchestrator), zap.String("epoch", welcome.Epoch))
 	conn.SetSilence(max(welcome.HeartbeatLimit, 50*time.Millisecond))
 	var writer sync.WaitGroup
-	writer.Go(func() { l.write(ctx, min(max(welcome.HeartbeatEvery, 10*time.Millisecond), socket.MaxPing)) })
+	writer.Go(func() { l.write(ctx, a.cfg.Name, min(max(welcome.HeartbeatEvery, 10*time.Millisecond), socket.MaxPing)) })
 	err = a.listen(l)
 	l.end()
 	writer.Wait()
@@ -170,9 +170,10 @@ func readWelcome(conn *socket.Conn) (*wire.Welcome, error) {
 }
 
 // write sends heartbeats and what is posted, until the link ends; when ctx ends it says goodbye.
-func (l *link) write(ctx context.Context, every time.Duration) {
+func (l *link) write(ctx context.Context, host string, every time.Duration) {
 	defer l.end()
-	beat := time.NewTicker(every)
+	offset := beatOffset(host, every)
+	beat := time.NewTimer(untilBeat(time.Now(), every, offset))
 	defer beat.Stop()
 	for {
 		if err := l.flush(); err != nil {
@@ -181,6 +182,7 @@ func (l *link) write(ctx context.Context, every time.Duration) {
 		select {
 		case <-l.wake:
 		case <-beat.C:
+			beat.Reset(untilBeat(time.Now(), every, offset))
 			l.post(l.beat(time.Now()))
 		case <-l.ended:
 			return
