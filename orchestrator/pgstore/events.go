@@ -11,9 +11,12 @@ import (
 )
 
 // appendSQL stores a batch in one statement. It takes a column an array, in binary: a third of the cost of the same rows as JSON.
-// Rows of a term that is lost, and rows that a first attempt stored whose answer was lost, are passed over.
+// Rows of a term that is lost, and rows that a first attempt stored whose answer was lost, are passed over. The lock keeps the
+// sessions from being deleted meanwhile.
 const appendSQL = `
-WITH new AS (
+WITH held AS MATERIALIZED (
+    SELECT id, term FROM sessions WHERE id = ANY (ARRAY(SELECT DISTINCT unnest($1::text[]))) AND state <> 'ended' FOR KEY SHARE),
+new AS (
     INSERT INTO session_events (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
                                 generation, restored, altered, dropped, captured, kept, removed, partial)
     SELECT e.* FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
@@ -21,7 +24,7 @@ WITH new AS (
                            $16::integer[], $17::integer[], $18::integer[], $19::integer[], $20::boolean[])
         AS e (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
               generation, restored, altered, dropped, captured, kept, removed, partial)
-    WHERE EXISTS (SELECT FROM sessions s WHERE s.id = e.session AND s.term = e.term AND s.state <> 'ended')
+    WHERE (e.session, e.term) IN (SELECT id, term FROM held)
     ON CONFLICT DO NOTHING RETURNING session)
 SELECT pg_notify('` + chanSession + `', session) FROM (SELECT DISTINCT session FROM new) n`
 

@@ -17,6 +17,12 @@ func (s *Store) exec(t testing.TB, sql string, args ...any) {
 	}
 }
 
+// DeleteSession is what erasure will do.
+func (s *Store) DeleteSession(t testing.TB, id string) {
+	s.exec(t, `UPDATE devices SET session = NULL WHERE session = $1`, id)
+	s.exec(t, `DELETE FROM sessions WHERE id = $1`, id)
+}
+
 // Age makes all that this orchestrator has written about its links so much older.
 func (s *Store) Age(t testing.TB, by time.Duration) {
 	s.exec(t, `UPDATE host_links SET written_at = written_at - make_interval(secs => $2), heard_at = heard_at - make_interval(secs => $2) WHERE orchestrator = $1`,
