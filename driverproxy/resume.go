@@ -37,11 +37,19 @@ func (f *Fleet) serveCommand(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	defer done()
-	defer f.hangUp(conn)
+	// Not in the handler: while that runs, the server keeps the request, its buffers and a tall stack, a third of what an idle session takes.
+	go func() { // Close waits for it
+		defer done()
+		defer f.hangUp(conn)
+		s.carry(conn)
+	}()
+}
+
+// carry runs a command socket to its end.
+func (s *Session) carry(conn *socket.Conn) {
 	c := &carried{conn: conn, over: make(chan struct{})}
 	if err := s.take(c); err != nil {
-		f.cfg.Log.Warn("command socket refused", zap.String("session", s.key.id), zap.Error(err))
+		s.fleet.cfg.Log.Warn("command socket refused", zap.String("session", s.key.id), zap.Error(err))
 		conn.Bye(err.Error())
 		close(c.over)
 		return
@@ -53,7 +61,7 @@ func (f *Fleet) serveCommand(w http.ResponseWriter, r *http.Request) {
 			conn.Close()
 		}
 	})
-	err = s.read(conn)
+	err := s.read(conn)
 	close(stop)
 	conn.Close()
 	writer.Wait()
