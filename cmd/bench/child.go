@@ -25,6 +25,7 @@ const (
 // orchestrator's and nobody else's.
 type daemon struct {
 	cmd    *exec.Cmd
+	url    string
 	client *client.Client
 	log    string
 	done   chan error // holds how it ended
@@ -58,7 +59,8 @@ func startDaemon(ctx context.Context, dir, dsn string) (*daemon, error) {
 		return nil, err
 	}
 	go func() { d.done <- d.cmd.Wait() }()
-	if d.client, err = client.New(fmt.Sprintf("http://127.0.0.1:%d", web), benchToken); err != nil {
+	d.url = fmt.Sprintf("http://127.0.0.1:%d", web)
+	if d.client, err = client.New(d.url, benchToken); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}
 	if err := d.ready(ctx); err != nil {

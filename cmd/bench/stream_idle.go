@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,7 +18,6 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/host"
-	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 	"github.com/driftstack/fleet/orchestrator/place"
@@ -155,14 +155,24 @@ func (d *daemon) startSession(ctx context.Context) (string, error) {
 }
 
 // drive runs n commands, shared by the sessions.
-func (d *daemon) drive(ctx context.Context, sessions []string, n int) error {
+func (d *daemon) drive(ctx context.Context, sessions []string, n int) (err error) {
+	var u undo
+	defer func() { err = errors.Join(err, u.close()) }()
+	var urls []string
+	for _, id := range sessions {
+		urls = append(urls, d.url+"/session/"+id+"/title")
+	}
+	callers, err := openCallers(ctx, &u, http.StatusOK, urls...)
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
-	errs := make([]error, len(sessions))
+	errs := make([]error, len(callers))
 	var all sync.WaitGroup
-	for i, id := range sessions {
+	for i, c := range callers {
 		all.Go(func() {
-			for range n / len(sessions) {
-				if _, errs[i] = d.client.Do(ctx, id, webdriver.Command{Method: "GET", Path: "/title"}); errs[i] != nil {
+			for range n / len(callers) {
+				if _, errs[i] = c.call(); errs[i] != nil || ctx.Err() != nil {
 					return
 				}
 			}
@@ -170,7 +180,7 @@ func (d *daemon) drive(ctx context.Context, sessions []string, n int) error {
 	}
 	all.Wait()
 	fmt.Printf("stream idle: %d commands in %.0fs\n", n, time.Since(begin).Seconds())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, ctx.Err())...)
 }
 
 // settled is the resident memory of the orchestrator's process, once it has had time to give back what it does not need.

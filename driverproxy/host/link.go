@@ -143,7 +143,9 @@ func (a *agent) talk(ctx context.Context, addr string, dial uint64, log *zap.Log
 	log.Info("control socket up", zap.String("name", welcome.Orchestrator), zap.String("epoch", welcome.Epoch))
 	conn.SetSilence(max(welcome.HeartbeatLimit, 50*time.Millisecond))
 	var writer sync.WaitGroup
-	writer.Go(func() { l.write(ctx, a.cfg.Name, min(max(welcome.HeartbeatEvery, 10*time.Millisecond), socket.MaxPing)) })
+	writer.Go(func() {
+		l.write(ctx, a.cfg.Name, min(max(welcome.HeartbeatEvery, 10*time.Millisecond), socket.MaxPing))
+	})
 	err = a.listen(l)
 	l.end()
 	writer.Wait()
