@@ -79,7 +79,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	must(t, err)
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 	// A host that is only silent is not given up during the test: what else ends a session is what the test did.
-	r.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{r.store}, HeartbeatLimit: 5 * time.Minute, Log: log})
+	r.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{Store: r.store}, HeartbeatLimit: 5 * time.Minute, Log: log})
 	fleetServer := httptest.NewServer(r.fleet.Handler())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
