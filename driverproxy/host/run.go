@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer lock.Close()
-	if err := reapLeftovers(ctx, cfg.StateDir, cfg.safariDriver()); err != nil {
+	if err := reapLeftovers(ctx, cfg.StateDir, cfg.safariDriver(), record.kill); err != nil {
 		return err
 	}
 	a := newAgent(cfg)

@@ -129,6 +129,7 @@ func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(
 type taps struct {
 	sessions func(orchestrator.SessionStore) orchestrator.SessionStore // nil: as it is
 	changed  func(wire.Device)                                         // see directory
+	public   func(http.Handler) http.Handler                           // nil: as it is
 }
 
 func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, reroute ...func(*testing.T, string) string) *rig {
@@ -168,7 +169,11 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	}
 	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: sessions, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
+	handler := httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now})
+	if tap.public != nil {
+		handler = tap.public(handler)
+	}
+	public := httptest.NewServer(handler)
 	r.url = public.URL
 	r.client, err = client.New(public.URL, token)
 	must(t, err)
