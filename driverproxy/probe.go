@@ -25,10 +25,12 @@ type known struct {
 	probed   time.Time // when the last probe was sent
 	sent     uint64    // probes
 	answered uint64    // the newest that was
+
+	doubted map[string]uint64 // devices to be told of anew, and the probe whose answer, or a later one's, says how they are
 }
 
 func newKnown(devices []wire.Device, now time.Time) known {
-	k := known{said: map[string]wire.Device{}, told: map[string]wire.Device{}, retold: now, probed: now}
+	k := known{said: map[string]wire.Device{}, told: map[string]wire.Device{}, doubted: map[string]uint64{}, retold: now, probed: now}
 	for _, d := range devices {
 		k.names = append(k.names, d.Name)
 		k.said[d.Name], k.told[d.Name] = d, d
@@ -66,6 +68,37 @@ func (f *Fleet) probe(h *hostConn) error {
 	return h.send(context.Background(), m)
 }
 
+// Recheck has the Directory told how a device is as soon as its host has said so anew, also when that is what it was told last:
+// whoever keeps what the Directory was told has changed it since. It does not wait; a host that is not connected tells all when it is.
+func (f *Fleet) Recheck(host, device string) {
+	f.mu.Lock()
+	h := f.hosts[host]
+	f.mu.Unlock()
+	if h != nil {
+		h.doubt(device)
+	}
+}
+
+// doubt has the host probed with the next heartbeat, unless a probe is on its way: what answers that may be older than the doubt,
+// and its answer brings the next.
+func (h *hostConn) doubt(device string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, listed := h.known.said[device]; !listed {
+		return
+	}
+	h.known.doubted[device] = h.known.sent + 1
+	if h.known.sent == h.known.answered {
+		h.known.probed = time.Time{}
+	}
+}
+
+// resolve: what is said of the device now is told, whatever was told before.
+func (k *known) resolve(device string) {
+	delete(k.doubted, device)
+	delete(k.told, device)
+}
+
 var errUnlisted = errors.New("driverproxy: the host reports a device that its hello did not list")
 
 // changed takes in what a host says of one of its devices.
@@ -76,6 +109,9 @@ func (h *hostConn) changed(d wire.Device, now time.Time) error {
 		return errUnlisted
 	}
 	h.known.said[d.Name] = d
+	if _, doubted := h.known.doubted[d.Name]; doubted {
+		h.known.resolve(d.Name)
+	}
 	h.tellLocked(now)
 	return nil
 }
@@ -96,6 +132,13 @@ func (h *hostConn) probed(p wire.Probed, now time.Time) error {
 		h.known.said[found.Name] = d
 	}
 	h.known.answered = max(h.known.answered, p.Seq)
+	for name, by := range h.known.doubted {
+		if p.Seq >= by {
+			h.known.resolve(name)
+		} else if h.known.sent == h.known.answered {
+			h.known.probed = time.Time{} // the next heartbeat brings its probe
+		}
+	}
 	h.tellLocked(now)
 	return nil
 }

@@ -115,6 +115,49 @@ func TestDevicesAreToldAgain(t *testing.T) {
 	eventually(t, "it is told again", func() bool { return slices.Equal(s.dir.noted()[calls:], []string{"device phone ready"}) })
 }
 
+// TestRecheck: what the Directory was told is told again, once the host has said it after the doubt, and once.
+func TestRecheck(t *testing.T) {
+	s := serve(t, limit)
+	p := s.ready(t)
+	calls := len(s.dir.noted())
+	told := func(want ...string) func() bool {
+		return func() bool { return slices.Equal(s.dir.noted()[calls:], want) }
+	}
+	s.now.Add(int64(10 * time.Second))
+	before := p.pulse(1).Seq
+	s.Recheck("mac-1", "phone")
+	s.Recheck("mac-1", "tablet") // which it does not have
+	s.Recheck("mac-2", "phone")  // which is not connected
+	if probe := p.pulse(3); probe != nil {
+		t.Errorf("probed beside a probe: %+v", probe)
+	}
+	p.answer(before, wire.DeviceReady, "") // says what was before
+	after := p.pulse(5)
+	if after == nil || after.Seq != before+1 {
+		t.Fatalf("probe %+v after a doubt", after)
+	}
+	if !told()() {
+		t.Errorf("an answer from before the doubt is told: %v", s.dir.noted()[calls:])
+	}
+	p.answer(after.Seq, wire.DeviceReady, "")
+	eventually(t, "it is told again", told("device phone ready"))
+	if probe := p.pulse(7); probe != nil {
+		t.Errorf("probed without a doubt: %+v", probe)
+	}
+
+	s.Recheck("mac-1", "phone") // with nothing on its way
+	if after = p.pulse(9); after == nil {
+		t.Fatal("not probed after a doubt")
+	}
+	p.send(wire.Control{Device: &wire.Device{Name: "phone", State: wire.DeviceReady}}) // is as good as an answer
+	eventually(t, "it is told what the host says by itself", told("device phone ready", "device phone ready"))
+	p.answer(after.Seq, wire.DeviceReady, "")
+	p.pulse(11)
+	if !told("device phone ready", "device phone ready")() {
+		t.Errorf("told %v", s.dir.noted()[calls:])
+	}
+}
+
 func TestBadProbeAnswersEndTheSocket(t *testing.T) {
 	for name, m := range map[string]wire.Probed{
 		"of a probe that was not sent": {Seq: 1},

@@ -18,7 +18,8 @@ import (
 const createLimit = 10 * time.Second
 
 // Create queues a session, also when its caller leaves meanwhile: a statement that is cut short may have been carried out, and
-// nobody would know of the session, nor cancel it. Errors as SessionStore.Create, and *UnmatchedError.
+// nobody would know of the session, nor cancel it. One of which the database does not say whether it was queued is ended as soon as
+// that answers again: whoever asked for it was told that there is none. Errors as SessionStore.Create, and *UnmatchedError.
 func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Session, error) {
 	wants, err := candidates(r.Capabilities)
 	if err != nil {
@@ -40,6 +41,9 @@ func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wan
 		return api.Session{}, err
 	}
 	at, err := o.deps.Sessions.Create(ctx, n)
+	if errors.Is(err, ErrUnavailable) {
+		o.unwanted(n.ID)
+	}
 	if err != nil {
 		return api.Session{}, err
 	}

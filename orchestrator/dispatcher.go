@@ -33,8 +33,9 @@ type Orchestrator struct {
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
 	tired    chan struct{} // closed drainLimit after that: whatever still cleans up gives up
 
-	mu   sync.Mutex
-	live map[string]*live // guarded by mu; by session
+	mu         sync.Mutex
+	live       map[string]*live     // guarded by mu; by session
+	unanswered map[string]time.Time // guarded by mu; see unwanted.go
 }
 
 // New returns an Orchestrator that runs nothing yet.
@@ -48,7 +49,7 @@ func New(d Deps) *Orchestrator {
 	return &Orchestrator{
 		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(),
 		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
-		live: map[string]*live{},
+		live: map[string]*live{}, unanswered: map[string]time.Time{},
 	}
 }
 
@@ -61,6 +62,7 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
+	loops.Go(func() { every(ctx, tick, reportLimit, o.endUnwanted) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -213,6 +214,38 @@ func TestCommandAfterTheEnd(t *testing.T) {
 			t.Errorf("answer %s", a.Body)
 		}
 	})
+}
+
+// DELETE of a session is answered by how it ended: one that ended by itself meanwhile was not there to be deleted, and one that goes on
+// elsewhere has not been.
+func TestQuitIsAnsweredByTheEnd(t *testing.T) {
+	for what, c := range map[string]struct {
+		first  *EndError // what ends the session while the quit is on its way
+		status int
+		code   webdriver.Code
+		says   string
+	}{
+		"quit":                {nil, 200, "", ""},
+		"its driver died":     {endWith(DriverFailed, nil), 404, webdriver.InvalidSessionID, `"reason":"driver_failed"`},
+		"it was idle":         {endWith(Idle, nil), 404, webdriver.InvalidSessionID, `"reason":"idle"`},
+		"it is handed over":   {leave(nil), 500, webdriver.UnknownError, `"outcome":"not_run"`},
+		"it lost its lease":   {endWith(LeaseLost, nil), 404, webdriver.InvalidSessionID, `"reason":"lease_lost"`},
+		"it was quit already": {endWith(Completed, nil), 200, "", ""},
+	} {
+		o := New(Deps{Log: zap.NewNop()})
+		l := newLive(Claim{Session: "s"}, o.journal, time.Now)
+		o.enter(l)
+		if c.first != nil {
+			l.stop(c.first)
+		}
+		close(l.over) // as leave does once the end is stored
+		a := o.Quit(t.Context(), "s")
+		var w *webdriver.Error
+		errors.As(a.Err(), &w)
+		if a.Status != c.status || (w == nil) != (c.code == "") || w != nil && w.Code != c.code || !strings.Contains(string(a.Body), c.says) {
+			t.Errorf("%s: DELETE is answered %d %s", what, a.Status, a.Body)
+		}
+	}
 }
 
 func TestUnknownCommandsDoNotReachTheDriver(t *testing.T) {

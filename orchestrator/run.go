@@ -234,7 +234,8 @@ func (o *Orchestrator) patiently(ctx context.Context, step func() error) error {
 	return err
 }
 
-// requeue gives a session back whose device turned out to be taken: the next free one may have it.
+// requeue gives a session back whose device turned out to be taken: the next free one may have it. The device is stored as busy
+// then, and its host may have said before that it is not any more.
 func (o *Orchestrator) requeue(ctx context.Context, l *live) bool {
 	ctx, cancel := o.cleanup(ctx, finishLimit)
 	defer cancel()
@@ -247,6 +248,7 @@ func (o *Orchestrator) requeue(ctx context.Context, l *live) bool {
 	if err != nil {
 		o.log.Warn("session could not be queued again", zap.String("session", l.claim.Session), zap.Error(err))
 	}
+	o.deps.Fleet.Recheck(l.claim.Host, l.claim.Device)
 	return again
 }
 

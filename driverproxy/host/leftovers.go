@@ -37,6 +37,9 @@ func (r record) write(dir string) error {
 	return nil
 }
 
+// kill ends what carries the record's mark, and its process group.
+func (r record) kill() error { return errors.Join(killGroup(r.Group, r.Started), killMarked(r.Mark)) }
+
 // forget removes the record of a session whose directory has been wiped. There may be none, or half of one: writing it is
 // the first thing a session does, and can fail.
 func forget(dir string) error {
@@ -88,8 +91,9 @@ func lockState(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// reapLeftovers ends and wipes what an agent that was killed left behind, of its sessions and of its standbys.
-func reapLeftovers(ctx context.Context, stateDir, safariDriver string) error {
+// reapLeftovers ends and wipes what an agent that was killed left behind, of its sessions and of its standbys. What kill cannot end
+// stays as it is.
+func reapLeftovers(ctx context.Context, stateDir, safariDriver string, kill func(record) error) error {
 	sessions := filepath.Join(stateDir, "sessions")
 	entries, err := os.ReadDir(sessions)
 	if err != nil {
@@ -99,7 +103,7 @@ func reapLeftovers(ctx context.Context, stateDir, safariDriver string) error {
 	live := map[string]bool{}   // names of those with a process that would not die
 	for _, e := range entries { // processes first, they may still write
 		if strings.HasSuffix(e.Name(), recordSuffix) {
-			if err := reapLeftover(filepath.Join(sessions, e.Name())); err != nil {
+			if err := reapLeftover(filepath.Join(sessions, e.Name()), kill); err != nil {
 				errs = append(errs, err)
 				live[strings.TrimSuffix(e.Name(), recordSuffix)] = true
 			}
@@ -114,7 +118,7 @@ func reapLeftovers(ctx context.Context, stateDir, safariDriver string) error {
 	return errors.Join(append(errs, reapDrivers(ctx, safariDriver))...)
 }
 
-func reapLeftover(path string) error {
+func reapLeftover(path string, kill func(record) error) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("host: leftovers: %w", err)
@@ -123,5 +127,5 @@ func reapLeftover(path string) error {
 	if err := json.Unmarshal(b, &r); err != nil || r.Mark == "" {
 		return nil // written half: then nothing had been started yet
 	}
-	return errors.Join(killGroup(r.Group, r.Started), killMarked(r.Mark))
+	return kill(r)
 }

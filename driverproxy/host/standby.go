@@ -298,7 +298,7 @@ func (r residue) clear() error {
 	if r.dir == "" {
 		return nil
 	}
-	if err := errors.Join(killGroup(r.record.Group, r.record.Started), killMarked(r.record.Mark), wipe(r.dir)); err != nil {
+	if err := errors.Join(r.record.kill(), wipe(r.dir)); err != nil {
 		return err
 	}
 	return forget(r.dir)

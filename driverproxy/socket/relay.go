@@ -43,7 +43,7 @@ func Hop(maxMessage int64) Limits {
 	return l
 }
 
-// goodbyeLimit is how long a relay waits for a goodbye to be answered.
+// goodbyeLimit is how long a relay waits for its goodbyes to be taken and answered.
 const goodbyeLimit = 2 * time.Second
 
 // Side is one side of a relay.
@@ -59,39 +59,56 @@ type Side struct {
 // A message is passed on piece by piece, so that its length costs no memory; and what one side does not take, the other
 // cannot send.
 func Relay(ctx context.Context, a, b Side) Close {
-	r := &relay{sides: [2]Side{a, b}}
+	r := &relay{sides: [2]Side{a, b}, ending: make(chan struct{})}
 	over := make(chan struct{})
 	var ways, watch sync.WaitGroup
 	ways.Go(func() { (&way{relay: r, from: a, to: b}).run() })
 	ways.Go(func() { (&way{relay: r, from: b, to: a}).run() })
-	watch.Go(func() {
-		select {
-		case <-ctx.Done():
-			r.end(closing(context.Cause(ctx), Close{CloseGoingAway, ""}))
-		case <-over:
-		}
-	})
+	watch.Go(func() { r.watch(ctx, over) })
 	ways.Wait()
 	close(over)
 	watch.Wait()
-	a.Conn.Close()
-	b.Conn.Close()
+	r.close()
 	return r.how
 }
 
 type relay struct {
-	sides [2]Side
-	once  sync.Once
-	how   Close // set once
+	sides  [2]Side
+	once   sync.Once
+	how    Close         // set once
+	ending chan struct{} // closed after
 }
 
-// end tells both sides; only the first call does. The ways go on until the goodbyes are answered, for goodbyeLimit at most.
+// watch ends the relay when ctx does, and closes the sockets when its end takes longer than it may: a way may be reading from
+// a side that says nothing more, or writing to one that takes nothing.
+func (r *relay) watch(ctx context.Context, over <-chan struct{}) {
+	select {
+	case <-r.ending:
+	case <-ctx.Done():
+		r.end(closing(context.Cause(ctx), Close{CloseGoingAway, ""}))
+	}
+	late := time.NewTimer(goodbyeLimit)
+	defer late.Stop()
+	select {
+	case <-over:
+	case <-late.C:
+		r.close()
+	}
+}
+
+func (r *relay) close() {
+	for _, s := range r.sides {
+		s.Conn.Close()
+	}
+}
+
+// end tells both sides; only the first call does. The ways go on until the goodbyes are answered, or watch closes the sockets.
 func (r *relay) end(how Close) {
 	r.once.Do(func() {
 		r.how = how
+		close(r.ending)
 		var told sync.WaitGroup
 		for _, s := range r.sides {
-			s.Conn.Expire(goodbyeLimit)
 			told.Go(func() { s.Conn.Leave(how) }) // in vain where the goodbye came from
 		}
 		told.Wait()

@@ -186,6 +186,31 @@ func TestRelayEndsWithoutAnswer(t *testing.T) {
 	r.ended(t) // nobody reads, so nobody answers
 }
 
+// TestRelayEndsBesideAStuckReader ends relays of which one side takes nothing, long before Limits.Stuck: with the session, and
+// when the side that takes nothing says goodbye itself.
+func TestRelayEndsBesideAStuckReader(t *testing.T) {
+	for what, end := range map[string]func(*relayed){
+		"the session's end": func(r *relayed) { r.cancel(&Close{CloseNormal, "over"}) },
+		"a goodbye":         func(r *relayed) { r.client.Leave(Close{CloseNormal, "over"}) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			limits := relaxed()
+			limits.Stuck, limits.Silence, limits.PingEvery = 10*limit, 10*limit, time.Second
+			r := relayBetween(t, limits, limits)
+			go func() {
+				for r.driver.WriteBinary(context.Background(), make([]byte, 1<<20)) == nil {
+				}
+			}()
+			stalled(t, &r.driverSaid)
+			end(r)
+			if got := r.ended(t); got != (Close{CloseNormal, "over"}) {
+				t.Errorf("the relay ended with %+v", got)
+			}
+		})
+	}
+}
+
 func TestRelayRefusesLongMessages(t *testing.T) {
 	near := relaxed()
 	near.MaxMessage = 1 << 20

@@ -165,7 +165,7 @@ func HostStates() []HostState {
 type Host struct {
 	Name        string     `json:"name"`
 	State       HostState  `json:"state" enum:"invited,registered,up,degraded,stale,revoked"`
-	Reason      string     `json:"reason,omitempty" doc:"Why it is not up, and what to do."`
+	Reason      string     `json:"reason,omitempty" doc:"Why it is in its state, and, unless it is up, what to do."`
 	Address     string     `json:"address,omitempty" doc:"Its address in the tunnel; a revoked host has none."`
 	Devices     int        `json:"devices"`
 	RoundTripUS int64      `json:"round_trip_us,omitempty" doc:"Microseconds that a heartbeat takes there and back, on the slowest of its links."`

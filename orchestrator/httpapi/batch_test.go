@@ -10,6 +10,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy/batch"
 	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
@@ -161,5 +162,48 @@ func TestBatchWaitsLongerThanACommand(t *testing.T) {
 	response, err := r.client.Batch(t.Context(), s.ID, request)
 	if err != nil || !response.OK || response.Results[0].TookUS < 2_000_000 {
 		t.Fatalf("%+v, %v", response, err)
+	}
+}
+
+// timed is an answer's writer that notes the deadline under which the answer was written, and the last one.
+type timed struct {
+	http.ResponseWriter
+	until, wrote time.Time
+}
+
+func (w *timed) SetWriteDeadline(at time.Time) error {
+	w.until = at
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+}
+
+func (w *timed) SetReadDeadline(at time.Time) error {
+	return http.NewResponseController(w.ResponseWriter).SetReadDeadline(at)
+}
+
+func (w *timed) Write(b []byte) (int, error) {
+	w.wrote = w.until
+	return w.ResponseWriter.Write(b)
+}
+
+// TestBatchAnswerIsBounded: a client that does not take a batch's answer does not hold it for ever, and what comes next on its
+// connection has no deadline of the batch's.
+func TestBatchAnswerIsBounded(t *testing.T) {
+	answers := make(chan *timed, 4)
+	r := newTappedRig(t, []host.Device{{Name: "phone-a", Kind: host.KindFake, PlatformName: "iOS"}}, 10, taps{public: func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/batch") {
+				t := &timed{ResponseWriter: w}
+				defer func() { answers <- t }()
+				w = t
+			}
+			next.ServeHTTP(w, r)
+		})
+	}})
+	s := r.running(t, api.CreateSession{})
+	begin := time.Now()
+	_, err := r.client.Batch(t.Context(), s.ID, batch.Request{Steps: []batch.Step{{Method: "GET", Path: "/title"}}})
+	must(t, err)
+	if w := <-answers; w.wrote.Before(begin.Add(time.Minute)) || w.wrote.After(time.Now().Add(10*time.Minute)) || !w.until.IsZero() {
+		t.Errorf("the answer was written with the deadline %v, and %v was left", w.wrote, w.until)
 	}
 }

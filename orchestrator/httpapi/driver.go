@@ -138,7 +138,7 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	// Nobody would quit it.
 	clean, done := context.WithTimeout(context.WithoutCancel(r.Context()), callLimit)
 	defer done()
-	if c := s.Orchestrator.Cancel(clean, v.ID); err == nil {
+	if c := s.Orchestrator.Abandon(clean, v.ID); err == nil {
 		err = c
 	}
 	if err == nil {

@@ -95,7 +95,18 @@ func (r *rig) newDriver(string) *drivertest.Driver {
 }
 
 // directory stands in for the tunnel, which says which host an address is.
-type directory struct{ *pgstore.Store }
+type directory struct {
+	*pgstore.Store
+	changed func(wire.Device) // nil, or told of what is stored of a device
+}
+
+func (d directory) DeviceChanged(ctx context.Context, host string, v wire.Device) error {
+	err := d.Store.DeviceChanged(ctx, host, v)
+	if err == nil && d.changed != nil {
+		d.changed(v)
+	}
+	return err
+}
 
 func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
 
@@ -110,6 +121,18 @@ func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, s
 }
 
 func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
+	t.Helper()
+	return newTappedRig(t, list, queueLimit, taps{}, reroute...)
+}
+
+// taps is where a test gets between an orchestrator and its store.
+type taps struct {
+	sessions func(orchestrator.SessionStore) orchestrator.SessionStore // nil: as it is
+	changed  func(wire.Device)                                         // see directory
+	public   func(http.Handler) http.Handler                           // nil: as it is
+}
+
+func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
 	ctx := t.Context()
 	log := zap.NewNop()
@@ -138,11 +161,19 @@ func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(
 	must(t, err)
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 
-	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store}, Log: log})
+	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store, tap.changed}, Log: log})
 	fleetServer := httptest.NewServer(fleet.Handler())
-	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: r.store, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
+	var sessions orchestrator.SessionStore = r.store
+	if tap.sessions != nil {
+		sessions = tap.sessions(sessions)
+	}
+	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: sessions, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
+	handler := httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now})
+	if tap.public != nil {
+		handler = tap.public(handler)
+	}
+	public := httptest.NewServer(handler)
 	r.url = public.URL
 	r.client, err = client.New(public.URL, token)
 	must(t, err)

@@ -79,7 +79,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	must(t, err)
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 	// A host that is only silent is not given up during the test: what else ends a session is what the test did.
-	r.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{r.store}, HeartbeatLimit: 5 * time.Minute, Log: log})
+	r.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{Store: r.store}, HeartbeatLimit: 5 * time.Minute, Log: log})
 	fleetServer := httptest.NewServer(r.fleet.Handler())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -208,7 +208,7 @@ func TestHostFromUpToStale(t *testing.T) {
 	two.line.set(false, true)
 	one.becomes(t, api.HostDegraded, "eu-2 has not heard a heartbeat since")
 	two.line.set(false, false)
-	one.becomes(t, api.HostUp, "")
+	one.becomes(t, api.HostUp, "live links to 2 of 2 orchestrators")
 	two.line.set(true, false)
 	eventually(t, "the link to eu-2 is down", func() bool {
 		l := one.host(t).Links[1]
@@ -230,7 +230,7 @@ func TestHostFromUpToStale(t *testing.T) {
 	one.line.set(false, false)
 	two.line.set(false, false)
 	eventually(t, "the host is back at both", func() bool { h := one.host(t); return h.Links[0].Up && h.Links[1].Up })
-	one.becomes(t, api.HostUp, "")
+	one.becomes(t, api.HostUp, "live links to 2 of 2 orchestrators")
 	stop()
 	one.becomes(t, api.HostRegistered, "was stopped")
 }
@@ -298,7 +298,7 @@ func TestMetrics(t *testing.T) {
 		Pulse: wire.Pulse{Backend: "netstack", MTU: 1280, Repairs: wire.Repairs{Handshake: 7, Device: 2}}},
 		{Host: "mac-gone", RxBytes: 8, PulsedAt: time.Now().Add(-2 * time.Minute), Pulse: wire.Pulse{MTU: 1200}}}
 	one.tunnel.mu.Unlock()
-	one.becomes(t, api.HostUp, "")
+	one.becomes(t, api.HostUp, "live links to 2 of 2 orchestrators")
 	eventually(t, "the heartbeat is measured and the tunnel read", func() bool {
 		m := one.metrics(t)
 		return strings.Contains(m, `driftstack_host_heartbeat_round_trip_seconds{host="mac-1"}`) && strings.Contains(m, `driftstack_host_mtu_bytes{host="mac-1"} 1280`)

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
@@ -102,4 +104,37 @@ func TestClientThatLeavesWhileItsSessionStarts(t *testing.T) {
 	if open, ever := driver.Sessions(); open != 0 || ever != 0 {
 		t.Errorf("the driver has %d sessions of %d", open, ever)
 	}
+}
+
+// lostAnswers is a store that queues sessions and does not say so.
+type lostAnswers struct{ orchestrator.SessionStore }
+
+func (s lostAnswers) Create(ctx context.Context, n orchestrator.NewSession) (time.Time, error) {
+	if at, err := s.SessionStore.Create(ctx, n); n.Name != "lost" || err != nil {
+		return at, err
+	}
+	return time.Time{}, orchestrator.ErrUnavailable
+}
+
+// A session that was queued while its client was told that there is none is ended by itself, and costs no device.
+func TestSessionWhoseAnswerIsLost(t *testing.T) {
+	r := newTappedRig(t, []host.Device{{Name: "phone-a", Kind: host.KindFake, PlatformName: "iOS"}}, 10, taps{
+		sessions: func(s orchestrator.SessionStore) orchestrator.SessionStore { return lostAnswers{s} }})
+	r.running(t, api.CreateSession{}) // the others are queued
+	resp, b := r.call(t, "POST", "/session", `{"capabilities":{"alwaysMatch":{"driftstack:options":{"account":"a","recording":false,"name":"lost"}}}}`)
+	wantW3C(t, resp, b, 500, webdriver.SessionNotCreated)
+	if resp, b := r.call(t, "POST", "/v1/sessions", `{"account":"a","name":"lost","recording":false}`); resp.StatusCode != 503 {
+		t.Errorf("%d %s", resp.StatusCode, b)
+	}
+	eventually(t, "nobody's sessions have ended", func() bool {
+		l, err := r.client.Sessions(t.Context(), nil)
+		must(t, err)
+		ended := 0
+		for _, s := range l.Sessions {
+			if s.Name == "lost" && s.State == api.Ended && s.Reason == "cancelled" && s.StartedAt == nil {
+				ended++
+			}
+		}
+		return len(l.Sessions) == 3 && ended == 2
+	})
 }

@@ -112,7 +112,7 @@ func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, a
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
-	o.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{o.store}, Log: log})
+	o.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{Store: o.store}, Log: log})
 	hosts := httptest.NewServer(o.fleet.Handler())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

@@ -89,7 +89,7 @@ func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail stri
 }
 
 // Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host
-// says otherwise. Asked again after a lost answer, it gives the same one.
+// says otherwise: the caller asks it to. Asked again after a lost answer, it gives the same one.
 func (s *Store) Requeue(ctx context.Context, last orchestrator.Event) (again bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		WITH s AS (UPDATE sessions SET state = 'queued', holder = '', lease_until = NULL, host = '', device = '', started_at = NULL

@@ -48,7 +48,7 @@ func TestLinksAreShownAsReported(t *testing.T) {
 	}}
 	store(t, s, report)
 	h := hostOf(t, s)
-	if h.State != api.HostUp || h.Reason != "" || h.RoundTripUS != 131_000 || h.Devices != 1 || len(h.DeviceList) != 1 || h.PublicKey == "" || len(h.Links) != 1 {
+	if h.State != api.HostUp || h.Reason != "live links to 1 of 1 orchestrators" || h.RoundTripUS != 131_000 || h.Devices != 1 || len(h.DeviceList) != 1 || h.PublicKey == "" || len(h.Links) != 1 {
 		t.Fatalf("%+v", h)
 	}
 	l := h.Links[0]

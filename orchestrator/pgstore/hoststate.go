@@ -77,7 +77,23 @@ func judge(h hostFacts, links []linkFacts, gateways []string, now time.Time) (ap
 	if wrong := troubles(h, links, gateways, now); len(wrong) > 0 {
 		return api.HostDegraded, strings.Join(wrong, ". ")
 	}
-	return api.HostUp, ""
+	return api.HostUp, all(links, gateways)
+}
+
+// all says of a host without troubles which part of the orchestrators it has a live link to: those that run, and those that it alone
+// shows to run.
+func all(links []linkFacts, gateways []string) string {
+	live, of := 0, len(gateways)
+	for _, l := range links {
+		if !l.live {
+			continue
+		}
+		live++
+		if !slices.Contains(gateways, l.Orchestrator) {
+			of++
+		}
+	}
+	return fmt.Sprintf("live links to %d of %d orchestrators", live, of)
 }
 
 // gone judges a joined host without a live link. Whether its last sign of life was a goodbye decides.

@@ -42,7 +42,7 @@ func TestStates(t *testing.T) {
 		links    []linkFacts
 		gateways []string
 		state    api.HostState
-		reason   []string // parts, in order; none: it has no reason
+		reason   []string // parts, in order
 	}{
 		{"invited", hostFacts{name: "mac-1", tokenUntil: ago(-time.Hour)}, nil, both, api.HostInvited, []string{"valid until 2026-11-23 19:30:00 UTC"}},
 		{"token expired", hostFacts{name: "mac-1", tokenUntil: ago(time.Second)}, nil, both, api.HostInvited, []string{"expired", "driftctl hosts add mac-1"}},
@@ -55,23 +55,24 @@ func TestStates(t *testing.T) {
 		{"goodbye to a live one, another died long before", joined, []linkFacts{link("eu-1", dead), link("eu-2", bye(time.Second))}, both, api.HostRegistered, []string{"stopped"}},
 		{"silent", joined, []linkFacts{link("eu-1", lost(time.Hour, "cut"))}, both, api.HostStale, []string{"not heard since 2026-11-23 17:29:55 UTC", "eu-1: cut", "powered, awake"}},
 		{"its orchestrator died", joined, []linkFacts{link("eu-1", dead)}, nil, api.HostStale, []string{"eu-1", "stopped reporting", "check that orchestrator"}},
-		{"up", joined, []linkFacts{link("eu-1"), link("eu-2")}, both, api.HostUp, nil},
-		{"up, and a link to one that is gone", joined, []linkFacts{link("eu-1"), link("eu-0", dead)}, []string{"eu-1"}, api.HostUp, nil},
-		{"up where no gateway is listed", joined, []linkFacts{link("eu-1")}, nil, api.HostUp, nil},
-		{"up on MTU not told", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.MTU = 0 })}, nil, api.HostUp, nil},
+		{"up", joined, []linkFacts{link("eu-1"), link("eu-2")}, both, api.HostUp, []string{"live links to 2 of 2 orchestrators"}},
+		{"up, and a link to one that is gone", joined, []linkFacts{link("eu-1"), link("eu-0", dead)}, []string{"eu-1"}, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
+		{"up, also at one that is not listed yet", joined, []linkFacts{link("eu-1"), link("eu-2")}, []string{"eu-2"}, api.HostUp, []string{"live links to 2 of 2 orchestrators"}},
+		{"up where no gateway is listed", joined, []linkFacts{link("eu-1")}, nil, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
+		{"up on MTU not told", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.MTU = 0 })}, nil, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
 		{"never reached one", joined, []linkFacts{link("eu-1")}, both, api.HostDegraded, []string{"no link to eu-2 yet", "UDP"}},
 		{"lost one", joined, []linkFacts{link("eu-1"), link("eu-2", lost(time.Minute, "nothing is heard of it for 5s"))}, both, api.HostDegraded, []string{"no link to eu-2 since 2026-11-23 18:29:00 UTC", "nothing is heard", "UDP"}},
 		{"one has stopped reporting", joined, []linkFacts{link("eu-1"), link("eu-2", dead)}, both, api.HostDegraded, []string{"eu-2 has stopped reporting"}},
 		{"heartbeats missed", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.HeardAt = l.writtenAt.Add(-2501 * time.Millisecond) })}, nil, api.HostDegraded, []string{"eu-1 has not heard a heartbeat since"}},
-		{"one heartbeat missed", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.HeardAt = l.writtenAt.Add(-2500 * time.Millisecond) })}, nil, api.HostUp, nil},
+		{"one heartbeat missed", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.HeardAt = l.writtenAt.Add(-2500 * time.Millisecond) })}, nil, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
 		{"slow", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RoundTripUS = 1_340_000 })}, nil, api.HostDegraded, []string{"heartbeat to eu-1 takes 1.34s"}},
-		{"not quite slow", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RoundTripUS = 1_000_000 })}, nil, api.HostUp, nil},
+		{"not quite slow", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RoundTripUS = 1_000_000 })}, nil, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
 		{"small MTU", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.MTU = 1200 })}, nil, api.HostDegraded, []string{"MTU 1200 to eu-1"}},
 		{"repaired", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RepairedAt = ago(59 * time.Second) })}, nil, api.HostDegraded, []string{"eu-1 repaired at 2026-11-23 18:29:01 UTC"}},
-		{"repaired a while ago", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RepairedAt = ago(time.Minute) })}, nil, api.HostUp, nil},
+		{"repaired a while ago", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.RepairedAt = ago(time.Minute) })}, nil, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
 		{"the host complains", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.Reason = "full-size packets are lost" })}, nil, api.HostDegraded, []string{"link to eu-1: full-size packets are lost"}},
 		{"two things at once, the worse first", joined, []linkFacts{link("eu-1", func(l *linkFacts) { l.MTU = 1200 })}, both, api.HostDegraded, []string{"no link to eu-2", "MTU 1200"}},
-		{"what is wrong with a lost link is not told twice", joined, []linkFacts{link("eu-1"), link("eu-0", lost(time.Hour, "cut"), func(l *linkFacts) { l.MTU = 1200 })}, []string{"eu-1"}, api.HostUp, nil},
+		{"what is wrong with a lost link is not told twice", joined, []linkFacts{link("eu-1"), link("eu-0", lost(time.Hour, "cut"), func(l *linkFacts) { l.MTU = 1200 })}, []string{"eu-1"}, api.HostUp, []string{"live links to 1 of 1 orchestrators"}},
 		{"never connected, and its path is of no use", pulsing(20*time.Second, "eu-1", "small packets only"), nil, both, api.HostRegistered, []string{"the tunnel to eu-1 works", "does not connect", "small packets only"}},
 		{"never connected, and pulsed long ago", pulsing(2*time.Minute, "eu-1", "small packets only"), nil, both, api.HostRegistered, []string{"never connected", "start driverhost"}},
 		{"lost, and its path is of no use", pulsing(20*time.Second, "eu-1", "small packets only"), []linkFacts{link("eu-1", lost(time.Minute, "cut"))}, both, api.HostStale, []string{"the tunnel to eu-1 works", "small packets only"}},
@@ -88,8 +89,8 @@ func TestStates(t *testing.T) {
 			if state != tc.state {
 				t.Errorf("state %s, want %s (%s)", state, tc.state, reason)
 			}
-			if (reason == "") != (len(tc.reason) == 0) {
-				t.Errorf("reason %q", reason)
+			if reason == "" || len(tc.reason) == 0 {
+				t.Errorf("reason %q, and every state has one", reason)
 			}
 			rest := reason
 			for _, part := range tc.reason {
