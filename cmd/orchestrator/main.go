@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -96,8 +97,17 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	fleet := driverproxy.NewFleet(driverproxy.Config{
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
 	})
+	volume, err := volumeOf(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	self := orchestrator.Replica{ID: cfg.Name + "/" + uuid.NewString(), Name: cfg.Name, URL: strings.TrimSuffix(cfg.PeerURL, "/"), Volume: volume}
+	others, err := joinReplicas(ctx, store, self, log)
+	if err != nil {
+		return err
+	}
 	o := orchestrator.New(orchestrator.Deps{
-		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
+		ID: self.ID, Sessions: store, Hosts: store, Replicas: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
 		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit, LeaseTTL: cfg.LeaseTTL,
 	})
 
@@ -115,8 +125,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
+	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
-		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
+		Orchestrator: o, Store: store, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
 	}), log)
 
@@ -139,6 +150,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	loops.Go(func() { gateway.Run(background) })
 	loops.Go(func() { gateway.Keep(background, keeper) })
+	loops.Go(func() { orchestrator.Announce(background, store, self, log) })
 	loops.Go(func() { rotateHosts(background, store, cfg.HostRotate, log) })
 	loops.Go(func() {
 		hosts := func(name string) {
@@ -153,6 +165,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 				}
 			}})
 	})
+	if err := probeReplicas(ctx, peers, self, others, log); err != nil {
+		fail(err)
+	}
 	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 
 	o.Run(work) // returns when stopped, and every session has ended or was handed over
@@ -164,6 +179,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil { // followers and streams do not end by themselves
 		err = publicServer.Close()
 	}
+	err = errors.Join(err, closeWithin(10*time.Second, peers.Close))
 	err = errors.Join(err, left, fleetServer.Close(), metricsServer.Close())
 	group.Wait()
 	stopBackground()
