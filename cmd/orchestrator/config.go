@@ -25,6 +25,8 @@ type config struct {
 	ServiceToken string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
 	StateDir     string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
 
+	PrivateDir string `type:"path" placeholder:"DIR" help:"Folder on this machine's own disk for its tunnel key, where --state-dir is a volume that several orchestrators share. Default: --state-dir."`
+
 	TunnelBackend    string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
 	TunnelInterface  string `default:"driftgw0" help:"Network interface of the kernel and tun backends."`
 	TunnelListenPort int    `default:"51820" help:"UDP port that driver hosts send to."`

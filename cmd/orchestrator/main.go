@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
+	if err := os.MkdirAll(cmp.Or(cfg.PrivateDir, cfg.StateDir), 0o700); err != nil {
+		return fmt.Errorf("--private-dir: %w", err)
+	}
 	store, err := pgstore.Open(ctx, cfg.DatabaseURL, cfg.Name, log.Named("store"))
 	if err != nil {
 		return fmt.Errorf("--database-url: %w", err)
@@ -75,7 +79,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, closeWithin(30*time.Second, rec.Close)) }()
 
 	gateway, err := tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
-		KeyFile: filepath.Join(cfg.StateDir, "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
+		KeyFile: filepath.Join(cmp.Or(cfg.PrivateDir, cfg.StateDir), "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
 		Backend: cfg.TunnelBackend, Interface: cfg.TunnelInterface, MTU: cfg.TunnelMTU,
 		FleetPort: int(cfg.TunnelFleetPort), Peers: store, Log: log.Named("tunnel"),
 	})
