@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster/pgtest"
 	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder/capture"
 	"github.com/driftstack/fleet/tunnel"
 )
 
@@ -69,6 +71,7 @@ type fleet struct {
 	hosts    []*mac
 	store    *pgstore.Store // looks at what is stored
 	use      *usage
+	shared   bool // they have one volume
 }
 
 // mac is a host's agent. Its tunnel stays when the agent is restarted.
@@ -85,7 +88,7 @@ type mac struct {
 // newFleet starts it all. Where the volume is not shared each orchestrator has a folder of its own, and the root key of profiles in it.
 func newFleet(t *testing.T, replicas, hosts, devices int, shared bool) *fleet {
 	t.Helper()
-	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), use: newUsage(t)}
+	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), use: newUsage(t), shared: shared}
 	root := filepath.Join(f.dir, "root.key")
 	must(t, profilestate.CreateRootKey(root))
 	key, err := os.ReadFile(root)
@@ -96,9 +99,7 @@ func newFleet(t *testing.T, replicas, hosts, devices int, shared bool) *fleet {
 	t.Cleanup(f.end)
 	for _, r := range f.replicas {
 		must(t, r.start())
-	}
-	for _, r := range f.replicas {
-		r.ready(t)
+		r.ready(t) // so that the next one sees it
 	}
 	f.store, err = pgstore.Open(t.Context(), f.dsn, "test", zap.NewNop())
 	must(t, err)
@@ -247,13 +248,25 @@ func (m *mac) start() {
 	go func() {
 		defer close(done)
 		err := host.Run(ctx, host.Config{Name: m.link.Host(), Agent: "test", StateDir: filepath.Join(m.fleet.dir, m.name), Orchestrators: m.link.Fleets,
-			Dial: m.link.DialContext, Devices: m.list, Log: zap.NewNop(), Orphan: 20 * time.Second,
+			Dial: m.link.DialContext, Devices: m.list, Recorder: testPattern{capture.New(capture.Config{})}, Log: zap.NewNop(), Orphan: 20 * time.Second,
 			Fake: func(device string) *drivertest.Driver { return m.fleet.use.driver(m.name + "/" + device) }})
-		if err != nil {
+		if err != nil && !errors.Is(err, context.Canceled) { // it may be stopped before it has started
 			m.fleet.t.Errorf("%s: %v", m.name, err)
 		}
 	}()
 	m.stop = func() { stop(); <-done }
+}
+
+// testPattern records moving pictures of nothing.
+type testPattern struct{ *capture.Capture }
+
+func (testPattern) Args(host.Display) []string {
+	return []string{"ffmpeg", "-nostdin", "-v", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=160x120:rate=10", "-c:v", "libvpx", "-deadline", "realtime",
+		"-cpu-used", "16", "-b:v", "200k", "-g", "10", "-f", "webm", "-cluster_time_limit", "500", "-flush_packets", "1", "pipe:1"}
+}
+
+func (p testPattern) Pump(ctx context.Context, stdout io.Reader, c host.RecordingConn, stopped func() bool) error {
+	return p.Capture.Pump(ctx, stdout, c, stopped)
 }
 
 // halt stops the agent, which ends its sessions, and waits.

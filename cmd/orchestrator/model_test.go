@@ -97,7 +97,7 @@ func (c *customer) run(ctx context.Context) {
 			continue
 		}
 		c.sessions = append(c.sessions, id)
-		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
 		v, err := c.any().Wait(call, id, api.Running)
 		cancel()
 		if err != nil || v.State == api.Ended {
@@ -121,7 +121,7 @@ func (c *customer) run(ctx context.Context) {
 }
 
 func (c *customer) bounded(ctx context.Context, f func(context.Context)) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
 	defer cancel()
 	f(ctx)
 }
@@ -315,9 +315,12 @@ func (f *fleet) check() {
 	if len(list.Sessions) < 5 || fates[answered] < 20 {
 		f.t.Error("next to nothing happened: this run shows nothing")
 	}
-	for _, r := range f.replicas {
+	for i, r := range f.replicas {
 		log, err := os.ReadFile(r.log)
 		must(f.t, err)
+		if says := strings.Contains(string(log), "another orchestrator has a volume of its own"); says == f.shared && i > 0 {
+			f.t.Errorf("%s says of the volume that it is shared: %v", r.name, !says)
+		}
 		for _, bad := range []string{"panic in", "DATA RACE", "a defect of ours"} {
 			if strings.Contains(string(log), bad) {
 				f.t.Errorf("%s: %s", r.name, bad)
