@@ -171,8 +171,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	})
 	if err := probeReplicas(ctx, peers, self, others, log); err != nil {
 		fail(err)
+	} else {
+		log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 	}
-	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
 
 	o.Run(work) // returns when stopped, and every session has ended or was handed over
 

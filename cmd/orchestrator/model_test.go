@@ -193,22 +193,36 @@ func model(t *testing.T, long time.Duration, shared bool) {
 	f := newFleet(t, 3, 2, 2, shared)
 	steps := schedule(rand.New(rand.NewPCG(seed, 0)), long, len(f.replicas), len(f.hosts))
 
-	ctx, stop := context.WithTimeout(t.Context(), long)
-	defer stop()
-	begin := time.Now()
-	var all sync.WaitGroup
+	var customers []*customer
 	for i := range 6 {
 		c := &customer{f: f, rng: rand.New(rand.NewPCG(seed, uint64(i+1))), account: []string{"a", "b"}[i%2]}
 		p, err := f.replicas[0].client.CreateProfile(t.Context(), api.CreateProfile{Account: c.account, Name: fmt.Sprint(i)})
 		must(t, err)
 		c.profile = p.ID
+		customers = append(customers, c)
+	}
+	f.live(long, customers, steps)
+	f.mend()
+	was := f.use.count(answered)
+	f.live(3*time.Second, customers, nil) // it works as before
+	if now := f.use.count(answered); now < was+20 {
+		t.Errorf("only %d commands were answered once all was well again", now-was)
+	}
+	f.settle()
+	f.check()
+}
+
+// live lets customers be served for so long, while things happen.
+func (f *fleet) live(long time.Duration, customers []*customer, steps []step) {
+	ctx, stop := context.WithTimeout(f.t.Context(), long)
+	defer stop()
+	begin := time.Now()
+	var all sync.WaitGroup
+	for _, c := range customers {
 		all.Go(func() { c.run(ctx) })
 	}
 	all.Go(func() { f.happen(ctx, begin, steps) })
 	all.Wait()
-	f.mend()
-	f.settle()
-	f.check()
 }
 
 // happen does the steps when they are due. Those of different replicas do not wait for one another.
@@ -312,9 +326,6 @@ func (f *fleet) check() {
 	}
 	fates := f.use.check()
 	f.t.Logf("%d sessions: %v; moved: %v; commands: %v", len(list.Sessions), reasons, moves, fates)
-	if len(list.Sessions) < 5 || fates[answered] < 20 {
-		f.t.Error("next to nothing happened: this run shows nothing")
-	}
 	for i, r := range f.replicas {
 		log, err := os.ReadFile(r.log)
 		must(f.t, err)

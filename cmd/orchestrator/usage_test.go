@@ -91,6 +91,17 @@ func (u *usage) told(number int, f fate) {
 	u.commands[number].fate = f
 }
 
+func (u *usage) count(of fate) (n int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, c := range u.commands {
+		if c.fate == of {
+			n++
+		}
+	}
+	return n
+}
+
 // check compares what clients were told with what drivers did. It gives the number of commands of each fate.
 func (u *usage) check() map[fate]int {
 	u.mu.Lock()

@@ -64,6 +64,8 @@ func TestWakesUpAndTouchesNothing(t *testing.T) {
 		t.Error("the spool of the recording is gone, and it is not stored")
 	}
 	// The session that has the profile now is where it was, with what the first one left.
+	_, err = asleep.client.Do(t.Context(), second, webdriver.Command{Method: http.MethodPost, Path: "/url", Body: []byte(`{"url":"http://site.test/"}`)})
+	must(t, err)
 	for _, r := range f.replicas {
 		for _, name := range []string{"before", "after"} {
 			if _, err := r.client.Do(t.Context(), second, webdriver.Command{Method: http.MethodGet, Path: "/cookie/" + name}); err != nil {

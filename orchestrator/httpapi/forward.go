@@ -292,7 +292,7 @@ func (s *server) once(w http.ResponseWriter, r *http.Request, session string, a 
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		s.watchHolder(ctx, session, a.to.ID, cancel)
+		s.watchHolder(ctx, session, a.to, cancel)
 	}()
 	defer func() {
 		cancel(nil)
@@ -303,8 +303,9 @@ func (s *server) once(w http.ResponseWriter, r *http.Request, session string, a 
 	return a
 }
 
-// watchHolder cancels with the reason once nobody can answer any more at the holder: the session has been elsewhere for a while.
-func (s *server) watchHolder(ctx context.Context, session, holder string, cancel context.CancelCauseFunc) {
+// watchHolder cancels with the reason once nobody can answer any more at the holder: the session is elsewhere, and the former holder
+// does not answer, or has had its time.
+func (s *server) watchHolder(ctx context.Context, session string, holder orchestrator.Replica, cancel context.CancelCauseFunc) {
 	news, stop := s.Orchestrator.Watch(session)
 	defer stop()
 	t := time.NewTicker(lookEvery)
@@ -327,9 +328,12 @@ func (s *server) watchHolder(ctx context.Context, session, holder string, cancel
 		}
 		at, err := s.Orchestrator.Whereabouts(ctx, session)
 		switch {
-		case err == nil && at.Holder.ID == holder:
+		case err == nil && at.Holder.ID == holder.ID:
 			known = s.Peers.cfg.Now()
 		case errors.Is(err, orchestrator.ErrUnavailable) && s.Peers.cfg.Now().Sub(known) < blindLimit:
+		case late == nil && s.Peers.Probe(ctx, holder) != nil: // it did not hand the session over: it is gone, or asleep
+			cancel(errMoved)
+			return
 		case late == nil:
 			late = time.NewTimer(movedGrace)
 			defer late.Stop()
