@@ -97,7 +97,7 @@ func (c *customer) run(ctx context.Context) {
 			continue
 		}
 		c.sessions = append(c.sessions, id)
-		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		v, err := c.any().Wait(call, id, api.Running)
 		cancel()
 		if err != nil || v.State == api.Ended {
@@ -121,14 +121,14 @@ func (c *customer) run(ctx context.Context) {
 }
 
 func (c *customer) bounded(ctx context.Context, f func(context.Context)) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	f(ctx)
 }
 
 func (c *customer) create(ctx context.Context) (id string, ok bool) {
 	off := false
-	r := api.CreateSession{Account: c.account, Recording: &off, Timeouts: api.Timeouts{IdleSeconds: 4, MaxSeconds: 60, QueueSeconds: 8}}
+	r := api.CreateSession{Account: c.account, Recording: &off, Timeouts: api.Timeouts{IdleSeconds: 3, MaxSeconds: 60, QueueSeconds: 5}}
 	if c.rng.IntN(3) == 0 {
 		r.Profile = c.profile
 	}
@@ -201,14 +201,19 @@ func model(t *testing.T, long time.Duration, shared bool) {
 		c.profile = p.ID
 		customers = append(customers, c)
 	}
+	begin := time.Now()
+	phase := func(what string) { t.Logf("%6s %s", time.Since(begin).Round(100*time.Millisecond), what) }
 	f.live(long, customers, steps)
+	phase("mend")
 	f.mend()
 	was := f.use.count(answered)
 	f.live(3*time.Second, customers, nil) // it works as before
 	if now := f.use.count(answered); now < was+20 {
 		t.Errorf("only %d commands were answered once all was well again", now-was)
 	}
+	phase("settle")
 	f.settle()
+	phase("check")
 	f.check()
 }
 
@@ -341,4 +346,7 @@ func (f *fleet) check() {
 }
 
 // Whatever happens to processes and hosts, every session ends once, no device is used by two at once, and nothing is left busy.
-func TestModel(t *testing.T) { model(t, 8*time.Second, true) }
+func TestModel(t *testing.T) {
+	t.Parallel() // it waits, mostly
+	model(t, 8*time.Second, true)
+}
