@@ -41,7 +41,7 @@ func (f *Fleet) serveRecording(w http.ResponseWriter, r *http.Request) {
 	}
 	defer done()
 	defer f.hangUp(conn)
-	c := s.recordingFor(f.cfg.Now())
+	c := s.recordingFor(r.Context(), f.cfg.Now())
 	if c == nil {
 		conn.Bye("the session has ended")
 		return
@@ -63,15 +63,42 @@ func laneOf(r *http.Request) (int, error) {
 	return n, nil
 }
 
+// resumeWait is how long a recording socket of an adopted session waits until it is known where the recording goes on.
+const resumeWait = 20 * time.Second
+
 // recordingFor is what a recording socket belongs to. The first one begins the recording, which a session that has ended
-// does not; but its recording may still be sent over further sockets.
-func (s *Session) recordingFor(now time.Time) *RecordingConn {
+// does not; but its recording may still be sent over further sockets. That of an adopted session begins with ResumeRecording.
+func (s *Session) recordingFor(ctx context.Context, now time.Time) *RecordingConn {
+	s.mu.Lock()
+	if !s.adopted {
+		defer s.mu.Unlock()
+		if s.recording == nil && s.err == nil {
+			s.recording = &RecordingConn{lanes: lanes.NewReceiver(s.done, 0), since: now}
+			s.recorder <- s.recording
+		}
+		return s.recording
+	}
+	s.mu.Unlock()
+	t := time.NewTimer(resumeWait)
+	defer t.Stop()
+	select {
+	case <-s.resumed:
+	case <-s.done:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.recording == nil && s.err == nil && !s.adopted { // the beginning of an adopted session's is elsewhere
-		s.recording = &RecordingConn{lanes: lanes.NewReceiver(s.done), since: now}
-		s.recorder <- s.recording
-	}
+	return s.recording
+}
+
+// ResumeRecording goes on with the recording of an adopted session, of which every byte before from is on disk. The caller owns it and
+// closes it. It is called once, or not at all: then the host's recording ends.
+func (s *Session) ResumeRecording(from int64) *RecordingConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recording = &RecordingConn{lanes: lanes.NewReceiver(s.done, from), since: s.fleet.cfg.Now()}
+	close(s.resumed)
 	return s.recording
 }
 

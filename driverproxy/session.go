@@ -37,6 +37,7 @@ type Session struct {
 	wake     chan struct{}       // buffered: there is something to write
 	recorder chan *RecordingConn // buffered: the recording socket until someone takes it
 	taking   chan struct{}       // holds a token while a command socket takes the place of another
+	resumed  chan struct{}       // closed when the recording of an adopted session goes on
 	bidi     bidiDoor
 
 	mu        sync.Mutex // guards what follows
@@ -70,7 +71,7 @@ func newSession(f *Fleet, h *hostConn, key sessionKey, adopted bool) *Session {
 		fleet: f, host: h, name: h.name, addr: h.addr, boot: h.boot, key: key, adopted: adopted, relinked: make(chan struct{}),
 		assigned: make(chan *wire.Assigned, 1), told: make(chan struct{}), attached: make(chan struct{}), released: make(chan struct{}),
 		lost: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), recorder: make(chan *RecordingConn, 1),
-		taking: make(chan struct{}, 1),
+		taking: make(chan struct{}, 1), resumed: make(chan struct{}),
 	}
 }
 

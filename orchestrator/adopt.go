@@ -107,10 +107,10 @@ func elsewhere() webdriver.Answer {
 	return notRun("the session is being handed over to another orchestrator; send it again")
 }
 
-func notRun(why string) webdriver.Answer {
-	return (&webdriver.Error{
-		Code: webdriver.UnknownError, Message: "the command was not run: " + why, Data: map[string]any{"outcome": "not_run"},
-	}).Answer()
+func notRun(why string) webdriver.Answer { return fate("not_run", "the command was not run: "+why) }
+
+func fate(name, message string) webdriver.Answer {
+	return (&webdriver.Error{Code: webdriver.UnknownError, Message: message, Data: map[string]any{"outcome": name}}).Answer()
 }
 
 // leave is the end of a session here that goes on elsewhere.

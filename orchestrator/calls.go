@@ -159,7 +159,7 @@ func (o *Orchestrator) reach(ctx context.Context, session string) (*live, webdri
 	}
 	s, err := o.look(ctx, session)
 	if err == nil && s.State == api.Running {
-		ctx, cancel := context.WithTimeout(ctx, o.deps.LeaseTTL+rejoinSlack)
+		ctx, cancel := context.WithTimeout(ctx, o.AdoptedWithin())
 		defer cancel()
 		s, err = o.Wait(ctx, session, func(s api.Session) bool {
 			return s.State != api.Running || o.find(session) != nil || o.isStopping()

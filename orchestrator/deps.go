@@ -20,6 +20,7 @@ type Deps struct {
 	ID       string // names this process in leases
 	Sessions SessionStore
 	Hosts    HostStore
+	Replicas ReplicaStore
 	Fleet    *driverproxy.Fleet
 	Recorder *recorder.Recorder
 	Profiles *profilestate.Store

@@ -28,6 +28,7 @@ type Orchestrator struct {
 	journal  *journal
 	watch    *watch
 	health   *health
+	routes   routes
 	queued   chan struct{} // wakes who claims; has room for one
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
@@ -163,7 +164,10 @@ func (o *Orchestrator) WakeQueue() { poke(o.queued) }
 func (o *Orchestrator) WakeAdopt() { poke(o.orphaned) }
 
 // WakeSession says that there is news of a session, or of any when id is empty.
-func (o *Orchestrator) WakeSession(id string) { o.watch.wake(id) }
+func (o *Orchestrator) WakeSession(id string) {
+	o.routes.forget(id)
+	o.watch.wake(id)
+}
 
 // WakeCancel says that a session, or any when id is empty, may have been cancelled.
 func (o *Orchestrator) WakeCancel(id string) {

@@ -67,11 +67,40 @@
 // that were sent before are run once, in order, and never again: the host's journal knows them. Those of a client's connection that went
 // with the orchestrator are waited for and let go.
 //
-// Known limits. A recording ends with its orchestrator: what had arrived is sealed as partial, by the one that is stopped, or by the next that
-// opens the spool; the adopting one tells the host to stop recording and logs recording_failed. The report of the profile's restore
-// is lost too, so that an adopted session's capture takes nothing for deleted: a cookie that the customer removed before stays in the
-// profile. It looks at the sites of the profile and at the pages that the host remembers. Commands of the last moment
-// before a kill may be missing from the session's log.
+// Its recording goes on too, where the orchestrators share a volume. By the time that the host has answered the adoption, it takes nothing from
+// the former holder any more, so that what that has on disk is all that it acknowledged; the adopting one copies it to a spool of its own term, and
+// the host sends again what came after. Folder and object carry a name of that term: a holder that wakes up writes to what nobody reads, and
+// stores no object before Postgres has taken it that its recording is sealed, which it does not from a lower term. A spool that is not sealed
+// is left alone while its session has not ended; then whichever orchestrator of the volume sees it first brings it to its end, and likewise
+// sealed ones that nobody carries on with.
+//
+// Where an orchestrator has a volume of its own, which it says at start, a session with a profile is claimed and adopted by those alone that have
+// the profile's volume (each has a mark, made at its first start: volume-id), and the recording of a session that moves to another volume ends
+// there as partial.
+//
+// Known limits. The report of the profile's restore is lost with its orchestrator, so that an adopted session's capture takes nothing for deleted: a
+// cookie that the customer removed before stays in the profile. It looks at the sites of the profile and at the pages that the host
+// remembers. Commands of the last moment before a kill may be missing from the session's log. A host tries for 32 s to find who takes its
+// recording; one whose adoption takes longer ends as partial.
+//
+// # Several orchestrators
+//
+// Any orchestrator serves any request. What Postgres knows (states, logs, lists, cancelling, waiting) it answers itself; what only the session's
+// holder can do (driver commands, quitting, batches, streams, BiDi) it forwards, as the client made it, so that URLs in answers point to where the
+// client came in:
+//
+//	client ══▶ B ── who holds the session's lease, and where is it reached? ──▶ Postgres (sessions.holder, replicas.url)
+//	           ╚══ the same request, with a MAC instead of the client's credentials ══▶ A
+//	                                           421: not here, nothing was run ◀────────╯
+//
+// The MAC is under a key of the service token, over the process it is for, method and target; nothing else that a request carries is believed, and a
+// request that has one is never forwarded again. Where a session was found is remembered until Postgres tells of news of it, or the holder
+// answers 421.
+//
+// A request is sent once. One that did not get a connection, or was answered 421, waits for the session's next holder, as one that comes
+// during an adoption does, for the lease time and a little more. One that was sent and not answered has an unknown outcome, and the
+// holder is asked whether it is there before it gets another. A request waits for its answer as long as Postgres says that the session is where
+// it was sent, and 12 s longer. Once forwarded, websockets are relayed until either end closes them.
 //
 // A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
 // trusted, or while a stage's own limit lasts.

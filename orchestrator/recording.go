@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -34,12 +35,23 @@ func (o *Orchestrator) openRecording(ctx context.Context, l *live) (*openedRecor
 
 // ingest takes the recording's bytes in the background until the host says that there are no more, or is lost.
 func (r *openedRecording) ingest(ctx context.Context, dev *driverproxy.Session) {
-	if r.l.claim.Adopted {
-		r.abandon(ctx, dev)
+	if r.l.claim.Adopted && r.l.claim.Recording {
+		r.adopt(ctx, dev)
+		return
 	}
 	if r.rec == nil {
 		return
 	}
+	r.take(ctx, func(ctx context.Context) (*driverproxy.RecordingConn, error) {
+		// The host dials it before it starts the driver, which has started: it is there, or will not come.
+		open, opened := context.WithTimeout(ctx, recordingLimit)
+		defer opened()
+		return dev.Recording(open)
+	})
+}
+
+// take ingests what comes over the socket that open opens.
+func (r *openedRecording) take(ctx context.Context, open func(context.Context) (*driverproxy.RecordingConn, error)) {
 	r.done = make(chan struct{})
 	// The bytes are worth having however the session ends; stop bounds the wait for them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -47,30 +59,41 @@ func (r *openedRecording) ingest(ctx context.Context, dev *driverproxy.Session) 
 	go func() {
 		defer close(stopped)
 		defer cancel()
-		// The host dials it before it starts the driver, which has started: it is there, or will not come.
-		open, opened := context.WithTimeout(ctx, recordingLimit)
-		conn, err := dev.Recording(open)
-		opened()
+		conn, err := open(ctx)
 		if err != nil {
 			r.failed("no recording arrived", err)
 			return
 		}
 		defer conn.Close()
-		r.l.emit(Event{Kind: EventRecording, Took: r.o.deps.Now().Sub(conn.Since())})
-		if err := r.rec.Ingest(ctx, conn); err != nil {
+		if !r.l.claim.Adopted {
+			r.l.emit(Event{Kind: EventRecording, Took: r.o.deps.Now().Sub(conn.Since())})
+		}
+		if err := r.rec.Ingest(ctx, conn); err != nil && !r.l.leaving() {
 			r.failed("recording is not whole", err)
 		}
 	}()
 }
 
-// abandon ends the recording of an adopted session: what came before is its former holder's, and nobody takes the rest.
-func (r *openedRecording) abandon(ctx context.Context, dev *driverproxy.Session) {
-	if !r.l.claim.Recording {
+// adopt goes on with the recording of an adopted session. The session's former holder has no way to its host any more, so that what it has on disk
+// is all that it acknowledged; the host has the rest.
+func (r *openedRecording) adopt(ctx context.Context, dev *driverproxy.Session) {
+	call, cancel := context.WithTimeout(ctx, adoptRecordingLimit)
+	defer cancel()
+	rec, from, err := r.o.deps.Recorder.Adopt(call, recorder.Spec{ID: uuid.NewString(), Session: r.l.claim.Session, Term: r.l.claim.Term})
+	if err != nil {
+		r.abandon(ctx, dev, err)
 		return
 	}
+	r.rec = rec
+	conn := dev.ResumeRecording(from)
+	r.take(ctx, func(context.Context) (*driverproxy.RecordingConn, error) { return conn, nil })
+}
+
+// abandon ends the recording of an adopted session: what came before is where its former holder put it, and nobody takes the rest.
+func (r *openedRecording) abandon(ctx context.Context, dev *driverproxy.Session, why error) {
 	ctx, cancel := context.WithTimeout(ctx, recordingLimit)
 	defer cancel()
-	r.failed("the recording ends where the session was adopted", dev.StopRecording(ctx))
+	r.failed("the recording ends where the session was adopted", errors.Join(why, dev.StopRecording(ctx)))
 }
 
 func (r *openedRecording) failed(what string, err error) {
@@ -95,13 +118,20 @@ func (r *openedRecording) stop(ctx context.Context, dev *driverproxy.Session) {
 	}
 }
 
-// seal makes the local file final; its upload is the recorder's own business from then on.
-func (r *openedRecording) seal(ctx context.Context) {
+// seal makes the local file final; its upload is the recorder's own business from then on. That of a session that goes on elsewhere is left
+// for it.
+func (r *openedRecording) seal(ctx context.Context, end *EndError) {
 	if r.rec == nil {
 		return
 	}
 	ctx, cancel := r.o.cleanup(ctx, stopLimit)
 	defer cancel()
+	if end != nil && end.left {
+		if err := r.rec.Leave(ctx); err != nil {
+			r.o.log.Warn("the recording is not left as it should be", zap.String("session", r.l.claim.Session), zap.Error(err))
+		}
+		return
+	}
 	s, err := r.rec.Seal(ctx)
 	if err != nil {
 		r.failed("recording could not be sealed", err)

@@ -20,10 +20,12 @@ const (
 	startLimit     = 60 * time.Second // driver and browser up
 	recordingLimit = 5 * time.Second  // the recording socket, once the driver is up
 	restoreLimit   = 60 * time.Second
-	captureLimit   = 60 * time.Second
-	stopLimit      = 20 * time.Second // recording's last bytes here
-	releaseLimit   = 20 * time.Second // device clean
-	finishLimit    = 60 * time.Second // the ending stored
+
+	adoptRecordingLimit = 15 * time.Second // what was recorded before is copied
+	captureLimit        = 60 * time.Second
+	stopLimit           = 20 * time.Second // recording's last bytes here
+	releaseLimit        = 20 * time.Second // device clean
+	finishLimit         = 60 * time.Second // the ending stored
 )
 
 // run takes a session that was claimed or adopted to its end, or leaves it to be adopted.
@@ -75,7 +77,7 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 	if err != nil {
 		return o.ended(ctx, l, "recording cannot be opened", RecordingFailed, err), 0
 	}
-	defer rec.seal(ctx)
+	defer func() { rec.seal(ctx, end) }()
 	dev, err := o.device(ctx, l)
 	if err != nil {
 		end := o.ended(ctx, l, "driver did not start", "", err)

@@ -20,6 +20,7 @@ const (
 	DefaultConcurrency = 8
 	DefaultCallTimeout = 2 * time.Minute
 	DefaultRetryMax    = 30 * time.Second
+	DefaultScanEvery   = 15 * time.Second
 	MaxURLLifetime     = time.Hour
 
 	minPartSize = 5 << 20 // R2 and S3
@@ -39,6 +40,7 @@ type Config struct {
 	PartSize    int64         // of a multipart upload, DefaultPartSize when 0
 	Concurrency int           // uploads in flight to each target over all recordings, DefaultConcurrency when 0
 	CallTimeout time.Duration // of one request to storage, DefaultCallTimeout when 0
+	ScanEvery   time.Duration // for spools that other processes left, DefaultScanEvery when 0
 	RetryMax    time.Duration // longest pause between two attempts, DefaultRetryMax when 0
 }
 
@@ -112,6 +114,9 @@ func (c *Config) complete() error {
 	}
 	if c.CallTimeout <= 0 {
 		c.CallTimeout = DefaultCallTimeout
+	}
+	if c.ScanEvery <= 0 {
+		c.ScanEvery = DefaultScanEvery
 	}
 	if c.RetryMax <= 0 {
 		c.RetryMax = DefaultRetryMax

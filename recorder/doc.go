@@ -15,9 +15,10 @@
 //	ballast     space kept back so that a recording can be sealed on a full volume
 //
 // body.webm plays at any moment: until it is sealed the slot holds a live head, afterwards one with duration and index.
-// A byte is acknowledged only after fdatasync, and the folder is deleted only when every copy is verified. After a
-// crash an unsealed body is cut to its last complete cluster and sealed as partial; a spool that contradicts itself moves to
-// Config.Dir/.quarantine and stops nobody else.
+// A byte is acknowledged only after fdatasync, and the folder is deleted only when every copy is verified, or another spool
+// goes on with it. What a crash leaves unsealed is for whoever adopts its session: [Recorder.Adopt] copies what was acknowledged to a
+// spool of a higher term. Once the session has ended it is cut to its last complete cluster and sealed as partial. A spool that
+// contradicts itself moves to Config.Dir/.quarantine and stops nobody else.
 //
 // # Upload
 //

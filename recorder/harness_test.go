@@ -86,6 +86,7 @@ type ledger struct {
 	// fail, when set, is asked before an update is taken.
 	fail    func(RecordingUpdate) error
 	changed chan struct{}
+	running map[string]bool // sessions
 }
 
 func newLedger(t *testing.T) *ledger {
@@ -102,6 +103,11 @@ func (l *ledger) RecordingChanged(_ context.Context, u RecordingUpdate) error {
 			return err
 		}
 	}
+	for _, us := range l.by {
+		if v := us[len(us)-1]; u.Session != "" && v.Session == u.Session && v.Term > u.Term {
+			return ErrFenced
+		}
+	}
 	if us := l.by[u.ID]; len(us) > 0 && order[u.State] < order[us[len(us)-1].State] {
 		l.t.Errorf("recording %s went from %s back to %s", u.ID, us[len(us)-1].State, u.State)
 	}
@@ -109,6 +115,34 @@ func (l *ledger) RecordingChanged(_ context.Context, u RecordingUpdate) error {
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return nil
+}
+
+// Outlook implements Journal.
+func (l *ledger) Outlook(_ context.Context, id, session string, term int64) (Outlook, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, us := range l.by {
+		if u := us[len(us)-1]; u.Session == session && u.Term > term {
+			return Superseded, nil
+		}
+	}
+	if l.running[session] {
+		return Continues, nil
+	}
+	return Over, nil
+}
+
+// Latest implements Journal.
+func (l *ledger) Latest(_ context.Context, session string) (id string, ok bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var term int64
+	for i, us := range l.by {
+		if u := us[len(us)-1]; u.Session == session && u.Term > term {
+			id, ok, term = i, true, u.Term
+		}
+	}
+	return id, ok, nil
 }
 
 func (l *ledger) last(id string) (u RecordingUpdate, changed <-chan struct{}) {

@@ -109,6 +109,23 @@ var ErrFenced = errors.New("recorder: the recording belongs to a newer holder")
 // recorder runs; each call has a deadline.
 //
 // A quarantined spool that cannot be read is reported with ID, State, Cause and At only: keep what is stored already.
+//
+// Of one session the recording of the highest term counts: once that is stored, those before it are forgotten, and an update of
+// theirs is ErrFenced.
 type Journal interface {
 	RecordingChanged(ctx context.Context, u RecordingUpdate) error
+	// Outlook says what may still become of a recording that nobody works on.
+	Outlook(ctx context.Context, id, session string, term int64) (Outlook, error)
+	// Latest is the recording of the session's highest term; ok is false when there is none.
+	Latest(ctx context.Context, session string) (id string, ok bool, err error)
 }
+
+// Outlook is what may still become of a recording.
+type Outlook int
+
+// Outlooks.
+const (
+	Over       Outlook = iota // its session has ended: nothing will be added
+	Continues                 // its session has not ended: whoever adopts that goes on with it
+	Superseded                // another one goes on with what it has
+)

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator/place"
 )
@@ -38,8 +35,8 @@ type Recorder struct {
 	closed bool
 }
 
-// Open takes over the spools that an earlier process left in cfg.Dir: sealed ones go on to be uploaded, the others are cut to the
-// last complete cluster and sealed as partial first; all of that happens in the background. It fails only for
+// Open takes over the spools that other processes left in cfg.Dir, now and every cfg.ScanEvery: sealed ones go on to be uploaded, the others
+// are cut to the last complete cluster and sealed as partial first, once their session has ended; all of that happens in the background. It fails only for
 // a bad cfg or when Dir cannot be used: a spool that contradicts itself is quarantined, one that cannot be opened is left
 // for the next start, and a recording that another process works on is left to that. ctx bounds Open itself; Close ends the background work.
 func Open(ctx context.Context, cfg Config) (*Recorder, error) {
@@ -61,70 +58,20 @@ func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 		r.us = &usStore{us}
 	}
 	r.spawn = func(rec *Recording) { r.wg.Go(func() { rec.run(life) }) }
-	if err := r.recover(ctx); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		cancel()
+		return nil, fmt.Errorf("recorder: spool folder: %w", err)
+	}
+	if err := r.scan(ctx); err != nil {
 		_ = r.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
+	r.wg.Go(func() { r.scanAgain(life) })
 	return r, nil
 }
 
-// recover starts on every spool in the folder.
-func (r *Recorder) recover(ctx context.Context) error {
-	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
-		return fmt.Errorf("recorder: spool folder: %w", err)
-	}
-	entries, err := os.ReadDir(r.cfg.Dir)
-	if err != nil {
-		return fmt.Errorf("recorder: spool folder: %w", err)
-	}
-	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		dir := filepath.Join(r.cfg.Dir, e.Name())
-		switch {
-		case strings.HasPrefix(e.Name(), rubbishPrefix):
-			_ = os.RemoveAll(dir) // tried again at the next start
-			continue
-		case !e.IsDir() || !nameForm.MatchString(e.Name()):
-			continue // not ours
-		}
-		sp, err := openSpool(dir)
-		log := r.cfg.Log.With(zap.String("recording", e.Name()))
-		switch {
-		case errors.Is(err, errBusy):
-			log.Info("recording is worked on by another process")
-			continue
-		case errors.Is(err, errUnborn):
-			if err := sp.remove(r.cfg.Dir); err != nil {
-				log.Warn("cannot delete a spool with nothing in it", zap.Error(err))
-			}
-			continue
-		case err != nil && sp == nil && errors.Is(err, fs.ErrNotExist):
-			continue // another process has finished it meanwhile
-		case err != nil && sp == nil:
-			// It may be whole, so it is not moved; and it must not keep the others from their storage.
-			log.Error("spool cannot be opened and waits for the next start: see to it", zap.Error(err))
-			continue
-		}
-		rec, planErr := r.adopt(e.Name(), sp)
-		if planErr != nil {
-			// Configuration that is missing is not a broken spool: it waits for a start with the right one.
-			log.Error("recording cannot go on", zap.Error(planErr))
-			sp.close()
-			continue
-		}
-		rec.damage = err
-		r.mu.Lock()
-		r.active[rec.id] = rec
-		r.mu.Unlock()
-		r.spawn(rec)
-	}
-	return nil
-}
-
-// adopt makes a Recording of a spool that was left behind.
-func (r *Recorder) adopt(id string, sp *spool) (*Recording, error) {
+// inherit makes a Recording of a spool that was left behind.
+func (r *Recorder) inherit(id string, sp *spool) (*Recording, error) {
 	rec := newRecording(r, id, sp)
 	rec.recovered = true
 	if sp.at.spec == nil {
@@ -136,8 +83,13 @@ func (r *Recorder) adopt(id string, sp *spool) (*Recording, error) {
 	return rec, err
 }
 
-// Begin makes the spool of a new recording and journals it. The caller goes on with Ingest and ends with Seal.
+// Begin makes the spool of a new recording and journals it. The caller goes on with Ingest and ends with Seal, or with Leave.
 func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
+	return r.begin(ctx, spec, r.cfg.PartSize, func(*Recording) error { return nil })
+}
+
+// begin is Begin; fill puts into the spool what is there already.
+func (r *Recorder) begin(ctx context.Context, spec Spec, partSize int64, fill func(*Recording) error) (*Recording, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
@@ -152,7 +104,7 @@ func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
 		return nil, ErrClosed
 	}
 	// Disk and journal may be slow: no lock is held over them. The folder is what makes an ID unique.
-	sp, err := createSpool(r.cfg.Dir, specRecord{Spec: spec, PartSize: r.cfg.PartSize})
+	sp, err := createSpool(r.cfg.Dir, specRecord{Spec: spec, PartSize: partSize})
 	if errors.Is(err, fs.ErrExist) {
 		return nil, ErrExists
 	}
@@ -160,7 +112,10 @@ func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
 		return nil, fmt.Errorf("recorder: begin: %w", err)
 	}
 	rec := newRecording(r, spec.ID, sp)
-	rec.spec, rec.plan, rec.partSize = spec, p, r.cfg.PartSize
+	rec.spec, rec.plan, rec.partSize = spec, p, partSize
+	if err := fill(rec); err != nil {
+		return nil, errors.Join(fmt.Errorf("recorder: begin: %w", err), sp.remove(r.cfg.Dir))
+	}
 	callCtx, cancel := context.WithTimeout(ctx, journalTimeout)
 	defer cancel()
 	if err := r.cfg.Journal.RecordingChanged(callCtx, rec.picture()); err != nil {

@@ -38,6 +38,8 @@ type Recording struct {
 	ready     int64      // size of the body that may be sent while recording
 	changed   chan struct{}
 	wantSeal  bool                    // Seal was called: watch sees to it
+	left      bool                    // Leave was called
+	told      State                   // what the journal took last
 	endIngest context.CancelCauseFunc // of the newest Ingest
 	uploading bool                    // the final object is being put together
 	condemned error                   // why it is quarantined
@@ -208,6 +210,11 @@ func (r *Recording) run(ctx context.Context) {
 	}()
 	err := r.work(ctx)
 	switch {
+	case errors.Is(err, errLeft):
+		cancel(errLeft) // whoever goes on with it says what becomes of it
+		<-published
+		r.gate <- struct{}{} // Ingest is over, or about to be: what it has received is on disk then
+		return
 	case ctx.Err() != nil:
 	case err != nil:
 		r.putAside(err)
@@ -248,10 +255,13 @@ func (r *Recording) watch(ctx context.Context) error {
 	pause.MaxInterval = r.owner.cfg.RetryMax
 	for {
 		r.mu.Lock()
-		condemned, changed, wanted := r.condemned, r.changed, r.wantSeal
+		condemned, changed, wanted, left := r.condemned, r.changed, r.wantSeal, r.left
 		r.mu.Unlock()
 		if condemned != nil {
 			return condemned
+		}
+		if left {
+			return errLeft
 		}
 		if r.isSealed() {
 			return nil
@@ -310,7 +320,8 @@ func (r *Recording) publish(ctx context.Context, final <-chan struct{}) error {
 		r.mu.Lock()
 		var next *RecordingUpdate
 		if len(r.queue) > 0 {
-			next = &r.queue[0]
+			first := r.queue[0]
+			next = &first
 		}
 		changed := r.changed
 		r.mu.Unlock()
@@ -334,7 +345,27 @@ func (r *Recording) publish(ctx context.Context, final <-chan struct{}) error {
 		}
 		r.mu.Lock()
 		r.queue = r.queue[1:]
+		r.told = next.State
+		r.wakeLocked()
 		r.mu.Unlock()
+	}
+}
+
+// confirmed waits until the journal has taken it that the recording is sealed: then it is nobody else's, and its object may be
+// stored. A holder that was stopped for longer than its lease finds out here at the latest.
+func (r *Recording) confirmed(ctx context.Context) error {
+	for {
+		r.mu.Lock()
+		told, changed := r.told, r.changed
+		r.mu.Unlock()
+		if told != "" && told != StateRecording {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

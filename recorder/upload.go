@@ -186,6 +186,9 @@ func (r *Recording) maybeStartOver(st *store, err error) error {
 
 // deliver puts the object of a sealed recording together and verifies it.
 func (r *Recording) deliver(ctx context.Context, st *store, v view) error {
+	if err := r.confirmed(ctx); err != nil {
+		return err
+	}
 	r.markUploading()
 	if v.sealed.Size <= r.partSize && v.uploadID == "" {
 		return r.putWhole(ctx, st, v.sealed)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -19,9 +20,12 @@ type config struct {
 	Name         string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
 	DatabaseURL  string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
 	HTTPAddr     string `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	PeerURL      string `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
 	MetricsAddr  string `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
 	ServiceToken string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
 	StateDir     string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+
+	PrivateDir string `type:"path" placeholder:"DIR" help:"Folder on this machine's own disk for its tunnel key, where --state-dir is a volume that several orchestrators share. Default: --state-dir."`
 
 	TunnelBackend    string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
 	TunnelInterface  string `default:"driftgw0" help:"Network interface of the kernel and tun backends."`
@@ -64,6 +68,9 @@ func (c *config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.MetricsAddr); err != nil && c.MetricsAddr != "" {
 		bad("--metrics-addr: %w", err)
+	}
+	if u, err := url.Parse(c.PeerURL); c.PeerURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "") {
+		bad("--peer-url %q: use http://HOST:PORT, as the other orchestrators reach this one", c.PeerURL)
 	}
 	if host, port, err := net.SplitHostPort(c.TunnelEndpoint); err != nil || host == "" {
 		bad("--tunnel-endpoint %q: use HOST:PORT, as driver hosts reach it", c.TunnelEndpoint)

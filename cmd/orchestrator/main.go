@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -55,6 +57,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
+	if err := os.MkdirAll(cmp.Or(cfg.PrivateDir, cfg.StateDir), 0o700); err != nil {
+		return fmt.Errorf("--private-dir: %w", err)
+	}
 	store, err := pgstore.Open(ctx, cfg.DatabaseURL, cfg.Name, log.Named("store"))
 	if err != nil {
 		return fmt.Errorf("--database-url: %w", err)
@@ -74,7 +79,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, closeWithin(30*time.Second, rec.Close)) }()
 
 	gateway, err := tunnel.OpenGateway(ctx, tunnel.GatewayConfig{
-		KeyFile: filepath.Join(cfg.StateDir, "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
+		KeyFile: filepath.Join(cmp.Or(cfg.PrivateDir, cfg.StateDir), "gateway.key"), Number: cfg.TunnelNumber, ListenPort: cfg.TunnelListenPort,
 		Backend: cfg.TunnelBackend, Interface: cfg.TunnelInterface, MTU: cfg.TunnelMTU,
 		FleetPort: int(cfg.TunnelFleetPort), Peers: store, Log: log.Named("tunnel"),
 	})
@@ -96,8 +101,17 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	fleet := driverproxy.NewFleet(driverproxy.Config{
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
 	})
+	volume, err := volumeOf(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	self := orchestrator.Replica{ID: cfg.Name + "/" + uuid.NewString(), Name: cfg.Name, URL: strings.TrimSuffix(cfg.PeerURL, "/"), Volume: volume}
+	others, err := joinReplicas(ctx, store, self, log)
+	if err != nil {
+		return err
+	}
 	o := orchestrator.New(orchestrator.Deps{
-		ID: cfg.Name + "/" + uuid.NewString(), Sessions: store, Hosts: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
+		ID: self.ID, Sessions: store, Hosts: store, Replicas: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
 		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit, LeaseTTL: cfg.LeaseTTL,
 	})
 
@@ -115,8 +129,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
+	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
-		Orchestrator: o, Store: store, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
+		Orchestrator: o, Store: store, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
 	}), log)
 
@@ -139,6 +154,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	loops.Go(func() { gateway.Run(background) })
 	loops.Go(func() { gateway.Keep(background, keeper) })
+	loops.Go(func() { orchestrator.Announce(background, store, self, log) })
 	loops.Go(func() { rotateHosts(background, store, cfg.HostRotate, log) })
 	loops.Go(func() {
 		hosts := func(name string) {
@@ -153,7 +169,11 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 				}
 			}})
 	})
-	log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
+	if err := probeReplicas(ctx, peers, self, others, log); err != nil {
+		fail(err)
+	} else {
+		log.Info("ready", zap.String("http", public.Addr().String()), zap.String("fleet", fleetListener.Addr().String()), zap.String("name", cfg.Name))
+	}
 
 	o.Run(work) // returns when stopped, and every session has ended or was handed over
 
@@ -164,6 +184,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err != nil { // followers and streams do not end by themselves
 		err = publicServer.Close()
 	}
+	err = errors.Join(err, closeWithin(10*time.Second, peers.Close))
 	err = errors.Join(err, left, fleetServer.Close(), metricsServer.Close())
 	group.Wait()
 	stopBackground()

@@ -50,6 +50,7 @@ func (d *Driver) offerLocked(matched map[string]any, host string) {
 func (d *Driver) endLocked() {
 	d.session = ""
 	close(d.gone)
+	d.changedLocked(false)
 }
 
 // serveBiDi serves a connection.

@@ -44,6 +44,7 @@ func (d *Driver) newSession(body []byte, host string) webdriver.Answer {
 	d.session = fmt.Sprintf("fake-%d", d.created)
 	d.page = page{history: []string{"about:blank"}}
 	d.offerLocked(matched, host)
+	d.changedLocked(true)
 	return value(map[string]any{"sessionId": d.session, "capabilities": matched})
 }
 

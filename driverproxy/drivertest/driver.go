@@ -60,6 +60,19 @@ type Executed struct {
 // keptBody is the longest body that is kept.
 const keptBody = 1 << 20
 
+// OnSession has f called when a session begins, and when it is ended; not when the driver dies with it. f must not call the driver.
+func (d *Driver) OnSession(f func(open bool)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.changed = f
+}
+
+func (d *Driver) changedLocked(open bool) {
+	if d.changed != nil {
+		d.changed(open)
+	}
+}
+
 // received is what came with a command.
 type received struct {
 	body  []byte
@@ -95,6 +108,7 @@ type Driver struct {
 	page     page
 	bidi     func(*websocket.Conn) // nil: it offers no WebDriver BiDi
 	gone     chan struct{}         // closed when the session has ended
+	changed  func(open bool)       // nil: nobody wants to know
 	entered  map[webdriver.Route]chan struct{}
 	late     map[string]int // finds until an element is there, by what is looked for
 }

@@ -212,6 +212,9 @@ func (a *agent) adopt(l *link, m wire.Adopt) {
 		answer.Capabilities, answer.Visited, s.epoch = s.assigned, s.visits.Pages(), l.epoch
 		s.owner.change(l, m.Term)
 		s.bidi.handOver()
+		if s.recording != nil {
+			s.recording.conn.Restart()
+		}
 		s.log.Info("another orchestrator has the session", zap.Int64("new_term", m.Term))
 	}
 	l.post(wire.Control{Assigned: answer})

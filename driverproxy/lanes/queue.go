@@ -101,3 +101,12 @@ func (q *queue) hold(offset int64) {
 	q.waiting -= f.cost
 	q.again = slices.DeleteFunc(q.again, func(g *frame) bool { return g == f })
 }
+
+// restart makes everything wait again: the other end is another, and has nothing that was not acknowledged.
+func (q *queue) restart() {
+	q.waiting = q.cost
+	q.again = slices.Clone(q.frames[:q.fresh])
+	for _, f := range q.again {
+		f.lane, f.held = nil, false
+	}
+}

@@ -51,9 +51,10 @@ type Receiver struct {
 	err   error // breach of the rules, or Close
 }
 
-// NewReceiver returns a Receiver without lanes. over is closed when lost lanes do not come back any more.
-func NewReceiver(over <-chan struct{}) *Receiver {
-	return &Receiver{over: over, changed: make(chan struct{}, 1)}
+// NewReceiver returns a Receiver without lanes, of a recording whose bytes before from are on disk. over is closed when lost lanes do not
+// come back any more.
+func NewReceiver(over <-chan struct{}, from int64) *Receiver {
+	return &Receiver{over: over, changed: make(chan struct{}, 1), merge: merge{next: from, ready: from}, acked: from}
 }
 
 func (r *Receiver) poke() {

@@ -54,7 +54,7 @@ func (d *dying) Expire(t time.Duration) {
 // TestWhatALostHostSentIsRead although neither a Held nor an Ack can be written to it any more.
 func TestWhatALostHostSentIsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, d := NewReceiver(make(chan struct{})), newDying(io.EOF)
+		r, d := NewReceiver(make(chan struct{}), 0), newDying(io.EOF)
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = r.Serve(0, d) })
 		next := func(want string) {
@@ -100,7 +100,7 @@ func TestWhatALostHostSentIsRead(t *testing.T) {
 // TestAGoodbyeEndsTheWait at once, although the lane was found broken by a write before its reader came to the goodbye.
 func TestAGoodbyeEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, d := NewReceiver(make(chan struct{})), newDying(&websocket.CloseError{Code: websocket.CloseNormalClosure})
+		r, d := NewReceiver(make(chan struct{}), 0), newDying(&websocket.CloseError{Code: websocket.CloseNormalClosure})
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = r.Serve(0, d) })
 		d.sent <- chunk(0, "abc").Append(nil)
@@ -129,7 +129,7 @@ func (f full) WriteBinary(context.Context, ...[]byte) error {
 // TestAHostThatTakesNothingHoldsUpNobody: whoever seals the recording ends the Ack that waits.
 func TestAHostThatTakesNothingHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewReceiver(make(chan struct{}))
+		r := NewReceiver(make(chan struct{}), 0)
 		var serving sync.WaitGroup
 		for lane := range 2 {
 			serving.Go(func() { _ = r.Serve(lane, full{newDying(io.EOF)}) })

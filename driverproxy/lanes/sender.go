@@ -24,6 +24,9 @@ const (
 // ErrFinished is the error of a Sender after Finish.
 var ErrFinished = errors.New("lanes: the recording has ended")
 
+// ErrRestarted is why lanes ended when the recording went on with another receiver.
+var ErrRestarted = errors.New("lanes: another receiver has the recording")
+
 // Config is what a Sender needs.
 type Config struct {
 	// Dial opens a lane; it is bounded by ctx and by itself.
@@ -67,6 +70,7 @@ type lane struct {
 	flight  int64 // cost of what it carries
 	writing bool
 	ended   bool // it carries the end
+	former  bool // it leads to who does not have the recording any more
 	idle    *time.Timer
 }
 
@@ -159,6 +163,26 @@ func (s *Sender) Settle() {
 	if s.live == 0 {
 		s.failLocked(fmt.Errorf("%w: %w", ErrLost, s.cause))
 	}
+}
+
+// Restart has the recording go on with another receiver, that Dial leads to by now: its lanes are dialled anew, and what is not acknowledged is
+// sent again over them.
+func (s *Sender) Restart() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil || s.closing {
+		return
+	}
+	for _, l := range s.lanes {
+		if l != nil {
+			l.former = true
+			s.removeLocked(l)
+		}
+	}
+	s.queue.restart()
+	s.idled, s.ended, s.cause = false, false, ErrRestarted
+	s.redialLocked(ErrRestarted)
+	s.changed.Broadcast()
 }
 
 // Finish says goodbye on every lane, gives the other end a while to read and to close, and ends the Sender.
@@ -260,20 +284,23 @@ func (s *Sender) read(l *lane) {
 			s.drop(l, err)
 			return
 		}
-		if err := s.receipt(b); err != nil {
+		if err := s.receipt(l, b); err != nil {
 			s.fail(err)
 			return
 		}
 	}
 }
 
-func (s *Sender) receipt(b []byte) error {
+func (s *Sender) receipt(l *lane, b []byte) error {
 	v, err := wire.DecodeReceipt(b)
 	if err != nil {
 		return fmt.Errorf("lanes: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.former {
+		return nil
+	}
 	switch v := v.(type) {
 	case wire.Ack:
 		if s.queue.acknowledge(v.Offset) {

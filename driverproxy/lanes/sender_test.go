@@ -110,7 +110,7 @@ type world struct {
 
 func newWorld(t *testing.T, lanes, room int, delay func() time.Duration) *world {
 	w := &world{t: t, over: make(chan struct{}), room: room, delay: delay}
-	w.receiver = NewReceiver(w.over)
+	w.receiver = NewReceiver(w.over, 0)
 	first, err := w.dial(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -128,8 +128,9 @@ func (w *world) dial(_ context.Context, lane int) (Socket, error) {
 	}
 	host, orch := newPipe(w.room, w.delay)
 	w.ends[lane] = host
+	receiver := w.receiver
 	w.serving.Go(func() {
-		_ = w.receiver.Serve(lane, orch)
+		_ = receiver.Serve(lane, orch)
 		orch.Close()
 	})
 	return host, nil
@@ -207,8 +208,10 @@ func (w *world) send(chunks []*wire.Chunk) error {
 }
 
 // receive reads to the end as Ingest does, acknowledging now and then; it checks every byte.
-func (w *world) receive(data []byte, ackEvery int64) error {
-	var got, acked int64
+func (w *world) receive(data []byte, ackEvery int64) error { return w.receiveFrom(data, 0, ackEvery) }
+
+func (w *world) receiveFrom(data []byte, got, ackEvery int64) error {
+	acked := got
 	for {
 		v, err := w.receiver.Receive(w.t.Context())
 		if err != nil {
@@ -377,7 +380,7 @@ func TestLanesComeWithTheBacklogAndGoWithoutIt(t *testing.T) {
 // TestALaneThatComesBackIsTold what is acknowledged: the acknowledgement may have been lost with the lane before.
 func TestALaneThatComesBackIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewReceiver(make(chan struct{}))
+		r := NewReceiver(make(chan struct{}), 0)
 		var serving sync.WaitGroup
 		lane := func() *end {
 			host, orch := newPipe(1, steady(0))
@@ -406,7 +409,7 @@ func TestAStalledLaneHoldsUpNothingElse(t *testing.T) {
 		first, orch := newPipe(1, steady(0)) // nobody reads this one
 		defer orch.Close()
 		over := make(chan struct{})
-		w := &world{t: t, receiver: NewReceiver(over), room: 1, delay: steady(time.Millisecond)}
+		w := &world{t: t, receiver: NewReceiver(over, 0), room: 1, delay: steady(time.Millisecond)}
 		w.sender = NewSender(first, Config{Dial: w.dial, Lanes: 2})
 		data := stream(wire.RecordingWindow - 1<<20)
 		for _, c := range split(data, func() int { return 64 << 10 }) {

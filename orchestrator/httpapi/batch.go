@@ -72,7 +72,7 @@ func unwrap(envelope []byte) ([]byte, bool) {
 }
 
 // batchProblem says what the W3C error of a whole batch is to the control plane.
-func batchProblem(err error) error {
+func batchProblem(err error) *huma.ErrorModel {
 	p := &huma.ErrorModel{Type: typeUnavailable, Status: http.StatusServiceUnavailable, Title: "Batch not run", Detail: err.Error()}
 	var e *webdriver.Error
 	if !errors.As(err, &e) {

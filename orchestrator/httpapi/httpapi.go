@@ -32,6 +32,7 @@ type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *pgstore.Store
 	Recordings   Presigner
+	Peers        *Peers        // nil: there is no other orchestrator
 	Rest         time.Duration // how long the address of a removed host is not given to another
 	Token        string        // the service token of the API server
 	Log          *zap.Logger
@@ -59,13 +60,13 @@ func New(cfg Config) http.Handler {
 		writeProblem(w, &huma.ErrorModel{Status: http.StatusNotFound, Title: "Not Found",
 			Detail: "there is no " + r.Method + " " + r.URL.Path + "; the routes are in /openapi.json"})
 	})
-	return s.recovered(s.authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return s.recovered(s.authenticate(s.forwarding(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isDriverPath(r.URL.Path) {
 			s.drive(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})))
+	}))))
 }
 
 // control registers the control plane.
@@ -123,6 +124,10 @@ func reg[I, O any](a huma.API, method, path, id, summary string, status int, h f
 func (s *server) authenticate(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(s.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isHop(r) {
+			s.arrive(w, r, next)
+			return
+		}
 		if public(r.URL.Path) || s.hasBiDiToken(r) {
 			next.ServeHTTP(w, r)
 			return

@@ -28,13 +28,18 @@ import (
 // mate is one of several orchestrators on one database and one volume. Its lines can be cut and frozen: for everybody
 // else it is then dead, or stopped.
 type mate struct {
+	name   string
 	client *client.Client
 	url    string
 	store  *pgstore.Store
 	fleet  *driverproxy.Fleet
-	stop   func() // as SIGTERM does, and waits
+	others *httpapi.Peers
+	wake   func(session string) // as a notification does
+	stop   func()               // as SIGTERM does, and waits
 
 	database, hosts *line
+	peers           *line  // the other orchestrators' way to it
+	peerURL         string // ... begins here
 }
 
 // several are orchestrators and one host that dials them all.
@@ -60,6 +65,7 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 		_, err := r.all[0].client.PutAccount(t.Context(), a, api.PutAccount{Recordings: "eu"})
 		must(t, err)
 	}
+	r.introduce(t, func(*mate) string { return "" })
 	r.all[0].connect()
 
 	hosting, stopHost := context.WithCancel(context.Background())
@@ -81,8 +87,7 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 	}()
 	t.Cleanup(func() {
 		for _, o := range r.all {
-			o.database.set(false, false)
-			o.connect()
+			o.live()
 		}
 		for _, o := range r.all {
 			o.stop()
@@ -98,7 +103,7 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, addr string) {
 	t.Helper()
 	log := zap.NewNop()
-	o = &mate{}
+	o = &mate{name: name}
 	var err error
 	o.database, dsn = newLine(t, dsn)
 	o.store, err = pgstore.Open(t.Context(), dsn, name, log)
@@ -118,10 +123,14 @@ func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, a
 	must(t, err)
 	o.hosts = openLine(t, listener, "tcp", strings.TrimPrefix(hosts.URL, "http://"))
 	o.hosts.set(true, false)
-	orch := orchestrator.New(orchestrator.Deps{ID: name, Sessions: o.store, Hosts: o.store, Fleet: o.fleet, Recorder: rec, Profiles: profiles,
+	orch := orchestrator.New(orchestrator.Deps{ID: name, Sessions: o.store, Hosts: o.store, Replicas: o.store, Fleet: o.fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: 10, LeaseTTL: ttl})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: orch, Store: o.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
-	o.url = public.URL
+	o.others = httpapi.NewPeers(httpapi.PeersConfig{ID: name, Token: token, Log: log, Now: time.Now})
+	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: orch, Store: o.store, Recordings: rec, Peers: o.others, Token: token, Log: log, Now: time.Now}))
+	o.url, o.wake = public.URL, orch.WakeSession
+	between, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	o.peers, o.peerURL = openLine(t, between, "tcp", strings.TrimPrefix(public.URL, "http://")), "http://"+between.Addr().String()
 	o.client, err = client.New(public.URL, token)
 	must(t, err)
 
@@ -140,6 +149,7 @@ func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, a
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		must(t, o.fleet.Close(ctx))
+		must(t, o.others.Close(ctx))
 		public.CloseClientConnections()
 		public.Close()
 		hosts.Close()
@@ -154,21 +164,34 @@ func (o *mate) connect() { o.hosts.set(false, false) }
 
 // die cuts the orchestrator off from everything.
 func (o *mate) die() {
+	o.peers.set(true, false)
 	o.database.set(true, false)
 	o.hosts.set(true, false)
 }
 
 // live undoes die and freeze.
 func (o *mate) live() {
+	o.peers.set(false, false)
 	o.database.set(false, false)
 	o.hosts.set(false, false)
 }
 
 // freeze stops the orchestrator for everybody else, with its connections open.
 func (o *mate) freeze() {
+	o.peers.set(false, true)
 	o.database.set(false, true)
 	o.hosts.set(false, true)
 }
+
+// introduce says where the orchestrators reach one another.
+func (r *several) introduce(t *testing.T, at func(*mate) string) {
+	t.Helper()
+	for _, o := range r.all {
+		must(t, second(o.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: o.name, Name: o.name, URL: at(o)})))
+	}
+}
+
+func byPeerURL(o *mate) string { return o.peerURL }
 
 func (r *several) connected(t *testing.T, o *mate) {
 	t.Helper()

@@ -17,7 +17,7 @@ const adoptSQL = `
 WITH pick AS (
     SELECT s.id FROM sessions s JOIN devices d ON d.session = s.id
     WHERE s.state = 'running' AND s.lease_until <= now() AND s.lease_until > now() - make_interval(secs => $4)
-      AND d.host = ANY ($2) AND ` + notRevoked + `
+      AND d.host = ANY ($2) AND ` + notRevoked + ` AND ` + reachesProfile + `
     ORDER BY s.lease_until LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
 ses AS (
     UPDATE sessions SET term = term + 1, holder = $1, lease_until = now() + make_interval(secs => $3)

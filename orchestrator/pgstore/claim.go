@@ -24,7 +24,7 @@ WITH pick AS (
           AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
           AND (s.want_browser = '' OR d.browser = s.want_browser) AND (d.bidi OR NOT s.want_bidi)
         ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
-    WHERE s.state = 'queued' AND s.queue_until > now()
+    WHERE s.state = 'queued' AND s.queue_until > now() AND ` + reachesProfile + `
     ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
 dev AS (
     UPDATE devices SET session = pick.id, used_at = now() FROM pick

@@ -40,7 +40,8 @@ func (s *Store) Publish(ctx context.Context, session string, term int64, ref pro
 		WITH held AS (
 		    SELECT FROM sessions WHERE id = $1 AND term = $2 AND state <> 'ended' AND profile = $3 AND account = $4 FOR SHARE),
 		swap AS (
-		    UPDATE profiles SET generation = $5, file = $6, sha256 = $7, bytes = $8, term = $2
+		    UPDATE profiles SET generation = $5, file = $6, sha256 = $7, bytes = $8, term = $2,
+		        volume = coalesce((SELECT r.volume FROM replicas r JOIN sessions s ON s.holder = r.id WHERE s.id = $1), '')
 		    WHERE id = $3 AND account = $4 AND generation = $9 AND sha256 = $10 AND EXISTS (SELECT FROM held)
 		    RETURNING id)
 		SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM swap)`,

@@ -1,0 +1,13 @@
+//go:build soak
+
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+func TestSoakModel(t *testing.T) {
+	t.Run("shared volume", func(t *testing.T) { model(t, 2*time.Minute, true) })
+	t.Run("own scratch disks", func(t *testing.T) { model(t, time.Minute, false) })
+}

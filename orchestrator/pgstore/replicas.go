@@ -1,0 +1,64 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/orchestrator"
+)
+
+const (
+	replicaLive = `15 seconds` // a few announcements may be late
+	replicaKept = `1 day`
+)
+
+// reachesProfile is a condition on a row s of sessions: the orchestrator $1 has the file of its profile, or there is none yet.
+const reachesProfile = `(s.profile IS NULL OR (SELECT p.volume FROM profiles p WHERE p.id = s.profile)
+    IN ('', coalesce((SELECT r.volume FROM replicas r WHERE r.id = $1), '')))`
+
+// AnnounceReplica implements orchestrator.ReplicaStore. Of one name only the newest process is: the tunnel's gateway lets no two run.
+func (s *Store) AnnounceReplica(ctx context.Context, r orchestrator.Replica) ([]orchestrator.Replica, error) {
+	var others []orchestrator.Replica
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+			INSERT INTO replicas (id, orchestrator, url, volume) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (id) DO UPDATE SET url = $3, volume = $4, seen_at = now()`, r.ID, s.name, r.URL, r.Volume); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			DELETE FROM replicas WHERE orchestrator = $1 AND id <> $2 OR seen_at < now() - interval '`+replicaKept+`'`, s.name, r.ID); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+			SELECT id, orchestrator, url, volume FROM replicas
+			WHERE id <> $1 AND seen_at > now() - interval '`+replicaLive+`' ORDER BY orchestrator`, r.ID)
+		if err != nil {
+			return err
+		}
+		others, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o orchestrator.Replica, err error) {
+			return o, row.Scan(&o.ID, &o.Name, &o.URL, &o.Volume)
+		})
+		return err
+	})
+	return others, unavailable(err)
+}
+
+// WithdrawReplica implements orchestrator.ReplicaStore.
+func (s *Store) WithdrawReplica(ctx context.Context, id string) error {
+	_, err := s.pool.Exec(ctx, `DELETE FROM replicas WHERE id = $1`, id)
+	return unavailable(err)
+}
+
+// Whereabouts implements orchestrator.ReplicaStore. A lease that ran out is nobody's.
+func (s *Store) Whereabouts(ctx context.Context, session string) (w orchestrator.Whereabouts, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT s.state, coalesce(s.holder, ''), coalesce(r.orchestrator, ''), coalesce(r.url, '')
+		FROM (SELECT state, CASE WHEN lease_until > now() AND state IN ('starting', 'running', 'finishing') THEN holder END AS holder
+		      FROM sessions WHERE id = $1) s LEFT JOIN replicas r ON r.id = s.holder`, session).Scan(&w.State, &w.Holder.ID, &w.Holder.Name, &w.Holder.URL)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return w, orchestrator.ErrNotFound
+	}
+	return w, unavailable(err)
+}
