@@ -61,14 +61,15 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
+	loops.Go(func() { every(ctx, tick, 10*time.Second, o.endDrained) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })
 	loops.Go(func() { o.evict(linked) })
 	start := func(c Claim, claimed time.Time) { sessions.Go(func() { o.run(work, c, claimed) }) }
 	var takers sync.WaitGroup
-	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Sessions.Adopt, start) })
-	takers.Go(func() { o.take(ctx, o.queued, o.deps.Sessions.Claim, start) })
+	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Fleet.Hosts, o.deps.Sessions.Adopt, start) })
+	takers.Go(func() { o.take(ctx, o.queued, o.deps.Fleet.Open, o.deps.Sessions.Claim, start) })
 	takers.Wait()
 	close(o.stopping)
 	limits := []*time.Timer{
@@ -90,11 +91,11 @@ type taker func(ctx context.Context, holder string, hosts []string, ttl time.Dur
 
 // take starts sessions for as long as there are any to get, then waits for a wake or a tick. There are never more than
 // devices of connected hosts.
-func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, get taker, start func(Claim, time.Time)) {
+func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, from func() []string, get taker, start func(Claim, time.Time)) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for ctx.Err() == nil {
-		if hosts := o.deps.Fleet.Hosts(); len(hosts) > 0 {
+		if hosts := from(); len(hosts) > 0 {
 			begin := o.deps.Now()
 			// What is cut short may have happened, and nobody would run the session.
 			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)

@@ -117,7 +117,7 @@ func (o *Orchestrator) ended(ctx context.Context, l *live, what string, as Reaso
 	if end.Reason == Internal && as != "" && !errors.Is(err, ErrUnavailable) {
 		end = &EndError{Reason: as, cause: err}
 	}
-	if l.claim.Adopted && (end.Reason == LeaseLost || end.Reason == Drained) {
+	if l.claim.Adopted && (end.Reason == LeaseLost || errors.Is(err, errDrained)) {
 		end = leave(err) // it runs: another may go on with it
 	}
 	o.log.Warn(what, zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(err))

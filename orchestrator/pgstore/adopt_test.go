@@ -256,8 +256,8 @@ func TestCancelReachesTheNextHolder(t *testing.T) {
 	if !ok {
 		t.Fatal("not adopted")
 	}
-	if cancelled, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); !cancelled || err != nil {
-		t.Fatal(cancelled, err)
+	if end, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); end != orchestrator.Cancelled || err != nil {
+		t.Fatal(end, err)
 	}
 }
 

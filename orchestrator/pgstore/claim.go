@@ -18,7 +18,7 @@ WITH pick AS (
     SELECT s.id, d.host, d.name
     FROM sessions s CROSS JOIN LATERAL (
         SELECT host, name FROM devices d
-        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + `
+        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + ` AND ` + open + `
           AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
           AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
           AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
@@ -49,14 +49,15 @@ func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl ti
 }
 
 // Renew implements orchestrator.SessionStore.
-func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error) {
+func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (end orchestrator.Reason, err error) {
 	err = s.pool.QueryRow(ctx, `
 		UPDATE sessions SET lease_until = now() + make_interval(secs => $3)
-		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing') RETURNING cancelled`, session, term, ttl.Seconds()).Scan(&cancelled)
+		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing')
+		RETURNING CASE WHEN cancelled THEN coalesce(nullif(end_as, ''), 'cancelled') ELSE '' END`, session, term, ttl.Seconds()).Scan(&end)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return false, orchestrator.ErrLeaseLost
+		return "", orchestrator.ErrLeaseLost
 	}
-	return cancelled, unavailable(err)
+	return end, unavailable(err)
 }
 
 // Running implements orchestrator.SessionStore.

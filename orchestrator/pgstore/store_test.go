@@ -296,8 +296,8 @@ func TestCancel(t *testing.T) {
 	if v, err := s.Get(t.Context(), queued.ID); err != nil || v.Reason != "cancelled" {
 		t.Fatalf("queued: %+v, %v", v, err)
 	}
-	if cancelled, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); err != nil || !cancelled {
-		t.Fatalf("running: %v, %v", cancelled, err)
+	if end, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); err != nil || end != orchestrator.Cancelled {
+		t.Fatalf("running: %v, %v", end, err)
 	}
 	if err := s.Cancel(t.Context(), "none"); !errors.Is(err, orchestrator.ErrNotFound) {
 		t.Fatalf("unknown: %v", err)
