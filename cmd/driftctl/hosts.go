@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -71,12 +70,10 @@ func deviceReason(d api.Device) string {
 	if d.Cordon == nil {
 		return d.Reason
 	}
-	by := ""
-	if d.Cordon.By != "" {
-		by = "by " + d.Cordon.By
+	said := d.Cordon.Reason
+	if d.Cordon.By != "" { // its own, and not its host's
+		said = strings.TrimSuffix("cordoned by "+d.Cordon.By+": "+said, ": ")
 	}
-	parts := slices.DeleteFunc([]string{strings.TrimSpace("cordoned " + by), d.Cordon.Reason}, func(s string) bool { return s == "" })
-	said := strings.Join(parts, ": ")
 	if d.Reason != "" {
 		said += ". " + d.Reason
 	}

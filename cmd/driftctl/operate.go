@@ -89,8 +89,10 @@ func (c *cli) audit(ctx context.Context, fleet *client.Client, p printer) error 
 	if err == nil && l.Next != 0 && !p.json {
 		defer fmt.Fprintf(p.out, "\nolder: --before %d\n", l.Next)
 	}
-	return list(p, err, table.Row{"WHEN", "WHO", "ACTION", "WHAT", "WHY", "DETAIL"}, l.Entries, p.auditRow)
+	return list(p, err, auditColumns(), l.Entries, p.auditRow)
 }
+
+func auditColumns() table.Row { return table.Row{"WHEN", "WHO", "ACTION", "WHAT", "WHY", "DETAIL"} }
 
 func (p printer) auditRow(e api.AuditEntry) table.Row {
 	what := e.Host

@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 // rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
 type rig struct {
 	url      string
+	fleet    string // HOST:PORT for hosts
 	client   *client.Client
 	store    *pgstore.Store
 	profiles *profilestate.Store
@@ -97,7 +98,12 @@ func (r *rig) newDriver(string) *drivertest.Driver {
 // directory stands in for the tunnel, which says which host an address is.
 type directory struct{ *pgstore.Store }
 
-func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
+func (directory) HostByAddr(_ context.Context, a netip.Addr) (string, error) {
+	if a == netip.AddrFrom4([4]byte{127, 0, 0, 2}) {
+		return "mac-2", nil
+	}
+	return "mac-1", nil
+}
 
 func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
@@ -140,6 +146,7 @@ func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(
 
 	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store}, Log: log})
 	fleetServer := httptest.NewServer(fleet.Handler())
+	r.fleet = strings.TrimPrefix(fleetServer.URL, "http://")
 	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: r.store, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
 	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
@@ -263,14 +270,19 @@ func decode[T any](t *testing.T, b []byte) T {
 // enrolMac adds the host of these tests.
 func enrolMac(t *testing.T, s *pgstore.Store) {
 	t.Helper()
+	enrol(t, s, "mac-1", 1)
+}
+
+func enrol(t *testing.T, s *pgstore.Store, name string, key byte) {
+	t.Helper()
 	var at netip.Addr
-	_, err := s.Invite(t.Context(), "mac-1", time.Hour, func(number int) (i orchestrator.Invitation, err error) {
+	_, err := s.Invite(t.Context(), name, time.Hour, func(number int) (i orchestrator.Invitation, err error) {
 		at, err = tunnel.JoinAddr(number)
-		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, err
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{key}}, err
 	})
 	must(t, err)
 	kem, err := mlkem.GenerateKey768()
 	must(t, err)
-	_, err = s.Redeem(t.Context(), at, tunnel.Offer{PublicKey: tunnel.Key{2}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
+	_, err = s.Redeem(t.Context(), at, tunnel.Offer{PublicKey: tunnel.Key{key + 100}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
 	must(t, err)
 }

@@ -307,7 +307,7 @@ func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) 
 		err = row.Scan(&d.Host, &d.Name, &d.Kind, &d.Browser, &d.BiDi, &d.Model, &d.PlatformName, &d.PlatformVersion, &d.Labels,
 			&d.State, &d.Reason, &d.Session, &c.at, &c.by, &c.reason, &byHost)
 		if d.Cordon = c.shown(0); d.Cordon == nil && byHost {
-			d.Cordon = &api.Cordon{State: api.Cordoned, Reason: "its host is"}
+			d.Cordon = &api.Cordon{State: api.Cordoned, Reason: "its host is cordoned"}
 		}
 		return d, err
 	})
