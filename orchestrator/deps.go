@@ -56,8 +56,8 @@ type SessionStore interface {
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
 	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; it says
-	// how many.
-	Reap(ctx context.Context) (int, error)
+	// as what, for each.
+	Reap(ctx context.Context) ([]Reason, error)
 	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
 	AppendEvents(ctx context.Context, events []Event) error
 	// Get returns one session. ErrNotFound.

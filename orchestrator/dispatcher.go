@@ -28,6 +28,7 @@ type Orchestrator struct {
 	journal  *journal
 	watch    *watch
 	health   *health
+	measures *measures
 	queued   chan struct{} // wakes who claims; has room for one
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
@@ -45,11 +46,13 @@ func New(d Deps) *Orchestrator {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	return &Orchestrator{
-		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(),
+	o := &Orchestrator{
+		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(), measures: newMeasures(),
 		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
 		live: map[string]*live{},
 	}
+	o.journal.stored = o.measures.stored
+	return o
 }
 
 // Run claims, adopts and runs sessions until ctx is done; then it hands the running ones over, waits for those that start
@@ -135,12 +138,15 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
-	n, err := o.deps.Sessions.Reap(ctx)
+	ended, err := o.deps.Sessions.Reap(ctx)
 	if err != nil {
 		o.log.Warn("sessions cannot be reaped", zap.Error(err))
 	}
-	if n > 0 {
-		o.log.Info("sessions reaped", zap.Int("sessions", n))
+	for _, r := range ended {
+		o.measures.end(r)
+	}
+	if len(ended) > 0 {
+		o.log.Info("sessions reaped", zap.Int("sessions", len(ended)))
 	}
 }
 

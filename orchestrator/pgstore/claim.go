@@ -40,12 +40,16 @@ evt AS (
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'starting', term FROM ses
     RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL
+       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL,
+       extract(epoch FROM now() - created_at)::float8
 FROM ses`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
-	return scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()))
+	var waited float64
+	c, ok, err := scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()), &waited)
+	c.Waited = time.Duration(waited * float64(time.Second))
+	return c, ok, err
 }
 
 // Renew implements orchestrator.SessionStore.
@@ -140,11 +144,20 @@ e AS (
     INSERT INTO session_events (session, seq, at, kind, term, reason)
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
     ON CONFLICT DO NOTHING)
-SELECT pg_notify('` + chanSession + `', id), pg_notify('` + chanQueue + `', '') FROM s`
+SELECT reason, pg_notify('` + chanSession + `', id) IS NULL, pg_notify('` + chanQueue + `', '') IS NULL FROM s`
 
 // Reap implements orchestrator.SessionStore. Whoever adopts a running session has AdoptWindow for it. The device of a session
 // that is ended here is free once its host says so: the host ends what nobody comes for.
-func (s *Store) Reap(ctx context.Context) (int, error) {
-	tag, err := s.pool.Exec(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
-	return int(tag.RowsAffected()), unavailable(err)
+func (s *Store) Reap(ctx context.Context) ([]orchestrator.Reason, error) {
+	rows, err := s.pool.Query(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	var reason orchestrator.Reason
+	var ended []orchestrator.Reason
+	_, err = pgx.ForEachRow(rows, []any{&reason, new(bool), new(bool)}, func() error {
+		ended = append(ended, reason)
+		return nil
+	})
+	return ended, unavailable(err)
 }
