@@ -23,6 +23,7 @@ const (
 // drain waits until no session is on a host any more. It writes a line for each change, and on a terminal one that is
 // kept up to date.
 type drain struct {
+	host     string
 	out      io.Writer
 	terminal bool
 	now      func() time.Time
@@ -48,7 +49,7 @@ func (c *cli) drain(ctx context.Context, fleet *client.Client, p printer) error 
 	}
 	t := time.NewTicker(drainLook)
 	defer t.Stop()
-	d := drain{out: p.out, terminal: isTerminal(p.out) && !p.json, now: time.Now, look: t.C,
+	d := drain{host: o.Name, out: p.out, terminal: isTerminal(p.out) && !p.json, now: time.Now, look: t.C,
 		get: func(ctx context.Context) (api.HostDetail, error) { return fleet.Host(ctx, o.Name) }}
 	if p.json {
 		d.out = io.Discard
@@ -111,7 +112,7 @@ func (d drain) wait(ctx context.Context) (h api.HostDetail, err error) {
 		select {
 		case <-ctx.Done():
 			d.clear()
-			return h, fmt.Errorf("not waiting any more; the drain goes on, and `driftctl hosts uncordon %s` undoes it", h.Name)
+			return h, fmt.Errorf("not waiting any more; the drain goes on, and `driftctl hosts uncordon %s` undoes it", d.host)
 		case <-d.look:
 		}
 	}

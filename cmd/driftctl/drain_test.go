@@ -33,7 +33,7 @@ func watched(t *testing.T, terminal bool, looks ...any) (string, error) {
 	var b bytes.Buffer
 	tick := make(chan time.Time)
 	close(tick)
-	d := drain{out: &b, terminal: terminal, now: func() time.Time { return now }, look: tick, get: func(context.Context) (api.HostDetail, error) {
+	d := drain{host: "mac-2", out: &b, terminal: terminal, now: func() time.Time { return now }, look: tick, get: func(context.Context) (api.HostDetail, error) {
 		if len(looks) == 0 {
 			t.Fatal("looked on")
 		}
@@ -74,6 +74,17 @@ func TestDrainProgress(t *testing.T) {
 		if out, err := watched(t, false, looks...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v\n%s", want, err, out)
 		}
+	}
+}
+
+func TestDrainIsNotUndoneByLeaving(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	d := drain{host: "mac-2", out: new(bytes.Buffer), now: func() time.Time { return now }, look: make(chan time.Time), get: func(context.Context) (api.HostDetail, error) {
+		leave()
+		return api.HostDetail{}, ctx.Err()
+	}}
+	if _, err := d.wait(ctx); err == nil || err.Error() != "not waiting any more; the drain goes on, and `driftctl hosts uncordon mac-2` undoes it" {
+		t.Errorf("%v", err)
 	}
 }
 

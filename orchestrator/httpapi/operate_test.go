@@ -229,6 +229,11 @@ func TestForceReleaseFreesTheDevice(t *testing.T) {
 	if _, err := r.client.ForceRelease(t.Context(), "mac-1", "phone-a", "x"); !errors.As(err, &p) || p.Status != http.StatusConflict || !strings.Contains(p.Detail, "no session has phone-a") {
 		t.Errorf("of a free device: %v", err)
 	}
+	for _, act := range []string{"cordon", "drain", "uncordon"} { // as with curl, without a body or a name
+		if resp, b := r.call(t, "POST", "/v1/hosts/mac-1/"+act, ""); resp.StatusCode/100 != 2 || !strings.Contains(string(b), `"name":"mac-1"`) {
+			t.Errorf("%s: %d %s", act, resp.StatusCode, b)
+		}
+	}
 	f, err := r.client.Fleet(t.Context())
 	if must(t, err); f.Hosts["up"] != 1 || f.Devices["ready"] != 1 || f.Sessions["running"] != 0 {
 		t.Errorf("%+v", f)

@@ -26,11 +26,11 @@ UNION ALL SELECT 'oldest', '', coalesce(extract(epoch FROM now() - min(created_a
 
 // queuesSQL has a row for each account that waits, the longest queue first, and how many there are.
 const queuesSQL = `
-SELECT q.account, q.n, (SELECT count(*) FROM sessions s WHERE s.account = q.account AND s.state IN ('starting', 'running', 'finishing')),
-       q.oldest, q.all_of
-FROM (SELECT account, count(*) AS n, extract(epoch FROM now() - min(created_at))::bigint AS oldest, count(*) OVER () AS all_of
-      FROM sessions WHERE state = 'queued' GROUP BY account ORDER BY count(*) DESC, account LIMIT $1) q
-ORDER BY q.n DESC, q.account`
+WITH q AS (
+    SELECT account, count(*) AS n, extract(epoch FROM now() - min(created_at))::bigint AS oldest, count(*) OVER () AS all_of
+    FROM sessions WHERE state = 'queued' GROUP BY account ORDER BY count(*) DESC, account LIMIT $1),
+active AS (SELECT account, count(*) AS n FROM sessions WHERE state IN ('starting', 'running', 'finishing') GROUP BY account)
+SELECT account, q.n, coalesce(active.n, 0), q.oldest, q.all_of FROM q LEFT JOIN active USING (account) ORDER BY q.n DESC, account`
 
 // Fleet implements orchestrator.HostStore. All of it is of one snapshot.
 func (s *Store) Fleet(ctx context.Context) (api.Fleet, error) {
