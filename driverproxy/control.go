@@ -27,15 +27,16 @@ var (
 
 // hostConn is a host's control socket from its hello on.
 type hostConn struct {
-	name string
-	boot string
-	dial uint64
-	addr netip.Addr
-	conn *socket.Conn
-	came time.Time     // its hello, by Config.Now
-	up   bool          // guarded by Fleet.mu
-	lost chan struct{} // closed when the socket is given up; cause is set before
-	gone chan struct{} // closed when HostDown has returned
+	name    string
+	boot    string
+	dial    uint64
+	addr    netip.Addr
+	conn    *socket.Conn
+	came    time.Time     // its hello, by Config.Now
+	up      bool          // guarded by Fleet.mu
+	dropped bool          // guarded by Fleet.mu
+	lost    chan struct{} // closed when the socket is given up; cause is set before
+	gone    chan struct{} // closed when HostDown has returned
 
 	mu    sync.Mutex // guards what follows
 	cause error
@@ -351,12 +352,14 @@ func (h *hostConn) untold(d wire.Device) {
 
 // down is called when the host's control socket is gone. Its sessions wait for it to come back, unless it said that it does not.
 func (f *Fleet) down(h *hostConn) {
+	cause := h.err()
 	f.mu.Lock()
 	h.up = false // from here on no session is added
+	f.countLossLocked(h, cause)
 	f.mu.Unlock()
 	for _, s := range f.sessionsOf(h.name) {
-		if errors.Is(h.err(), ErrGoodbye) || !s.hasStarted() {
-			s.giveUp(h.err())
+		if errors.Is(cause, ErrGoodbye) || !s.hasStarted() {
+			s.giveUp(cause)
 		} else {
 			s.unlink(h)
 		}

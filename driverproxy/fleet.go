@@ -86,6 +86,7 @@ type Fleet struct {
 	sessions map[sessionKey]*Session
 	left     map[sessionKey]time.Time  // sessions that were left, and when: their hosts are not told to end them
 	conns    map[*socket.Conn]struct{} // every open socket
+	damped   dampers
 }
 
 type sessionKey struct {
@@ -117,6 +118,7 @@ func NewFleet(cfg Config) *Fleet {
 		cfg: cfg, endpoint: &socket.Endpoint{}, clients: &socket.Endpoint{Refuse: refuseClient},
 		frames: sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }},
 		hosts:  map[string]*hostConn{}, sessions: map[sessionKey]*Session{}, left: map[sessionKey]time.Time{}, conns: map[*socket.Conn]struct{}{},
+		damped: dampers{},
 	}
 }
 

@@ -15,6 +15,7 @@ type LinkHealth struct {
 	Heard     time.Time     // its last heartbeat, or its hello
 	RoundTrip time.Duration // of a heartbeat, as the host measured it; 0: not known yet
 	Late      bool          // more than one heartbeat is missing
+	Damping   *Damping      // nil: it is not damped
 }
 
 // Links is the health of every connected host, sorted by name.
@@ -22,6 +23,7 @@ func (f *Fleet) Links() []LinkHealth {
 	now := f.cfg.Now()
 	f.mu.Lock()
 	hosts := make([]*hostConn, 0, len(f.hosts))
+	damped := f.dampedLocked(now)
 	for _, h := range f.hosts {
 		if h.up {
 			hosts = append(hosts, h)
@@ -31,7 +33,7 @@ func (f *Fleet) Links() []LinkHealth {
 	links := make([]LinkHealth, 0, len(hosts))
 	for _, h := range hosts {
 		h.mu.Lock()
-		links = append(links, LinkHealth{Host: h.name, Since: h.came, Heard: h.seen, RoundTrip: h.round, Late: f.lateLocked(h, now)})
+		links = append(links, LinkHealth{Host: h.name, Since: h.came, Heard: h.seen, RoundTrip: h.round, Late: f.lateLocked(h, now), Damping: damped[h.name]})
 		h.mu.Unlock()
 	}
 	slices.SortFunc(links, func(a, b LinkHealth) int { return cmp.Compare(a.Host, b.Host) })
@@ -45,8 +47,9 @@ func (f *Fleet) Drop(host string, cause error) bool {
 	f.mu.Lock()
 	h := f.hosts[host]
 	if h != nil {
-		h.up = false // from here on no session is added
+		h.up, h.dropped = false, true // from here on no session is added
 	}
+	delete(f.damped, host)
 	f.mu.Unlock()
 	why := fmt.Errorf("%w: %s: %w", ErrHostLost, host, cause)
 	if h != nil {

@@ -69,11 +69,13 @@ type idleHost struct {
 	command *socket.Conn // set by the reader of control
 	running sync.WaitGroup
 	over    chan struct{}
+	hush    func() // ends the heartbeats
 }
 
 func dialIdle(t *testing.T, n *sockettest.Network) *idleHost {
 	t.Helper()
 	h := &idleHost{t: t, n: n, over: make(chan struct{})}
+	h.hush = sync.OnceFunc(func() { close(h.over) })
 	h.control = h.dial(wire.PathControl, socket.Limits{MaxMessage: wire.MaxControl, Silence: time.Minute, Stuck: time.Minute})
 	h.send(hello("mac-1", "boot"))
 	h.running.Go(h.beat)
@@ -142,7 +144,7 @@ func (h *idleHost) listen() {
 }
 
 func (h *idleHost) close() {
-	close(h.over)
+	h.hush()
 	h.control.Close()
 	if h.command != nil {
 		h.command.Close()

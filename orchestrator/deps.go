@@ -45,8 +45,8 @@ type SessionStore interface {
 	Adopt(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
 	// HandOver gives up the lease of a running session, and its term, with its last event so far: it can be adopted at once.
 	HandOver(ctx context.Context, last Event) error
-	// Renew extends the lease and says whether somebody asked for the session to be cancelled.
-	Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error)
+	// Renew extends the lease and says as what somebody wants the session to end: "" when nobody does.
+	Renew(ctx context.Context, session string, term int64, ttl time.Duration) (end Reason, err error)
 	Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error
 	Finishing(ctx context.Context, session string, term int64) error
 	// Finish ends the session with its last event and frees its device.
@@ -57,8 +57,8 @@ type SessionStore interface {
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
 	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; it says
-	// how many.
-	Reap(ctx context.Context) (int, error)
+	// as what, for each.
+	Reap(ctx context.Context) ([]Reason, error)
 	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
 	AppendEvents(ctx context.Context, events []Event) error
 	// Get returns one session. ErrNotFound.
@@ -73,9 +73,13 @@ type HostStore interface {
 	Invite(ctx context.Context, name string, ttl time.Duration, mint func(number int) (Invitation, error)) (expires time.Time, err error)
 	// Hosts lists every host with its state.
 	Hosts(ctx context.Context) ([]api.Host, error)
+	// Fleet counts hosts, devices and sessions as of one moment; every state is there.
+	Fleet(ctx context.Context) (api.Fleet, error)
 	// StoreLinks stores what this orchestrator knows of its links, and that it is there to know it. backend is its own
 	// end's. Of a host that is not connected only its pulse is stored.
 	StoreLinks(ctx context.Context, backend string, links []LinkReport) error
+	// EndDrained asks for the end of what still runs on hosts whose drain's deadline has passed, and says of how many.
+	EndDrained(ctx context.Context) (int, error)
 	// Unwelcome names those of the hosts that must not be connected: they were removed, or invited anew.
 	Unwelcome(ctx context.Context, hosts []string) ([]string, error)
 }

@@ -29,6 +29,7 @@ type Orchestrator struct {
 	watch    *watch
 	health   *health
 	routes   routes
+	measures *measures
 	queued   chan struct{} // wakes who claims; has room for one
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
@@ -47,11 +48,13 @@ func New(d Deps) *Orchestrator {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	return &Orchestrator{
-		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(),
+	o := &Orchestrator{
+		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(), measures: newMeasures(),
 		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
 		live: map[string]*live{}, unanswered: map[string]time.Time{},
 	}
+	o.journal.stored = o.measures.stored
+	return o
 }
 
 // Run claims, adopts and runs sessions until ctx is done; then it hands the running ones over, waits for those that start
@@ -64,14 +67,15 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
 	loops.Go(func() { every(ctx, tick, reportLimit, o.endUnwanted) })
+	loops.Go(func() { every(ctx, tick, 10*time.Second, o.endDrained) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })
 	loops.Go(func() { o.evict(linked) })
 	start := func(c Claim, claimed time.Time) { sessions.Go(func() { o.run(work, c, claimed) }) }
 	var takers sync.WaitGroup
-	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Sessions.Adopt, start) })
-	takers.Go(func() { o.take(ctx, o.queued, o.deps.Sessions.Claim, start) })
+	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Fleet.Hosts, o.deps.Sessions.Adopt, start) })
+	takers.Go(func() { o.take(ctx, o.queued, o.deps.Fleet.Open, o.deps.Sessions.Claim, start) })
 	takers.Wait()
 	close(o.stopping)
 	limits := []*time.Timer{
@@ -93,11 +97,11 @@ type taker func(ctx context.Context, holder string, hosts []string, ttl time.Dur
 
 // take starts sessions for as long as there are any to get, then waits for a wake or a tick. There are never more than
 // devices of connected hosts.
-func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, get taker, start func(Claim, time.Time)) {
+func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, from func() []string, get taker, start func(Claim, time.Time)) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for ctx.Err() == nil {
-		if hosts := o.deps.Fleet.Hosts(); len(hosts) > 0 {
+		if hosts := from(); len(hosts) > 0 {
 			begin := o.deps.Now()
 			// What is cut short may have happened, and nobody would run the session.
 			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
@@ -137,12 +141,15 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
-	n, err := o.deps.Sessions.Reap(ctx)
+	ended, err := o.deps.Sessions.Reap(ctx)
 	if err != nil {
 		o.log.Warn("sessions cannot be reaped", zap.Error(err))
 	}
-	if n > 0 {
-		o.log.Info("sessions reaped", zap.Int("sessions", n))
+	for _, r := range ended {
+		o.measures.end(r)
+	}
+	if len(ended) > 0 {
+		o.log.Info("sessions reaped", zap.Int("sessions", len(ended)))
 	}
 }
 

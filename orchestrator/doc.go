@@ -134,6 +134,12 @@
 //	   │ hosts add                                                            (or up, if all is well)
 //	   └────────── revoked ◀── hosts rm, from every state
 //
+// Beside its state, a host may be closed to new sessions: cordoned, draining or drained by an operator, or damped. Claims read the first from the
+// device's row (devices.closed), which a cordon changes with the host's: a claim that locks the row sees every cordon that was stored before. Damping is each
+// orchestrator's for its own links, from losses without a goodbye (driverproxy, damping.go): it claims nothing on a damped host, and adopts
+// what runs there. At a drain's deadline sessions are asked to end as drained, on the way that a cancellation takes, with the reason in
+// sessions.end_as; a forced release goes the same way and saves no profile. What operators do is in the table audit, in one transaction with what it tells of.
+//
 // up is a live link to every orchestrator that runs; a link is live until the control socket breaks, or the orchestrator that
 // has it stops reporting for 30 s. Wrong are a missing link, missed or slow heartbeats, a reason the host gives, an MTU below
 // 1280, and for a minute each repair.

@@ -29,9 +29,10 @@ const (
 	ProfileConflict   Reason = "profile_conflict"   // the profile changed, or cannot be opened
 	RecordingFailed   Reason = "recording_failed"   // a recording was asked for and could not be opened
 	Quota             Reason = "quota"              // over the account's quota
-	Drained           Reason = "drained"            // the orchestrator was stopped before the session had started
+	Drained           Reason = "drained"            // the orchestrator was stopped before the session had started, or its host's drain was over
 	Internal          Reason = "internal"           // a defect of ours
 	StreamOverflow    Reason = "stream_overflow"    // too many commands or answers are not acknowledged
+	ForceReleased     Reason = "force_released"     // an operator took the device from it
 )
 
 // Ending is a row of the table of endings.
@@ -58,7 +59,8 @@ func Endings() map[Reason]Ending {
 		ProfileConflict:   {http.StatusConflict, webdriver.SessionNotCreated, false, "the profile's saved state changed or cannot be opened; it was left as it is"},
 		RecordingFailed:   {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "the recording could not be started; try again, or set recording to false"},
 		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the limit; try again later"},
-		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the orchestrator was stopped for maintenance before the session had started; start a new session"},
+		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the session's host, or the orchestrator before it had started, was taken out of use for maintenance; start a new session"},
+		ForceReleased:     {http.StatusGone, webdriver.InvalidSessionID, true, "an operator took the device from the session; its profile was not saved. Start a new session"},
 		Internal:          {http.StatusInternalServerError, webdriver.UnknownError, true, "a defect of ours; start a new session and tell us the session id"},
 		StreamOverflow:    {http.StatusGone, webdriver.InvalidSessionID, false, fmt.Sprintf("more than %d commands, or more than %d MiB of answers, were not acknowledged; take the answers before you send more", wire.MaxOutstanding, wire.MaxKept>>20)},
 	}

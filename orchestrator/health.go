@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/tunnel"
 )
 
@@ -27,6 +28,7 @@ type LinkReport struct {
 	Pulses    bool          // it is not connected, and its last pulse was Silent ago
 	Silent    time.Duration // since its last heartbeat: the database has a clock of its own
 	RoundTrip time.Duration // of a heartbeat; 0: not known
+	Damping   *driverproxy.Damping
 	Tunnel    tunnel.PeerStatus
 }
 
@@ -144,13 +146,18 @@ type news struct {
 	since time.Time
 	late  bool
 	slow  bool
+	lost  int // while it is damped
 }
 
 func (o *Orchestrator) newsOfLinks() []news {
 	links := o.deps.Fleet.Links()
 	all := make([]news, 0, len(links))
 	for _, l := range links {
-		all = append(all, news{l.Host, l.Since, l.Late, l.RoundTrip > slowBeat})
+		n := news{l.Host, l.Since, l.Late, l.RoundTrip > slowBeat, 0}
+		if l.Damping != nil {
+			n.lost = l.Damping.Losses
+		}
+		all = append(all, n)
 	}
 	return all
 }
@@ -192,7 +199,7 @@ func (o *Orchestrator) linkReports() []LinkReport {
 	connected := make(map[string]bool, len(links))
 	for _, l := range links {
 		connected[l.Host] = true
-		all = append(all, LinkReport{Host: l.Host, Silent: max(now.Sub(l.Heard), 0), RoundTrip: l.RoundTrip, Tunnel: o.health.tunnel[l.Host]})
+		all = append(all, LinkReport{Host: l.Host, Silent: max(now.Sub(l.Heard), 0), RoundTrip: l.RoundTrip, Damping: l.Damping, Tunnel: o.health.tunnel[l.Host]})
 	}
 	for name, p := range o.health.tunnel {
 		if silent := now.Sub(p.PulsedAt); !connected[name] && silent < pulseCounts {

@@ -45,6 +45,8 @@ func (s *linkStore) StoreLinks(_ context.Context, _ string, links []LinkReport) 
 	return nil
 }
 
+func (*linkStore) EndDrained(context.Context) (int, error) { return 0, nil }
+
 func (s *linkStore) Unwelcome(_ context.Context, hosts []string) ([]string, error) {
 	s.asked <- hosts
 	s.mu.Lock()

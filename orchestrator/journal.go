@@ -19,9 +19,12 @@ const (
 type journal struct {
 	store SessionStore
 	log   *zap.Logger
-	in    chan entry // written by sessions, read by run; bounded, so that a slow database slows commands, not memory
-	stop  chan struct{}
-	done  chan struct{}
+
+	stored func([]Event) // told what was stored; may be nil
+
+	in   chan entry // written by sessions, read by run; bounded, so that a slow database slows commands, not memory
+	stop chan struct{}
+	done chan struct{}
 }
 
 // entry is an event, or a mark that everything before it is stored.
@@ -117,6 +120,8 @@ gather:
 		}))
 		if err != nil {
 			j.log.Error("events given up", zap.Int("events", len(batch)), zap.Error(err))
+		} else if j.stored != nil {
+			j.stored(batch)
 		}
 	}
 	for _, m := range marks {

@@ -23,8 +23,8 @@ var (
 )
 
 // hold keeps the lease of c until ctx is done: it renews every third of the lease time, and at once on a wake from
-// look. It cancels with ErrLeaseLost when the lease is lost or can no longer be trusted, and with errCancelled when
-// somebody asked for the session's end. The protocol is in the package comment.
+// look. It cancels with ErrLeaseLost when the lease is lost or can no longer be trusted, and as asked says when
+// somebody wants the session's end. The protocol is in the package comment.
 func (o *Orchestrator) hold(ctx context.Context, c Claim, claimed time.Time, look <-chan struct{}, cancel context.CancelCauseFunc) {
 	ttl := o.deps.LeaseTTL
 	trusted := claimed.Add(ttl - leaseMargin)
@@ -39,7 +39,7 @@ func (o *Orchestrator) hold(ctx context.Context, c Claim, claimed time.Time, loo
 		}
 		begin := o.deps.Now()
 		call, stop := context.WithTimeout(ctx, max(min(trusted.Sub(begin), ttl/3), 0))
-		cancelled, err := o.deps.Sessions.Renew(call, c.Session, c.Term, ttl)
+		end, err := o.deps.Sessions.Renew(call, c.Session, c.Term, ttl)
 		stop()
 		switch {
 		case errors.Is(err, ErrLeaseLost):
@@ -47,8 +47,8 @@ func (o *Orchestrator) hold(ctx context.Context, c Claim, claimed time.Time, loo
 			return
 		case err == nil:
 			trusted = begin.Add(ttl - leaseMargin)
-			if cancelled {
-				cancel(errCancelled)
+			if end != "" {
+				cancel(asked(end))
 			}
 		case o.deps.Now().Add(ttl / 3).After(trusted):
 			// The next attempt would come too late.

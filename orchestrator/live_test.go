@@ -375,7 +375,7 @@ func TestLeavingDoesNotHideTheNextLife(t *testing.T) {
 // Every reason has its row, and a row never claims success.
 func TestEndings(t *testing.T) {
 	reasons := []Reason{Completed, Cancelled, Idle, Deadline, CommandDeadline, DeviceUnavailable, HostLost, DriverFailed, LeaseLost,
-		ProfileHeld, ProfileConflict, RecordingFailed, Quota, Drained, Internal, StreamOverflow}
+		ProfileHeld, ProfileConflict, RecordingFailed, Quota, Drained, Internal, StreamOverflow, ForceReleased}
 	table := Endings()
 	if len(table) != len(reasons) {
 		t.Errorf("%d rows for %d reasons", len(table), len(reasons))

@@ -20,8 +20,9 @@ const scrapeLimit = 5 * time.Second
 // saidLately is how long what a host says of its tunnel counts as true: it says it four times as often.
 const saidLately = time.Minute
 
-// Metrics serves Prometheus. Labels are names of hosts and words of fixed tables: there is nothing of a customer in them,
-// and no more of them than hosts. The states are the fleet's, of all orchestrators; links, bytes and repairs are this one's.
+// Metrics serves Prometheus; docs/operations.md lists what there is. Labels are names of hosts and words of fixed tables: there is
+// nothing of a customer in them, and no more of them than hosts. The states are the fleet's, of all orchestrators; links, bytes,
+// repairs, commands and endings are this one's.
 func (o *Orchestrator) Metrics() http.Handler {
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(o.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -35,6 +36,7 @@ type collector struct {
 	o *Orchestrator
 
 	database, sessions                                  *prometheus.Desc
+	fleet, oldest, waiting, devices, cordoned, closed   *prometheus.Desc
 	state                                               *prometheus.Desc
 	roundTrip, heartbeat, handshake, mtu                *prometheus.Desc
 	received, sent, repairs                             *prometheus.Desc
@@ -47,8 +49,14 @@ func newCollector(o *Orchestrator) *collector {
 	}
 	return &collector{
 		o:         o,
-		database:  desc("database_up", "Whether the database answered this scrape; without it there are no host states."),
-		sessions:  desc("sessions_running", "Sessions that this orchestrator runs now."),
+		database:  desc("database_up", "Whether the database answered this scrape; without it the figures of the fleet are absent."),
+		sessions:  desc("orchestrator_sessions", "Sessions that this orchestrator has now: starting, running or finishing."),
+		fleet:     desc("sessions", "Sessions of the whole fleet that have not ended.", "state"),
+		oldest:    desc("queue_oldest_wait_seconds", "How long the oldest queued session has waited; 0 when none waits."),
+		waiting:   desc("queue_accounts", "Accounts that have queued sessions."),
+		devices:   desc("devices", "Devices of the whole fleet.", "state"),
+		cordoned:  desc("devices_cordoned", "Devices that operators keep new sessions off, themselves or by their host; each is in one of the states as well."),
+		closed:    desc("hosts_closed", "Hosts that take no new sessions although they were not removed.", "why"),
 		state:     desc("host_state", "1 for the state that the host is in, over all orchestrators; 0 for the others.", "host", "state"),
 		roundTrip: desc("host_heartbeat_round_trip_seconds", "Round trip of the last heartbeat between the host and this orchestrator, on the path of commands.", "host"),
 		heartbeat: desc("host_last_heartbeat_timestamp_seconds", "When this orchestrator last heard a heartbeat of the connected host.", "host"),
@@ -68,9 +76,12 @@ func newCollector(o *Orchestrator) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.database, c.sessions, c.state, c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent,
-		c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate} {
+	for _, d := range []*prometheus.Desc{c.database, c.sessions, c.fleet, c.oldest, c.waiting, c.devices, c.cordoned, c.closed, c.state,
+		c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent, c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate} {
 		out <- d
+	}
+	for _, m := range c.o.measures.collectors() {
+		m.Describe(out)
 	}
 }
 
@@ -80,6 +91,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	running := len(c.o.live)
 	c.o.mu.Unlock()
 	gauge(out, c.sessions, float64(running))
+	for _, m := range c.o.measures.collectors() {
+		m.Collect(out)
+	}
 	c.states(out)
 	c.links(out)
 	if c.o.deps.Tunnel != nil {
@@ -93,12 +107,17 @@ func (c *collector) states(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeLimit)
 	defer cancel()
 	hosts, err := c.o.deps.Hosts.Hosts(ctx)
+	var fleet api.Fleet
+	if err == nil {
+		fleet, err = c.o.deps.Hosts.Fleet(ctx)
+	}
 	if err != nil {
-		c.o.log.Warn("metrics without the hosts' states", zap.Error(err))
+		c.o.log.Warn("metrics without the fleet's states", zap.Error(err))
 		gauge(out, c.database, 0)
 		return
 	}
 	gauge(out, c.database, 1)
+	c.counts(out, fleet)
 	for _, h := range hosts {
 		for _, s := range api.HostStates() {
 			is := 0.0
@@ -108,6 +127,22 @@ func (c *collector) states(out chan<- prometheus.Metric) {
 			gauge(out, c.state, is, h.Name, string(s))
 		}
 	}
+}
+
+// counts has a value for every state there is.
+func (c *collector) counts(out chan<- prometheus.Metric, f api.Fleet) {
+	for _, s := range api.ActiveStates() {
+		gauge(out, c.fleet, float64(f.Sessions[string(s)]), string(s))
+	}
+	for _, s := range api.DeviceStates() {
+		gauge(out, c.devices, float64(f.Devices[s]), s)
+	}
+	for _, why := range api.ClosedStates() {
+		gauge(out, c.closed, float64(f.Closed[why]), why)
+	}
+	gauge(out, c.cordoned, float64(f.Devices["cordoned"]))
+	gauge(out, c.oldest, float64(f.Queue.OldestSeconds))
+	gauge(out, c.waiting, float64(len(f.Queue.Accounts)+f.Queue.More))
 }
 
 func (c *collector) links(out chan<- prometheus.Metric) {

@@ -61,7 +61,7 @@ func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int
 		return 0
 	}
 	switch end.Reason {
-	case HostLost, DriverFailed, LeaseLost, CommandDeadline, StreamOverflow:
+	case HostLost, DriverFailed, LeaseLost, CommandDeadline, StreamOverflow, ForceReleased:
 		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: end.Reason})
 		return 0
 	}

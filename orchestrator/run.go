@@ -31,6 +31,7 @@ const (
 // run takes a session that was claimed or adopted to its end, or leaves it to be adopted.
 func (o *Orchestrator) run(ctx context.Context, c Claim, claimed time.Time) {
 	l := newLive(c, o.journal, o.deps.Now)
+	o.measures.take(c)
 	o.enter(l)
 	defer o.leave(l)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -119,7 +120,7 @@ func (o *Orchestrator) ended(ctx context.Context, l *live, what string, as Reaso
 	if end.Reason == Internal && as != "" && !errors.Is(err, ErrUnavailable) {
 		end = &EndError{Reason: as, cause: err}
 	}
-	if l.claim.Adopted && (end.Reason == LeaseLost || end.Reason == Drained) {
+	if l.claim.Adopted && (end.Reason == LeaseLost || errors.Is(err, errDrained)) {
 		end = leave(err) // it runs: another may go on with it
 	}
 	o.log.Warn(what, zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(err))
@@ -198,6 +199,7 @@ func (o *Orchestrator) running(ctx context.Context, l *live, dev *driverproxy.Se
 		end.left = end.Reason == LeaseLost // it may be marked, and then another goes on with it
 		return end
 	}
+	o.measures.ran(l.claim, o.deps.Now().Sub(l.began))
 	l.emit(Event{Kind: EventRunning})
 	return nil
 }
@@ -265,5 +267,6 @@ func (o *Orchestrator) finish(ctx context.Context, l *live, end *EndError, saved
 		o.log.Error("the ending could not be stored", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(err))
 		return
 	}
+	o.measures.end(end.Reason)
 	o.log.Info("session ended", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), cause(end.cause))
 }

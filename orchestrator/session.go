@@ -55,6 +55,8 @@ type Claim struct {
 	Command      time.Duration
 	LastEvent    int64 // the newest event's Seq
 
+	Waited time.Duration // since its creation, by the database's clock; of a claim
+
 	Adopted bool          // it runs already, on the device: its former holder is gone
 	Ran     time.Duration // how long it has been running then, by the database's clock
 }

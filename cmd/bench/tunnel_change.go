@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/driftstack/fleet/driverproxy/socket"
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/tunnel"
 )
 
@@ -66,7 +67,7 @@ func (t *tunnelBench) change(ctx context.Context) (_ []figure, err error) {
 		name := fmt.Sprintf("new-%d", round)
 		if round%2 == 0 {
 			name = members[round].name
-			err = s.store.Revoke(ctx, name, changeRest)
+			err = s.store.Revoke(ctx, name, changeRest, orchestrator.Act{By: "bench"})
 		} else {
 			_, err = s.hosts.Invite(ctx, name, []tunnel.GatewayInfo{s.info})
 		}

@@ -16,11 +16,72 @@ import (
 const reasonWidth = 72
 
 func hostColumns() table.Row {
-	return table.Row{"HOST", "STATE", "ADDRESS", "DEVICES", "RTT", "SEEN", "REASON"}
+	return table.Row{"HOST", "STATE", "ADDRESS", "DEVICES", "SESSIONS", "RTT", "SEEN", "REASON"}
+}
+
+// hostState is the state, and whether it takes new sessions.
+func hostState(h api.Host) string {
+	s := string(h.State)
+	if h.Cordon != nil {
+		s += ", " + string(h.Cordon.State)
+	}
+	if h.DampedUntil != nil {
+		s += ", damped"
+	}
+	return s
+}
+
+// hostReason is why it is not up, or takes no new sessions.
+func (p printer) hostReason(h api.Host) string {
+	why := h.Reason
+	if h.Cordon != nil {
+		why = p.cordon(*h.Cordon) + ". " + why
+	}
+	return strings.TrimSuffix(why, ". ")
+}
+
+// cordon says who did it, when and why, and until when sessions have time.
+func (p printer) cordon(c api.Cordon) string {
+	said := string(c.State) + " by " + c.By + " " + p.since(&c.Since)
+	if c.By == "" { // a device's, by its host
+		said = string(c.State)
+	}
+	if c.Reason != "" {
+		said += ": " + c.Reason
+	}
+	if c.State == api.Draining && c.Until != nil {
+		if left := c.Until.Sub(p.now()); left > 0 {
+			said += " (" + short(left) + " left)"
+		} else {
+			said += " (its time is up)"
+		}
+	}
+	return said
+}
+
+func deviceState(d api.Device) string {
+	if d.Cordon != nil {
+		return d.State + ", " + string(d.Cordon.State)
+	}
+	return d.State
+}
+
+func deviceReason(d api.Device) string {
+	if d.Cordon == nil {
+		return d.Reason
+	}
+	said := d.Cordon.Reason
+	if d.Cordon.By != "" { // its own, and not its host's
+		said = strings.TrimSuffix("cordoned by "+d.Cordon.By+": "+said, ": ")
+	}
+	if d.Reason != "" {
+		said += ". " + d.Reason
+	}
+	return said
 }
 
 func (p printer) hostRow(h api.Host) table.Row {
-	return table.Row{h.Name, h.State, orDash(h.Address), h.Devices, p.took(h.RoundTripUS), p.seen(h), cut(h.Reason, reasonWidth)}
+	return table.Row{h.Name, hostState(h), orDash(h.Address), h.Devices, h.Sessions, p.took(h.RoundTripUS), p.seen(h), cut(p.hostReason(h), reasonWidth)}
 }
 
 // host prints all that is known of a host: what matters first, then its links, then its devices.
@@ -29,8 +90,8 @@ func (p printer) host(h api.HostDetail) error {
 		return p.object(h)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is %s\n", h.Name, h.State)
-	for _, why := range strings.Split(h.Reason, ". ") {
+	fmt.Fprintf(&b, "%s is %s\n", h.Name, hostState(h.Host))
+	for _, why := range strings.Split(p.hostReason(h.Host), ". ") {
 		if why != "" {
 			fmt.Fprintf(&b, "  %s\n", why)
 		}
@@ -67,6 +128,7 @@ func (p printer) facts(b *strings.Builder, h api.HostDetail) {
 	if h.SeenAt != nil {
 		fact("seen", p.seen(h.Host))
 	}
+	fact("sessions", fmt.Sprint(h.Sessions))
 	fact("added", p.since(&h.CreatedAt))
 	_ = w.Flush() // into a Builder
 }
@@ -139,7 +201,7 @@ func (p printer) hostDevices(b *strings.Builder, devices []api.Device) {
 	w := columns(b)
 	fmt.Fprintln(w, "DEVICE\tSTATE\tMODEL\tPLATFORM\tSESSION\tREASON")
 	for _, d := range devices {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Name, d.State, orDash(d.Model), orDash(strings.TrimSpace(d.PlatformName+" "+d.PlatformVersion)), orDash(d.Session), orDash(d.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Name, deviceState(d), orDash(d.Model), orDash(strings.TrimSpace(d.PlatformName+" "+d.PlatformVersion)), orDash(d.Session), orDash(deviceReason(d)))
 	}
 	_ = w.Flush()
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ import (
 type cli struct {
 	URL          string `default:"http://127.0.0.1:8080" env:"DRIFTSTACK_URL" help:"Orchestrator."`
 	ServiceToken string `env:"DRIFTSTACK_SERVICE_TOKEN" placeholder:"TOKEN" help:"Service token."`
+	As           string `env:"DRIFTSTACK_OPERATOR" placeholder:"NAME" help:"Your name for the audit log; USER@MACHINE if it is not set."`
 	JSON         bool   `name:"json" help:"Print JSON instead of tables: one object, or one a line where there are many."`
 
 	Hosts struct {
@@ -36,7 +38,20 @@ type cli struct {
 		} `cmd:"" help:"Show all that is known of a driver host: its links to each orchestrator, what repaired them, its devices."`
 		Rm struct {
 			Name string `arg:"" help:"Name of the host."`
-		} `cmd:"" aliases:"remove" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost."`
+		} `cmd:"" aliases:"remove" help:"Remove a driver host: it is cut off at once, and the sessions on it end as host_lost. To let them end by themselves, drain it before."`
+		Drain struct {
+			Name     string        `arg:"" help:"Name of the host."`
+			Deadline time.Duration `default:"10m" help:"How long sessions on it have to end by themselves, 1s to 24h; then they end as drained, and their profiles are saved. Again, with another deadline: that one counts."`
+			Reason   string        `help:"Why; it is shown with the host and goes into the audit log."`
+			Wait     bool          `help:"Wait until no session is on it any more, and show how far it is. Ctrl-C stops the waiting, not the drain."`
+		} `cmd:"" help:"Take a driver host out of use: no new sessions, and those on it have until a deadline. hosts uncordon undoes it."`
+		Cordon struct {
+			Name   string `arg:"" help:"Name of the host."`
+			Reason string `help:"Why; it is shown with the host and goes into the audit log."`
+		} `cmd:"" help:"Keep new sessions off a driver host; those on it go on."`
+		Uncordon struct {
+			Name string `arg:"" help:"Name of the host."`
+		} `cmd:"" help:"Let a driver host take sessions again: undoes a cordon or a drain."`
 		Rotate struct {
 			Name string `arg:"" help:"Name of the host."`
 		} `cmd:"" help:"Replace a driver host's tunnel key and preshared key, within 15s if it is connected; its sessions go on. It is done by itself every 30 days."`
@@ -49,8 +64,25 @@ type cli struct {
 		} `cmd:"" help:"Replace a gateway's tunnel key; sessions go on. It is done by itself every 90 days. Join tokens that are still open must be made anew once the key has changed."`
 	} `cmd:"" help:"Gateways: the orchestrators' ends of the tunnels, one each."`
 	Devices struct {
-		Ls struct{} `cmd:"" help:"List devices."`
+		Ls     struct{} `cmd:"" help:"List devices."`
+		Cordon struct {
+			Device string `arg:"" help:"HOST/DEVICE."`
+			Reason string `help:"Why; it is shown with the device and goes into the audit log."`
+		} `cmd:"" help:"Keep new sessions off a device; one on it goes on."`
+		Uncordon struct {
+			Device string `arg:"" help:"HOST/DEVICE."`
+		} `cmd:"" help:"Let a device take sessions again."`
+		Release struct {
+			Device string `arg:"" help:"HOST/DEVICE."`
+			Reason string `required:"" help:"Why; it goes into the audit log."`
+		} `cmd:"" help:"Take a device from its session at once: the session ends as force_released and its profile is not saved; the device is free once its host says that it is clean. sessions cancel is the gentle way."`
 	} `cmd:"" help:"Devices of the driver hosts."`
+	Fleet struct{} `cmd:"" help:"Show the fleet as of one moment: hosts, devices and sessions by state, and who waits for a device."`
+	Audit struct {
+		Host   string `help:"Only what was done to this host and its devices."`
+		Limit  int    `default:"50" help:"At most so many, 1 to 1000."`
+		Before int64  `help:"Only older entries: the number that the page before ended with."`
+	} `cmd:"" help:"List what operators did to hosts and devices, who and why, newest first."`
 	Sessions struct {
 		Ls struct {
 			Account string   `help:"Only this account's."`
@@ -112,6 +144,7 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	fleet = fleet.As(cmp.Or(c.As, operator()))
 	p := printer{out: out, json: c.JSON, now: time.Now}
 	switch command {
 	case "hosts add <name>":
@@ -136,6 +169,20 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return p.host(v)
 	case "hosts rm <name>":
 		return fleet.RemoveHost(ctx, c.Hosts.Rm.Name)
+	case "hosts drain <name>":
+		return c.drain(ctx, fleet, p)
+	case "hosts cordon <name>", "hosts uncordon <name>":
+		return c.operateHost(ctx, fleet, p, command)
+	case "devices cordon <device>", "devices uncordon <device>", "devices release <device>":
+		return c.operateDevice(ctx, fleet, p, command)
+	case "fleet":
+		v, err := fleet.Fleet(ctx)
+		if err != nil {
+			return err
+		}
+		return p.fleet(v)
+	case "audit":
+		return c.audit(ctx, fleet, p)
 	case "hosts rotate <name>":
 		return p.told(fleet.RotateHost(ctx, c.Hosts.Rotate.Name), rotatedHost(c.Hosts.Rotate.Name))
 	case "gateways ls":
@@ -150,7 +197,7 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 	case "devices ls":
 		v, err := fleet.Devices(ctx)
 		return list(p, err, table.Row{"HOST", "DEVICE", "KIND", "MODEL", "PLATFORM", "STATE", "SESSION", "REASON"}, v, func(d api.Device) table.Row {
-			return table.Row{d.Host, d.Name, d.Kind, d.Model, d.PlatformName + " " + d.PlatformVersion, d.State, d.Session, d.Reason}
+			return table.Row{d.Host, d.Name, d.Kind, d.Model, d.PlatformName + " " + d.PlatformVersion, deviceState(d), d.Session, deviceReason(d)}
 		})
 	case "sessions ls":
 		q := url.Values{"limit": {strconv.Itoa(c.Sessions.Ls.Limit)}}

@@ -168,6 +168,9 @@ type Host struct {
 	Reason      string     `json:"reason,omitempty" doc:"Why it is in its state, and, unless it is up, what to do."`
 	Address     string     `json:"address,omitempty" doc:"Its address in the tunnel; a revoked host has none."`
 	Devices     int        `json:"devices"`
+	Sessions    int        `json:"sessions" doc:"On its devices now."`
+	Cordon      *Cordon    `json:"cordon,omitempty" doc:"An operator's word that it takes no new session."`
+	DampedUntil *time.Time `json:"damped_until,omitempty" doc:"It lost its connections too often, and takes no new session before; by itself."`
 	RoundTripUS int64      `json:"round_trip_us,omitempty" doc:"Microseconds that a heartbeat takes there and back, on the slowest of its links."`
 	SeenAt      *time.Time `json:"seen_at,omitempty" doc:"When any orchestrator last heard of it."`
 	CreatedAt   time.Time  `json:"created_at"`
@@ -202,6 +205,8 @@ type HostLink struct {
 	HostBackend    string     `json:"host_backend,omitempty" doc:"WireGuard backend of the host."`
 	Repairs        Repairs    `json:"repairs"`
 	RepairedAt     *time.Time `json:"repaired_at,omitempty" doc:"When the host last had to repair it."`
+	Losses         int        `json:"losses,omitempty" doc:"How often it was lost lately, while it is damped."`
+	DampedUntil    *time.Time `json:"damped_until,omitempty" doc:"It was lost too often, and takes no new session before."`
 }
 
 // Repairs counts how a host got a link back, by rung of its ladder, since its agent started.
@@ -234,6 +239,7 @@ type Device struct {
 	State           string            `json:"state" enum:"ready,busy,quarantined,offline"`
 	Reason          string            `json:"reason,omitempty"`
 	Session         string            `json:"session,omitempty"`
+	Cordon          *Cordon           `json:"cordon,omitempty" doc:"An operator's word that it takes no new session: its own, or its host's."`
 }
 
 // DeviceList lists devices.

@@ -32,6 +32,8 @@ type Client struct {
 	base  *url.URL
 	token string
 	http  *http.Client
+
+	operator string // may be empty
 }
 
 // Problem is an RFC 9457 answer.
@@ -276,7 +278,11 @@ func (c *Client) Devices(ctx context.Context) ([]api.Device, error) {
 }
 
 func (c *Client) header() http.Header {
-	return http.Header{"Authorization": {"Bearer " + c.token}}
+	h := http.Header{"Authorization": {"Bearer " + c.token}}
+	if c.operator != "" {
+		h.Set("Driftstack-Operator", c.operator)
+	}
+	return h
 }
 
 func (c *Client) request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {

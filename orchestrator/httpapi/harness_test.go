@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 // rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
 type rig struct {
 	url      string
+	fleet    string // HOST:PORT for hosts
 	client   *client.Client
 	store    *pgstore.Store
 	profiles *profilestate.Store
@@ -108,7 +109,12 @@ func (d directory) DeviceChanged(ctx context.Context, host string, v wire.Device
 	return err
 }
 
-func (directory) HostByAddr(context.Context, netip.Addr) (string, error) { return "mac-1", nil }
+func (directory) HostByAddr(_ context.Context, a netip.Addr) (string, error) {
+	if a == netip.AddrFrom4([4]byte{127, 0, 0, 2}) {
+		return "mac-2", nil
+	}
+	return "mac-1", nil
+}
 
 func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
@@ -163,6 +169,7 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 
 	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store, tap.changed}, Log: log})
 	fleetServer := httptest.NewServer(fleet.Handler())
+	r.fleet = strings.TrimPrefix(fleetServer.URL, "http://")
 	var sessions orchestrator.SessionStore = r.store
 	if tap.sessions != nil {
 		sessions = tap.sessions(sessions)
@@ -294,14 +301,19 @@ func decode[T any](t *testing.T, b []byte) T {
 // enrolMac adds the host of these tests.
 func enrolMac(t *testing.T, s *pgstore.Store) {
 	t.Helper()
+	enrol(t, s, "mac-1", 1)
+}
+
+func enrol(t *testing.T, s *pgstore.Store, name string, key byte) {
+	t.Helper()
 	var at netip.Addr
-	_, err := s.Invite(t.Context(), "mac-1", time.Hour, func(number int) (i orchestrator.Invitation, err error) {
+	_, err := s.Invite(t.Context(), name, time.Hour, func(number int) (i orchestrator.Invitation, err error) {
 		at, err = tunnel.JoinAddr(number)
-		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{1}}, err
+		return orchestrator.Invitation{JoinPublicKey: tunnel.Key{key}}, err
 	})
 	must(t, err)
 	kem, err := mlkem.GenerateKey768()
 	must(t, err)
-	_, err = s.Redeem(t.Context(), at, tunnel.Offer{PublicKey: tunnel.Key{2}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
+	_, err = s.Redeem(t.Context(), at, tunnel.Offer{PublicKey: tunnel.Key{key + 100}, EncapsulationKey: kem.EncapsulationKey().Bytes()})
 	must(t, err)
 }

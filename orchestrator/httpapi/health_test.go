@@ -248,7 +248,7 @@ func TestRemovedHostIsCutOffEverywhere(t *testing.T) {
 			t.Fatalf("session is %s: %s %s", s.State, s.Reason, s.Detail)
 		}
 		sessions = append(sessions, s.ID)
-		if idle := "driftstack_sessions_running 0\n"; !strings.Contains(one.metrics(t), idle) && !strings.Contains(two.metrics(t), idle) {
+		if idle := "driftstack_orchestrator_sessions 0\n"; !strings.Contains(one.metrics(t), idle) && !strings.Contains(two.metrics(t), idle) {
 			break
 		}
 	}
@@ -312,7 +312,8 @@ func TestMetrics(t *testing.T) {
 		`driftstack_gateway_info{backend="kernel"} 1`, `driftstack_gateway_peers 2`, `driftstack_gateway_reconcile_errors_total 1`,
 		`driftstack_gateway_restores_total 4`, `driftstack_gateway_isolation_repairs_total 5`,
 		`driftstack_gateway_reconcile_duration_seconds_bucket{le="0.01"} 2`, `driftstack_gateway_reconcile_duration_seconds_count 3`,
-		`driftstack_database_up 1`, `driftstack_sessions_running 0`, "go_goroutines ", "process_open_fds ",
+		`driftstack_database_up 1`, `driftstack_orchestrator_sessions 0`, `driftstack_sessions{state="queued"} 0`, `driftstack_devices{state="ready"} 1`,
+		`driftstack_hosts_closed{why="damped"} 0`, `driftstack_sessions_ended_total{reason="force_released"} 0`, `driftstack_command_duration_seconds_count{result="ok"} 0`, "go_goroutines ", "process_open_fds ",
 	} {
 		if !strings.Contains(m, want) {
 			t.Errorf("not exported: %s", want)

@@ -105,6 +105,7 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/gateways", "list-gateways", "List the orchestrators' tunnel gateways", 0, s.listGateways)
 	reg(a, http.MethodPost, "/v1/gateways/{name}/rotate", "rotate-gateway", "Replace a gateway's tunnel key", http.StatusAccepted, s.rotateGateway)
 	reg(a, http.MethodGet, "/v1/devices", "list-devices", "List devices", 0, s.listDevices)
+	s.operate(a)
 }
 
 // reg registers one operation; status 0 is huma's default.
@@ -332,9 +333,11 @@ func (s *server) getHost(ctx context.Context, in *struct {
 }
 
 func (s *server) removeHost(ctx context.Context, in *struct {
-	Name string `path:"name" maxLength:"63"`
+	HostName
+	Operator
+	Reason string `query:"reason" maxLength:"256" doc:"Why, for the audit log."`
 }) (*struct{}, error) {
-	return nil, s.problem(s.Store.Revoke(ctx, in.Name, s.Rest))
+	return nil, s.problem(s.Store.Revoke(ctx, in.Name, s.Rest, in.act(in.Reason)))
 }
 
 func (s *server) listDevices(ctx context.Context, _ *struct{}) (*body[api.DeviceList], error) {

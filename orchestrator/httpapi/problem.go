@@ -68,6 +68,7 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	var conflict *orchestrator.ConflictError
 	var unmatched *orchestrator.UnmatchedError
 	var end *orchestrator.EndError
+	var missing *orchestrator.MissingError
 	var streams *orchestrator.TooManyStreamsError
 	switch {
 	case errors.As(err, &end):
@@ -92,6 +93,8 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	case errors.Is(err, orchestrator.ErrNoSuchDevice):
 		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device",
 			Detail: "no enrolled device could ever match what was asked for; GET /v1/devices lists them"}
+	case errors.As(err, &missing):
+		return &huma.ErrorModel{Type: typeNotFound, Status: http.StatusNotFound, Title: "Not found", Detail: missing.Error()}
 	case errors.Is(err, orchestrator.ErrNotFound):
 		return &huma.ErrorModel{Type: typeNotFound, Status: http.StatusNotFound, Title: "Not found", Detail: "there is no such thing, or no longer"}
 	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):

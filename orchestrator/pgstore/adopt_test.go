@@ -120,15 +120,15 @@ func TestReapLeavesWhatCanBeAdopted(t *testing.T) {
 	for _, id := range []string{c.Session, starting.Session} {
 		s.AgeLease(t, id, time.Minute+time.Second)
 	}
-	if n, err := s.Reap(t.Context()); n != 1 || err != nil {
-		t.Fatalf("reaped %d, %v: the one that was starting should be", n, err)
+	if n, err := s.Reap(t.Context()); len(n) != 1 || err != nil {
+		t.Fatalf("reaped %v, %v: the one that was starting should be", n, err)
 	}
 	if v, err := s.Get(t.Context(), starting.Session); err != nil || v.Reason != "lease_lost" {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	s.AgeLease(t, c.Session, orchestrator.AdoptWindow)
-	if n, err := s.Reap(t.Context()); n != 1 || err != nil {
-		t.Fatalf("reaped %d, %v", n, err)
+	if n, err := s.Reap(t.Context()); len(n) != 1 || err != nil {
+		t.Fatalf("reaped %v, %v", n, err)
 	}
 	if v, err := s.Get(t.Context(), c.Session); err != nil || v.Reason != "lease_lost" {
 		t.Fatalf("%+v, %v", v, err)
@@ -256,8 +256,8 @@ func TestCancelReachesTheNextHolder(t *testing.T) {
 	if !ok {
 		t.Fatal("not adopted")
 	}
-	if cancelled, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); !cancelled || err != nil {
-		t.Fatal(cancelled, err)
+	if end, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); end != orchestrator.Cancelled || err != nil {
+		t.Fatal(end, err)
 	}
 }
 

@@ -18,7 +18,7 @@ WITH pick AS (
     SELECT s.id, d.host, d.name
     FROM sessions s CROSS JOIN LATERAL (
         SELECT host, name FROM devices d
-        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + `
+        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + ` AND ` + open + `
           AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
           AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
           AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
@@ -40,23 +40,28 @@ evt AS (
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'starting', term FROM ses
     RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL
+       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL,
+       extract(epoch FROM now() - created_at)::float8
 FROM ses`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
-	return scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()))
+	var waited float64
+	c, ok, err := scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()), &waited)
+	c.Waited = time.Duration(waited * float64(time.Second))
+	return c, ok, err
 }
 
 // Renew implements orchestrator.SessionStore.
-func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (cancelled bool, err error) {
+func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (end orchestrator.Reason, err error) {
 	err = s.pool.QueryRow(ctx, `
 		UPDATE sessions SET lease_until = now() + make_interval(secs => $3)
-		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing') RETURNING cancelled`, session, term, ttl.Seconds()).Scan(&cancelled)
+		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing')
+		RETURNING CASE WHEN cancelled THEN coalesce(nullif(end_as, ''), 'cancelled') ELSE '' END`, session, term, ttl.Seconds()).Scan(&end)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return false, orchestrator.ErrLeaseLost
+		return "", orchestrator.ErrLeaseLost
 	}
-	return cancelled, unavailable(err)
+	return end, unavailable(err)
 }
 
 // Running implements orchestrator.SessionStore.
@@ -139,11 +144,20 @@ e AS (
     INSERT INTO session_events (session, seq, at, kind, term, reason)
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
     ON CONFLICT DO NOTHING)
-SELECT pg_notify('` + chanSession + `', id), pg_notify('` + chanQueue + `', '') FROM s`
+SELECT reason, pg_notify('` + chanSession + `', id) IS NULL, pg_notify('` + chanQueue + `', '') IS NULL FROM s`
 
 // Reap implements orchestrator.SessionStore. Whoever adopts a running session has AdoptWindow for it. The device of a session
 // that is ended here is free once its host says so: the host ends what nobody comes for.
-func (s *Store) Reap(ctx context.Context) (int, error) {
-	tag, err := s.pool.Exec(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
-	return int(tag.RowsAffected()), unavailable(err)
+func (s *Store) Reap(ctx context.Context) ([]orchestrator.Reason, error) {
+	rows, err := s.pool.Query(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	var reason orchestrator.Reason
+	var ended []orchestrator.Reason
+	_, err = pgx.ForEachRow(rows, []any{&reason, new(bool), new(bool)}, func() error {
+		ended = append(ended, reason)
+		return nil
+	})
+	return ended, unavailable(err)
 }

@@ -80,19 +80,23 @@ func notify(ctx context.Context, tx pgx.Tx, channel, payload string) error {
 
 // Revoke takes a host's keys, so that every gateway cuts it off, and lets its number rest. Its name may be invited
 // again. ErrNotFound.
-func (s *Store) Revoke(ctx context.Context, name string, rest time.Duration) error {
+func (s *Store) Revoke(ctx context.Context, name string, rest time.Duration, by orchestrator.Act) error {
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var number *int
-		err := tx.QueryRow(ctx, `SELECT number FROM hosts WHERE name = $1 FOR UPDATE`, name).Scan(&number)
-		if errors.Is(err, pgx.ErrNoRows) || err == nil && number == nil {
-			return orchestrator.ErrNotFound
-		}
-		if err != nil {
+		var on int
+		err := tx.QueryRow(ctx, `SELECT number, (SELECT count(*) FROM devices WHERE host = $1 AND session IS NOT NULL) FROM hosts WHERE name = $1 FOR UPDATE`,
+			name).Scan(&number, &on)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			return noHost(name)
+		case err != nil:
 			return err
+		case number == nil:
+			return &orchestrator.MissingError{What: fmt.Sprintf("host %q was removed already; `driftctl hosts add %s` lets it join anew", name, name)}
 		}
 		var batch pgx.Batch
 		batch.Queue(`
-			UPDATE hosts SET number = NULL, join_public_key = NULL, join_psk = NULL, join_expires_at = NULL, public_key = NULL, psk = NULL,
+			UPDATE hosts SET cordoned_at = NULL, cordoned_by = '', cordon_reason = '', drain_until = NULL, number = NULL, join_public_key = NULL, join_psk = NULL, join_expires_at = NULL, public_key = NULL, psk = NULL,
 			    offer = NULL, ciphertext = NULL, next_public_key = NULL, next_psk = NULL, next_offer = NULL, next_ciphertext = NULL,
 			    rotate = false, rotated_at = NULL, revoked_at = now(),
 			    seen_at = greatest(seen_at, (SELECT max(heard_at) FROM host_links WHERE host = $1)) WHERE name = $1`, name)
@@ -101,6 +105,7 @@ func (s *Store) Revoke(ctx context.Context, name string, rest time.Duration) err
 		// A device stays until its session has ended.
 		batch.Queue(`DELETE FROM devices WHERE host = $1 AND session IS NULL`, name)
 		batch.Queue(`SELECT pg_notify($1, $2)`, chanHosts, name)
+		write(&batch, by, entry{action: "remove", host: name, detail: sessions(on)})
 		return tx.SendBatch(ctx, &batch).Close()
 	}))
 }

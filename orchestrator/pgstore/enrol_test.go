@@ -199,7 +199,7 @@ func TestOneTokenTwice(t *testing.T) {
 		if !reflect.DeepEqual(answers[won], answers[won+2]) {
 			t.Fatal("one offer got two answers")
 		}
-		if err := stores[0].Revoke(t.Context(), "mac", 0); err != nil {
+		if err := stores[0].Revoke(t.Context(), "mac", 0, orchestrator.Act{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -223,14 +223,14 @@ func TestNumbers(t *testing.T) {
 	if n, _ := tunnel.Number(second.Addr); n != tunnel.FirstHost+1 {
 		t.Errorf("failed invitations took numbers: the next is %d", n)
 	}
-	if err := s.Revoke(ctx, "mac-1", time.Hour); err != nil {
+	if err := s.Revoke(ctx, "mac-1", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Revoke(ctx, "mac-2", 0); err != nil {
+	if err := s.Revoke(ctx, "mac-2", 0, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"mac-1", "nobody"} {
-		if err := s.Revoke(ctx, name, time.Hour); !errors.Is(err, orchestrator.ErrNotFound) {
+		if err := s.Revoke(ctx, name, time.Hour, orchestrator.Act{By: "test"}); !errors.Is(err, orchestrator.ErrNotFound) {
 			t.Errorf("%s is removed twice: %v", name, err)
 		}
 	}
@@ -268,7 +268,7 @@ func TestRevoke(t *testing.T) {
 	peer := names(t, s, "mac-1")["mac-1"]
 	mustCreate(t, s, wish("a"))
 	c := mustClaim(t, s)
-	if err := s.Revoke(ctx, "mac-1", time.Hour); err != nil {
+	if err := s.Revoke(ctx, "mac-1", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	if got := names(t, s, ""); len(got) != 0 {
@@ -394,7 +394,7 @@ func TestOldHostsRotate(t *testing.T) {
 	}
 	invite(t, s, "invited", time.Hour)
 	s.AgeKey(t, "invited", 200*24*time.Hour)
-	if err := s.Revoke(ctx, "mac-00", time.Hour); err != nil {
+	if err := s.Revoke(ctx, "mac-00", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	s.AgeKey(t, "mac-24", time.Hour) // young

@@ -209,3 +209,14 @@ func (s *Store) Leases(t testing.TB) map[string]Lease {
 	}
 	return all
 }
+
+// PassDrain makes the deadline of a host's drain one that has just passed.
+func (s *Store) PassDrain(t testing.TB, host string) {
+	s.exec(t, `UPDATE hosts SET drain_until = now() WHERE name = $1`, host)
+}
+
+// Try runs a statement as whoever may write to the database could.
+func (s *Store) Try(t testing.TB, sql string) error {
+	_, err := s.pool.Exec(t.Context(), sql)
+	return err
+}

@@ -20,6 +20,9 @@ const live = `(l.lost_at IS NULL AND l.written_at > now() - interval '30 seconds
 // connected is a condition on a row d of devices: some orchestrator has a live link to its host.
 const connected = `EXISTS (SELECT FROM host_links l WHERE l.host = d.host AND ` + live + `)`
 
+// takes is a condition on a row d of devices: some orchestrator that has a live link to its host may give it a session.
+const takes = `EXISTS (SELECT FROM host_links l WHERE l.host = d.host AND ` + live + ` AND coalesce(l.damped_until <= now(), true))`
+
 // notRevoked is a condition on a row d of devices.
 const notRevoked = `d.host NOT IN (SELECT name FROM hosts WHERE revoked_at IS NOT NULL)`
 
@@ -70,6 +73,8 @@ func (s *Store) storeLinks(ctx context.Context, backend string, links []orchestr
 		pulsed                                    []bool
 		mtu, handshake, socket, resolve, deviceNo []int32
 		shaken                                    []*time.Time
+		damped                                    []*float64 // seconds from now: the database has a clock of its own
+		losses                                    []int32
 	}
 	for _, l := range links {
 		c.host = append(c.host, l.Host)
@@ -85,6 +90,12 @@ func (s *Store) storeLinks(ctx context.Context, backend string, links []orchestr
 		c.pulsed = append(c.pulsed, !t.PulsedAt.IsZero())
 		c.backend, c.reason = append(c.backend, storable(t.Pulse.Backend)), append(c.reason, storable(t.Pulse.Reason))
 		c.mtu = append(c.mtu, int32(t.Pulse.MTU))
+		damped, losses := (*float64)(nil), 0
+		if l.Damping != nil {
+			left := l.Damping.Left.Seconds()
+			damped, losses = &left, l.Damping.Losses
+		}
+		c.damped, c.losses = append(c.damped, damped), append(c.losses, int32(losses))
 		r := t.Pulse.Repairs
 		c.handshake, c.socket = append(c.handshake, int32(r.Handshake)), append(c.socket, int32(r.Socket))
 		c.resolve, c.deviceNo = append(c.resolve, int32(r.Resolve)), append(c.deviceNo, int32(r.Device))
@@ -92,7 +103,7 @@ func (s *Store) storeLinks(ctx context.Context, backend string, links []orchestr
 	// Repairs count from the start of the agent, so that only more of them than at the pulse before are news.
 	_, err := s.pool.Exec(ctx, `
 		UPDATE host_links l SET written_at = now(), heard_at = now() - make_interval(secs => u.silent), round_trip = u.round, gateway = $2,
-		    handshake_at = u.shaken, rx_bytes = u.rx, tx_bytes = u.tx,
+		    damped_until = now() + make_interval(secs => u.damped), losses = u.losses, handshake_at = u.shaken, rx_bytes = u.rx, tx_bytes = u.tx,
 		    backend = CASE WHEN u.pulsed THEN u.backend ELSE l.backend END,
 		    mtu = CASE WHEN u.pulsed THEN u.mtu ELSE l.mtu END,
 		    reason = CASE WHEN u.pulsed THEN u.reason ELSE l.reason END,
@@ -103,10 +114,11 @@ func (s *Store) storeLinks(ctx context.Context, backend string, links []orchestr
 		    repaired_at = CASE WHEN u.pulsed AND l.backend <> '' AND (u.handshake > l.repairs_handshake OR u.socket > l.repairs_socket
 		        OR u.resolve > l.repairs_resolve OR u.device > l.repairs_device) THEN now() ELSE l.repaired_at END
 		FROM unnest($3::text[], $4::float8[], $5::bigint[], $6::timestamptz[], $7::bigint[], $8::bigint[], $9::boolean[], $10::text[], $11::integer[],
-		    $12::text[], $13::integer[], $14::integer[], $15::integer[], $16::integer[])
-		    AS u(host, silent, round, shaken, rx, tx, pulsed, backend, mtu, reason, handshake, socket, resolve, device)
+		    $12::text[], $13::integer[], $14::integer[], $15::integer[], $16::integer[], $17::float8[], $18::integer[])
+		    AS u(host, silent, round, shaken, rx, tx, pulsed, backend, mtu, reason, handshake, socket, resolve, device, damped, losses)
 		WHERE l.host = u.host AND l.orchestrator = $1 AND l.lost_at IS NULL`,
-		s.name, backend, c.host, c.silent, c.round, c.shaken, c.rx, c.tx, c.pulsed, c.backend, c.mtu, c.reason, c.handshake, c.socket, c.resolve, c.deviceNo)
+		s.name, backend, c.host, c.silent, c.round, c.shaken, c.rx, c.tx, c.pulsed, c.backend, c.mtu, c.reason, c.handshake, c.socket, c.resolve, c.deviceNo,
+		c.damped, c.losses)
 	return err
 }
 
@@ -153,8 +165,18 @@ func (s *Store) Host(ctx context.Context, name string) (api.HostDetail, error) {
 // forgotten is how long a link to an orchestrator that is gone is still shown.
 const forgotten = 24 * time.Hour
 
-// hosts reads one host, or all when name is empty, and judges each.
 func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error) {
+	list, err := readHosts(ctx, s.pool, name)
+	return list, unavailable(err)
+}
+
+// batcher is a pool or a transaction.
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// readHosts reads one host, or all when name is empty, and judges each.
+func readHosts(ctx context.Context, from batcher, name string) ([]api.HostDetail, error) {
 	var now time.Time
 	var gateways []string
 	var facts []hostFacts
@@ -165,17 +187,22 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 		QueryRow(func(row pgx.Row) error { return row.Scan(&now, &gateways) })
 	b.Queue(`
 		SELECT name, number, public_key IS NOT NULL OR join_public_key IS NULL, coalesce(public_key, ''), rotated_at, coalesce(next_public_key, ''),
-		       join_expires_at, revoked_at, pulsed_at, pulsed_to, pulse_reason, seen_at, created_at, (SELECT count(*) FROM devices d WHERE d.host = hosts.name)
+		       join_expires_at, revoked_at, pulsed_at, pulsed_to, pulse_reason, seen_at, created_at,
+		       cordoned_at, cordoned_by, cordon_reason, drain_until,
+		       (SELECT count(*) FROM devices d WHERE d.host = hosts.name), (SELECT count(*) FROM devices d WHERE d.host = hosts.name AND session IS NOT NULL)
 		FROM hosts WHERE $1 = '' OR name = $1 ORDER BY name`, name).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				var h hostFacts
 				var d api.HostDetail
 				var number *int
+				var c cordoned
 				if err := rows.Scan(&h.name, &number, &h.joined, &d.PublicKey, &d.KeySince, &d.NextPublicKey,
-					&h.tokenUntil, &h.revokedAt, &h.pulsedAt, &h.pulsedTo, &h.pulseReason, &d.SeenAt, &d.CreatedAt, &d.Devices); err != nil {
+					&h.tokenUntil, &h.revokedAt, &h.pulsedAt, &h.pulsedTo, &h.pulseReason, &d.SeenAt, &d.CreatedAt,
+					&c.at, &c.by, &c.reason, &c.until, &d.Devices, &d.Sessions); err != nil {
 					return err
 				}
+				d.Cordon = c.shown(d.Sessions)
 				d.Name, d.TokenExpiresAt, d.RevokedAt = h.name, h.tokenUntil, h.revokedAt
 				d.Address = address(number)
 				facts, list = append(facts, h), append(list, d)
@@ -184,7 +211,8 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 		})
 	b.Queue(`
 		SELECT host, orchestrator, `+live+`, reason, heard_at, written_at, lost_at, goodbye, round_trip, handshake_at, rx_bytes, tx_bytes, mtu,
-		       gateway, backend, repairs_handshake, repairs_socket, repairs_resolve, repairs_device, repaired_at
+		       gateway, backend, repairs_handshake, repairs_socket, repairs_resolve, repairs_device, repaired_at,
+		       losses, CASE WHEN damped_until > now() THEN damped_until END
 		FROM host_links l WHERE $1 = '' OR host = $1 ORDER BY host, orchestrator`, name).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
@@ -192,7 +220,7 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 				r := &l.Repairs
 				if err := rows.Scan(&l.host, &l.Orchestrator, &l.live, &l.Reason, &l.HeardAt, &l.writtenAt, &l.LostAt, &l.goodbye, &l.RoundTripUS,
 					&l.HandshakeAt, &l.RxBytes, &l.TxBytes, &l.MTU, &l.GatewayBackend, &l.HostBackend,
-					&r.Handshake, &r.Socket, &r.Resolve, &r.Device, &l.RepairedAt); err != nil {
+					&r.Handshake, &r.Socket, &r.Resolve, &r.Device, &l.RepairedAt, &l.Losses, &l.DampedUntil); err != nil {
 					return err
 				}
 				l.Up, l.ReportedAt = l.live, l.writtenAt
@@ -200,8 +228,8 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 			}
 			return rows.Err()
 		})
-	if err := s.pool.SendBatch(ctx, b).Close(); err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, unavailable(err)
+	if err := from.SendBatch(ctx, b).Close(); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, err
 	}
 	for i := range list {
 		summarize(&list[i], facts[i], links[list[i].Name], gateways, now)
@@ -212,6 +240,7 @@ func (s *Store) hosts(ctx context.Context, name string) ([]api.HostDetail, error
 // summarize fills in what follows from the links.
 func summarize(d *api.HostDetail, h hostFacts, links []linkFacts, gateways []string, now time.Time) {
 	d.State, d.Reason = judge(h, links, gateways, now)
+	d.DampedUntil = dampedUntil(links)
 	for _, l := range links {
 		if sign := l.sign(); d.SeenAt == nil || sign.After(*d.SeenAt) {
 			d.SeenAt = &sign
@@ -223,6 +252,20 @@ func summarize(d *api.HostDetail, h hostFacts, links []linkFacts, gateways []str
 		}
 		d.Links = append(d.Links, l.HostLink)
 	}
+}
+
+// dampedUntil is when a host takes sessions again whose live links are all damped.
+func dampedUntil(links []linkFacts) (until *time.Time) {
+	for _, l := range links {
+		switch {
+		case !l.live:
+		case l.DampedUntil == nil:
+			return nil
+		case until == nil || l.DampedUntil.Before(*until):
+			until = l.DampedUntil
+		}
+	}
+	return until
 }
 
 func address(number *int) string {
@@ -239,7 +282,7 @@ func address(number *int) string {
 // DeviceFree says whether any device could take a session now.
 func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
 	var free bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM devices d WHERE state = 'ready' AND session IS NULL AND `+connected+`)`).Scan(&free)
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM devices d WHERE state = 'ready' AND session IS NULL AND `+open+` AND `+takes+`)`).Scan(&free)
 	return free, unavailable(err)
 }
 
@@ -252,11 +295,21 @@ func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) 
 		WITH d AS (SELECT d.*, state <> 'quarantined' AND NOT `+connected+` AS offline FROM devices d WHERE $1 = '' OR host = $1)
 		SELECT host, name, kind, browser, bidi, model, platform_name, platform_version, labels,
 		       CASE WHEN offline THEN 'offline' WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END,
-		       CASE WHEN offline THEN 'its host is not connected' ELSE reason END, coalesce(session, '')
+		       CASE WHEN offline THEN 'its host is not connected' ELSE reason END, coalesce(session, ''),
+		       cordoned_at, cordoned_by, cordon_reason, host_cordoned
 		FROM d ORDER BY host, name`, host)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[api.Device])
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d api.Device, err error) {
+		var c cordoned
+		var byHost bool
+		err = row.Scan(&d.Host, &d.Name, &d.Kind, &d.Browser, &d.BiDi, &d.Model, &d.PlatformName, &d.PlatformVersion, &d.Labels,
+			&d.State, &d.Reason, &d.Session, &c.at, &c.by, &c.reason, &byHost)
+		if d.Cordon = c.shown(0); d.Cordon == nil && byHost {
+			d.Cordon = &api.Cordon{State: api.Cordoned, Reason: "its host is cordoned"}
+		}
+		return d, err
+	})
 	return list, unavailable(err)
 }

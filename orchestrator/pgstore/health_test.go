@@ -246,7 +246,7 @@ func TestHostileText(t *testing.T) {
 func TestInvitedDuringHello(t *testing.T) {
 	s := open(t, 1)
 	ctx := t.Context()
-	if err := s.Revoke(ctx, "mac-1", time.Hour); err != nil {
+	if err := s.Revoke(ctx, "mac-1", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	tok := invite(t, s, "mac-1", time.Hour)

@@ -72,8 +72,8 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 
 func putDevice(ctx context.Context, tx pgx.Tx, host string, d wire.Device) error {
 	_, err := tx.Exec(ctx, `
-		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, host_cordoned)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, (SELECT cordoned_at IS NOT NULL FROM hosts WHERE name = $1))
 		ON CONFLICT (host, name) DO UPDATE SET kind = $3, model = $4, platform_name = $5, platform_version = $6, labels = $7,
 		    state = $8, reason = $9, browser = $10, bidi = $11`,
 		host, d.Name, d.Kind, d.Model, d.PlatformName, d.PlatformVersion, object(d.Labels), string(d.State), d.Reason,

@@ -158,6 +158,9 @@ func troubles(h hostFacts, links []linkFacts, gateways []string, now time.Time) 
 		if silent := l.writtenAt.Sub(l.HeardAt); silent > lateAfter {
 			add("%s has not heard a heartbeat since %s; the line between them stalls", to, stamp(l.HeardAt))
 		}
+		if l.DampedUntil != nil {
+			add("link to %s was lost %d times lately: no new sessions over it before %s, then by itself; look for what breaks the host's line", to, l.Losses, stamp(*l.DampedUntil))
+		}
 		if l.Reason != "" {
 			add("link to %s: %s", to, l.Reason)
 		}

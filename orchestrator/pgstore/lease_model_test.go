@@ -276,8 +276,8 @@ func (m *model) reap() {
 			late++
 		}
 	}
-	if n, err := m.store.Reap(context.Background()); err != nil || n != late {
-		m.t.Errorf("reaped %d, want %d: %v", n, late, err)
+	if n, err := m.store.Reap(context.Background()); err != nil || len(n) != late {
+		m.t.Errorf("reaped %v, want %d: %v", n, late, err)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestOffers(t *testing.T) {
 	if got, err := s.Offers(t.Context(), api.DeviceWant{Kind: "chromedriver"}); err != nil || !slices.Equal(got, []webdriver.Offer{{Browser: "chrome"}}) {
 		t.Errorf("without BiDi: %+v, %v", got, err)
 	}
-	if err := s.Revoke(t.Context(), "mac-1", time.Hour); err != nil {
+	if err := s.Revoke(t.Context(), "mac-1", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := s.Offers(t.Context(), api.DeviceWant{}); err != nil || len(got) != 0 {

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/tunnel"
 )
@@ -60,7 +61,7 @@ func TestRemovedHostIsCutOffOnEveryGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if err := replicas[0].store.Revoke(ctx, "mac", time.Hour); err != nil {
+	if err := replicas[0].store.Revoke(ctx, "mac", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	poll(t, "both gateways have forgotten the host", func() bool { return known() == 0 })

@@ -264,8 +264,8 @@ func TestReapEndsWhatNobodyHolds(t *testing.T) {
 	}
 	mustCreate(t, s, late)
 	mustCreate(t, s, held)
-	if n, err := s.Reap(t.Context()); n != 2 || err != nil {
-		t.Fatalf("reaped %d, %v", n, err)
+	if n, err := s.Reap(t.Context()); len(n) != 2 || err != nil {
+		t.Fatalf("reaped %v, %v", n, err)
 	}
 	for id, want := range map[string]string{late.ID: "device_unavailable", lost.ID: "lease_lost", held.ID: ""} {
 		v, err := s.Get(t.Context(), id)
@@ -296,8 +296,8 @@ func TestCancel(t *testing.T) {
 	if v, err := s.Get(t.Context(), queued.ID); err != nil || v.Reason != "cancelled" {
 		t.Fatalf("queued: %+v, %v", v, err)
 	}
-	if cancelled, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); err != nil || !cancelled {
-		t.Fatalf("running: %v, %v", cancelled, err)
+	if end, err := s.Renew(t.Context(), c.Session, c.Term, time.Minute); err != nil || end != orchestrator.Cancelled {
+		t.Fatalf("running: %v, %v", end, err)
 	}
 	if err := s.Cancel(t.Context(), "none"); !errors.Is(err, orchestrator.ErrNotFound) {
 		t.Fatalf("unknown: %v", err)

@@ -1,0 +1,67 @@
+package client
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+// As returns a client whose acts are in the audit log under that name.
+func (c *Client) As(operator string) *Client {
+	as := *c
+	as.operator = operator
+	return &as
+}
+
+// CordonHost keeps new sessions off a host.
+func (c *Client) CordonHost(ctx context.Context, name, reason string) (h api.Host, err error) {
+	return h, c.call(ctx, http.MethodPost, hostPath(name)+"/cordon", api.Operate{Reason: reason}, &h)
+}
+
+// UncordonHost lets a host take sessions again; it undoes a drain as well.
+func (c *Client) UncordonHost(ctx context.Context, name string) (h api.Host, err error) {
+	return h, c.call(ctx, http.MethodPost, hostPath(name)+"/uncordon", api.Operate{}, &h)
+}
+
+// DrainHost keeps new sessions off a host, and ends those on it after the deadline, in whole seconds; 0 is the server's default.
+func (c *Client) DrainHost(ctx context.Context, name, reason string, deadline time.Duration) (h api.Host, err error) {
+	return h, c.call(ctx, http.MethodPost, hostPath(name)+"/drain",
+		api.Drain{Operate: api.Operate{Reason: reason}, DeadlineSeconds: int(math.Ceil(deadline.Seconds()))}, &h)
+}
+
+// CordonDevice keeps new sessions off a device.
+func (c *Client) CordonDevice(ctx context.Context, host, device, reason string) error {
+	return c.call(ctx, http.MethodPost, devicePath(host, device)+"/cordon", api.Operate{Reason: reason}, nil)
+}
+
+// UncordonDevice lets a device take sessions again.
+func (c *Client) UncordonDevice(ctx context.Context, host, device string) error {
+	return c.call(ctx, http.MethodPost, devicePath(host, device)+"/uncordon", api.Operate{}, nil)
+}
+
+// ForceRelease takes a device from its session, which ends as force_released.
+func (c *Client) ForceRelease(ctx context.Context, host, device, reason string) (r api.Released, err error) {
+	return r, c.call(ctx, http.MethodPost, devicePath(host, device)+"/release", api.ForceRelease{Reason: reason}, &r)
+}
+
+// Audit is one page of the audit log, newest first; host may be empty, before is Next of the page before, or 0.
+func (c *Client) Audit(ctx context.Context, host string, limit int, before int64) (l api.AuditList, err error) {
+	q := url.Values{"host": {host}, "limit": {strconv.Itoa(limit)}, "before": {strconv.FormatInt(before, 10)}}
+	return l, c.call(ctx, http.MethodGet, "/v1/audit?"+q.Encode(), nil, &l)
+}
+
+// Fleet is what there is, and what it does, as of one moment.
+func (c *Client) Fleet(ctx context.Context) (f api.Fleet, err error) {
+	return f, c.call(ctx, http.MethodGet, "/v1/fleet", nil, &f)
+}
+
+func hostPath(name string) string { return "/v1/hosts/" + url.PathEscape(name) }
+
+func devicePath(host, device string) string {
+	return hostPath(host) + "/devices/" + url.PathEscape(device)
+}

@@ -1,0 +1,48 @@
+package pgstore
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+// entry is what is done to a host or one of its devices.
+type entry struct {
+	action, host, device, session, detail string
+}
+
+// write adds a line to the audit log, with what it tells of: both are stored, or neither.
+func write(b *pgx.Batch, by orchestrator.Act, e entry) {
+	b.Queue(`INSERT INTO audit (actor, action, host, device, session, reason, detail) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		by.By, e.action, e.host, e.device, e.session, by.Reason, e.detail)
+}
+
+// AuditFilter narrows Audit; an empty field fits every entry.
+type AuditFilter struct {
+	Host   string
+	Before int64 // only older entries
+	Limit  int
+}
+
+// Audit is one page of the audit log, newest first.
+func (s *Store) Audit(ctx context.Context, f AuditFilter) (api.AuditList, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT id, at, actor, action, host, device, session, reason, detail FROM audit
+		WHERE ($1 = '' OR host = $1) AND ($2 = 0 OR id < $2) ORDER BY id DESC LIMIT $3`, f.Host, f.Before, f.Limit+1)
+	if err != nil {
+		return api.AuditList{}, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[api.AuditEntry])
+	if err != nil {
+		return api.AuditList{}, unavailable(err)
+	}
+	page := api.AuditList{Entries: list}
+	if len(list) > f.Limit {
+		page.Entries = list[:f.Limit]
+		page.Next = page.Entries[f.Limit-1].ID
+	}
+	return page, nil
+}
