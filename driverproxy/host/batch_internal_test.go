@@ -23,7 +23,7 @@ func TestBatchWithoutADriver(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	for name, ctx := range map[string]context.Context{"nobody listens": t.Context(), "the session has ended": ended} {
-		s := &session{standby: &standby{driver: newDriver(addr)}, closing: newClosing(), broken: make(chan *wire.Failure, 1)}
+		s := &session{standby: &standby{driver: newDriver(addr, SlowStart)}, closing: newClosing(), broken: make(chan *wire.Failure, 1)}
 		a := s.runBatch(ctx, wire.Command{Seq: 7, Body: []byte(`{"steps":[{"method":"GET","path":"/url"},{"method":"GET","path":"/title"}],"stop_on_error":false}`)})
 		var r batch.Response
 		if err := (webdriver.Answer{Status: a.Status, Body: a.Body}).Value(&r); err != nil || a.Seq != 7 || a.Status != 200 || len(r.Results) != 2 {

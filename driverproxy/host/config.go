@@ -21,11 +21,12 @@ const (
 	// OrphanLimit is how long a session outlives its last command socket: its orchestrator is expected to come back, or another to
 	// adopt it. That is longer than it takes to find an orchestrator dead and its sessions adopted.
 	OrphanLimit = 90 * time.Second
+	// SlowStart is how long New Session may take at the driver without counting against the device.
+	SlowStart = 20 * time.Second
 
 	startLimit    = 60 * time.Second // everything up to the answered New Session
 	statusLimit   = 5 * time.Second  // one GET /status
 	slowStatus    = 2 * time.Second  // a device is not ready if it takes longer
-	slowStart     = 20 * time.Second // New Session that takes longer counts against the device
 	trusted       = time.Second      // so long after it was ready a standby is taken unasked; or so long it is asked
 	deathLimit    = time.Second      // to hear that a driver that broke off has exited
 	helloLimit    = 2 * time.Second  // for the devices to prove that they are ready, before a hello
@@ -113,7 +114,8 @@ type Config struct {
 	Recorder      Recorder    // nil: recordings end at once, as failed
 	Log           *zap.Logger // nil: none
 
-	Orphan time.Duration // 0: OrphanLimit
+	Orphan    time.Duration // 0: OrphanLimit
+	SlowStart time.Duration // 0: SlowStart
 
 	RecordingLanes int // most sockets of one recording, see package lanes; 0: lanes.DefaultLanes
 

@@ -22,15 +22,16 @@ import (
 // driver talks HTTP to one driver.
 type driver struct {
 	addr  string
-	id    string      // session id at the driver; set by newSession
-	broke atomic.Bool // it did not answer, although there was time: it may have died
+	slow  time.Duration // New Session that takes longer counts against the device
+	id    string        // session id at the driver; set by newSession
+	broke atomic.Bool   // it did not answer, although there was time: it may have died
 
 	mu     sync.Mutex  // guards what follows
 	kept   *connection // that no request uses; nil: none
 	closed bool        // none is kept any more
 }
 
-func newDriver(addr string) *driver { return &driver{addr: addr} }
+func newDriver(addr string, slow time.Duration) *driver { return &driver{addr: addr, slow: slow} }
 
 // close closes the kept connection, and that of a request that runs once it ends.
 func (d *driver) close() {
@@ -153,7 +154,7 @@ func (d *driver) newSession(ctx context.Context, capabilities map[string]any, ud
 	}
 	begin, g := time.Now(), gradeNone
 	answer, err := d.send(ctx, http.MethodPost, "/session", body)
-	if time.Since(begin) > slowStart {
+	if time.Since(begin) > d.slow {
 		g = gradeSlowStart
 	}
 	if err != nil {

@@ -25,7 +25,7 @@ import (
 func BenchmarkDriver(b *testing.B) {
 	server := httptest.NewServer(drivertest.NewQuiet())
 	defer server.Close()
-	d := newDriver(server.Listener.Addr().String())
+	d := newDriver(server.Listener.Addr().String(), SlowStart)
 	defer d.close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -103,7 +103,7 @@ func scripted(t *testing.T, scripts ...func(l line)) (*driver, *atomic.Int64) {
 			})
 		}
 	})
-	d := newDriver(listener.Addr().String())
+	d := newDriver(listener.Addr().String(), SlowStart)
 	d.id = "s"
 	t.Cleanup(func() {
 		_ = listener.Close()
@@ -276,7 +276,7 @@ func TestDriverThatIsGoneWasNeverReached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDriver(listener.Addr().String())
+	d := newDriver(listener.Addr().String(), SlowStart)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -54,9 +55,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	if cfg.Orphan == 0 {
-		cfg.Orphan = OrphanLimit
-	}
+	cfg.Orphan, cfg.SlowStart = cmp.Or(cfg.Orphan, OrphanLimit), cmp.Or(cfg.SlowStart, SlowStart)
 	if len(cfg.Supervisor) == 0 {
 		self, err := selfPath()
 		if err != nil {

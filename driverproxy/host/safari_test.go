@@ -175,6 +175,36 @@ func TestGrades(t *testing.T) {
 	}
 }
 
+// TestSlowNewSession: sessions that start late are served, and the third in a row takes the device out until one starts in time.
+func TestSlowNewSession(t *testing.T) {
+	t.Parallel()
+	i := newIPhone(t)
+	i.cfg.SlowStart = time.Second
+	i.run(t, i.cfg)
+	i.ready(t, "phone")
+	i.set(t, safari.SlowSession, "1100ms")
+	for n := range 3 {
+		if n > 0 {
+			i.clock.until(t, "the device is ready again", i.isReady)
+		}
+		i.works(t, "slow-"+itoa(n))
+	}
+	i.clock.until(t, "quarantine", i.quarantined)
+	if reason := i.dir.reason("phone"); !strings.Contains(reason, "it took long to start a session") {
+		t.Errorf("reason %q", reason)
+	}
+	i.refused(t, "early", wire.FailureDevice)
+	tried := i.count(t, "session")
+	i.clock.until(t, "a trial that is slow as well", func() bool { return i.count(t, "session") > tried })
+	if !i.quarantined() {
+		t.Error("readmitted after a slow trial")
+	}
+	i.clear(t, safari.SlowSession)
+	i.clock.until(t, "readmission", i.isReady)
+	i.works(t, "after")
+	i.idle(t)
+}
+
 func TestPairedPhone(t *testing.T) {
 	t.Parallel()
 	i := newIPhone(t)

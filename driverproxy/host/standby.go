@@ -141,7 +141,7 @@ func (s *standby) startDriver(ctx context.Context) error {
 		if s.inside, err = serveFake(f.driver()); err != nil {
 			return err
 		}
-		s.driver = newDriver(s.inside.addr)
+		s.driver = newDriver(s.inside.addr, s.agent.cfg.SlowStart)
 		s.exits = append(s.exits, exit{exitDriver, s.inside.driver.Dead()})
 		return nil
 	}
@@ -157,7 +157,7 @@ func (s *standby) startDriver(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.driver = newDriver("127.0.0.1:" + strconv.Itoa(port))
+		s.driver = newDriver("127.0.0.1:"+strconv.Itoa(port), s.agent.cfg.SlowStart)
 		if err = s.driver.ready(ctx, gone); err == nil {
 			s.exits = append(s.exits, exit{exitDriver, gone})
 			s.driverPid = pid
@@ -185,9 +185,10 @@ func (s *standby) gone() string {
 }
 
 // driverDied says whether the driver has exited by itself. Of one that broke off it waits to hear that: its connection ends first.
+// Where something else is known to be gone, that is why it broke off.
 func (s *standby) driverDied() bool {
 	patience := time.Duration(0)
-	if s.driver != nil && s.driver.broke.Load() {
+	if s.driver != nil && s.driver.broke.Load() && s.gone() == "" {
 		patience = deathLimit
 	}
 	for _, e := range s.exits {
