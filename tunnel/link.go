@@ -25,6 +25,9 @@ type LinkConfig struct {
 	DialTimeout time.Duration    // of one attempt, default 3 s, a third of it for the first; a silent gateway is repaired before the next
 	Now         func() time.Time `json:"-"` // wall clock, default time.Now: it is compared with the monotonic one to notice sleep
 	Log         *zap.Logger
+
+	// Lookup looks up the name of a gateway's endpoint; nil: as the system does.
+	Lookup func(ctx context.Context, name string) ([]netip.Addr, error) `json:"-"`
 }
 
 // Link is the driver host's end: one device with a peer for each gateway, and a goroutine for each that keeps it heard.
@@ -123,6 +126,9 @@ func (cfg LinkConfig) withDefaults() (LinkConfig, error) {
 	cfg.MTU = orDefault(cfg.MTU, defaultMTU)
 	cfg.Keepalive = orDefault(cfg.Keepalive, 15*time.Second)
 	cfg.DialTimeout = orDefault(cfg.DialTimeout, 3*time.Second)
+	if cfg.Lookup == nil {
+		cfg.Lookup = systemLookup
+	}
 	err := errors.Join(checkBackend(cfg.Backend), checkInterface(cfg.Interface, cfg.MTU, 0))
 	if cfg.Keepalive < time.Second || cfg.Keepalive%time.Second != 0 {
 		err = errors.Join(err, fmt.Errorf("tunnel: keepalive of %s is not whole seconds, 1 s or more", cfg.Keepalive))

@@ -174,12 +174,12 @@ func TestNextAddress(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	for endpoint, want := range map[string]string{"127.0.0.1:51820": "127.0.0.1:51820", "[::1]:1": "[::1]:1", "localhost:7": "127.0.0.1:7"} {
-		if a, err := resolve(t.Context(), endpoint); err != nil || a[0].String() != want {
+		if a, err := resolve(t.Context(), systemLookup, endpoint); err != nil || a[0].String() != want {
 			t.Errorf("%s: %v %v", endpoint, a, err)
 		}
 	}
 	for _, bad := range []string{"", "x", "name.invalid:1"} {
-		_, err := resolve(t.Context(), bad)
+		_, err := resolve(t.Context(), systemLookup, bad)
 		wantText(t, err, fmt.Sprintf("endpoint %s", bad))
 	}
 }

@@ -29,7 +29,7 @@ func (l *Link) handshake(ctx context.Context, g *remoteGateway, since time.Time)
 		return fmt.Errorf("tunnel: gateway %s: %w", g.addr, err)
 	}
 	if g.endpoint() == nil {
-		if err := g.resolve(ctx); err != nil {
+		if err := l.resolve(ctx, g); err != nil {
 			return err
 		}
 	}
@@ -117,8 +117,8 @@ func (l *Link) newSocket(ctx context.Context) error {
 const resolveLimit = 5 * time.Second
 
 // resolve looks the gateway's endpoint up and turns to its next address, if it has another.
-func (g *remoteGateway) resolve(ctx context.Context) error {
-	found, err := resolve(ctx, g.get().Endpoint)
+func (l *Link) resolve(ctx context.Context, g *remoteGateway) error {
+	found, err := resolve(ctx, l.cfg.Lookup, g.get().Endpoint)
 	if err != nil {
 		return fmt.Errorf("tunnel: gateway %s: %w", g.addr, err)
 	}
@@ -143,8 +143,12 @@ func (g *remoteGateway) endpoint() *net.UDPAddr {
 	return net.UDPAddrFromAddrPort(g.at)
 }
 
+func systemLookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+}
+
 // resolve looks an endpoint up. IPv4 comes first: that is what every provider of Macs routes.
-func resolve(ctx context.Context, endpoint string) ([]netip.AddrPort, error) {
+func resolve(ctx context.Context, lookup func(context.Context, string) ([]netip.Addr, error), endpoint string) ([]netip.AddrPort, error) {
 	host, service, err := net.SplitHostPort(endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
@@ -155,7 +159,7 @@ func resolve(ctx context.Context, endpoint string) ([]netip.AddrPort, error) {
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	addrs, err := lookup(ctx, host)
 	if err == nil && len(addrs) == 0 {
 		err = errors.New("no address")
 	}

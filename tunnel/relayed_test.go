@@ -24,6 +24,9 @@ type relayed struct {
 	link  *Link
 }
 
+// gatewayName is the endpoint's where a test looks names up.
+const gatewayName = "gateway.test"
+
 func openRelayed(t testing.TB, rc tunneltest.RelayConfig, lc LinkConfig) *relayed {
 	t.Helper()
 	x := &relayed{r: &registry{}, c: worldConfig{number: 1, dir: t.TempDir()}}
@@ -41,6 +44,10 @@ func openRelayed(t testing.TB, rc tunneltest.RelayConfig, lc LinkConfig) *relaye
 	})
 	x.relay = relay
 	x.info.Endpoint = relay.Addr()
+	if lc.Lookup != nil {
+		_, port, _ := net.SplitHostPort(relay.Addr())
+		x.info.Endpoint = net.JoinHostPort(gatewayName, port)
+	}
 	lc.StateDir, lc.Token = t.TempDir(), x.r.mustInvite(t, 256, "mac", x.info)
 	x.settle(t)
 	x.link = openTestLink(t, lc)

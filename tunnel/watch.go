@@ -310,7 +310,7 @@ func (k *keeper) repair(ctx context.Context, last rung, t trouble, first bool) (
 		// Without the network there are no names either: the address of before is then the best there is.
 		look, cancel := context.WithTimeout(ctx, probeLimit)
 		defer cancel()
-		if err := k.g.resolve(look); err != nil {
+		if err := l.resolve(look, k.g); err != nil {
 			k.log.Info("the gateway's endpoint cannot be looked up now", zap.Error(err))
 		}
 	case rungDevice:

@@ -1,6 +1,7 @@
 package tunneltest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 
 // RelayConfig is the network that a Relay stands for.
 type RelayConfig struct {
+	Listen  string        // host:port that hosts send to; default: a port of 127.0.0.1
 	Target  string        // host:port of the gateway
 	Delay   time.Duration // one way; a round trip takes twice as long
 	Loss    float64       // share of the datagrams lost at random, each way
@@ -83,13 +85,13 @@ type line struct {
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, smallBuffer); return &b }}
 
-// OpenRelay starts a relay on a port of 127.0.0.1. Close it in the end.
+// OpenRelay starts a relay. Close it in the end.
 func OpenRelay(cfg RelayConfig) (*Relay, error) {
 	target, err := resolve(cfg.Target)
 	if err != nil {
 		return nil, err
 	}
-	inside, err := listen()
+	inside, err := listenAt(cmp.Or(cfg.Listen, "127.0.0.1:0"))
 	if err != nil {
 		return nil, err
 	}
@@ -114,8 +116,14 @@ func resolve(target string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port()), nil
 }
 
-func listen() (*net.UDPConn, error) {
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+func listen() (*net.UDPConn, error) { return listenAt("127.0.0.1:0") }
+
+func listenAt(address string) (*net.UDPConn, error) {
+	at, err := resolve(address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, fmt.Errorf("tunneltest: relay: %w", err)
 	}
