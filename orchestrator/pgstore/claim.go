@@ -40,7 +40,7 @@ evt AS (
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'starting', term FROM ses
     RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL
+       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL, profile_mode, coalesce(forked_from, '')
 FROM ses`
 
 // Claim implements orchestrator.SessionStore.
