@@ -1,6 +1,7 @@
 package profilestate
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -303,18 +304,28 @@ func (s *Store) commit(ctx context.Context, ref Ref, head Head, snapshot *Snapsh
 	if err != nil {
 		return Generation{}, err
 	}
-	defer f.Close() // and with it the lock that keeps Sweep away until the generation is published
-	return s.publish(ctx, w, ref, head, next)
+	defer f.Close()                                                     // and with it the lock that keeps Sweep away until the generation is published
+	return s.publish(ctx, w, ref, head, next, func(g Generation) bool { // a session's attempt of before, whose answer was lost
+		if w.Session == "" || g.Session != w.Session || g.Term != w.Term {
+			return false
+		}
+		was, err := s.open(ref, g, key)
+		if err != nil {
+			return false
+		}
+		b, err := was.Export()
+		return err == nil && bytes.Equal(b, plaintext)
+	})
 }
 
 // publish decides the fate of a file that is safely on disk.
-func (s *Store) publish(ctx context.Context, w Writer, ref Ref, head Head, next Generation) (Generation, error) {
+func (s *Store) publish(ctx context.Context, w Writer, ref Ref, head Head, next Generation, same func(Generation) bool) (Generation, error) {
 	err := s.index.Publish(ctx, w, ref, head, next)
 	if err == nil {
 		return next, nil
 	}
 	// The answer may have been lost after the swap was made: of this attempt, or of one before.
-	there, ok := s.published(ctx, w, ref, next)
+	there, ok := s.published(ctx, ref, next, same)
 	refused := errors.Is(err, ErrConflict) || errors.Is(err, ErrFenced) || errors.Is(err, ErrKeyDestroyed)
 	if refused && (!ok || there.File != next.File) {
 		_ = s.disk.Remove(s.path(next.File)) // Sweep does it if this fails
@@ -327,13 +338,12 @@ func (s *Store) publish(ctx context.Context, w Writer, ref Ref, head Head, next 
 
 const publishCheck = 5 * time.Second
 
-// published is the generation of that number if it is the same writer's.
-func (s *Store) published(ctx context.Context, w Writer, ref Ref, next Generation) (Generation, bool) {
+// published is the generation of that number if it is this one, or the same.
+func (s *Store) published(ctx context.Context, ref Ref, next Generation, same func(Generation) bool) (Generation, bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishCheck)
 	defer cancel()
 	g, err := s.generation(ctx, ref, next.Number)
-	mine := g.File == next.File || w.Session != "" && g.Session == w.Session && g.Term == w.Term
-	return g, err == nil && mine
+	return g, err == nil && (g.File == next.File || same(g))
 }
 
 // create writes a new file that survives a power cut, and returns it open and locked.

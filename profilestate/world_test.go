@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -416,4 +417,18 @@ func (k *testKeys) RecordDestroyed(_ context.Context, lines []Destroyed) error {
 		}
 		return nil
 	})
+}
+
+// clone is a copy that shares nothing.
+func clone(t testing.TB, s worldState) worldState {
+	t.Helper()
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newWorld().s
+	if err := json.Unmarshal(b, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -45,7 +46,7 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 	err := s.pool.QueryRow(ctx, createSQL, n.Want.Kind, n.Want.Model, n.Want.Host, object(n.Want.Labels), n.Want.Platform, n.Browser, n.BiDi,
 		n.ID, n.Account, n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit, object(n.Labels),
-		string(n.Mode), n.ForkOf,
+		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf,
 	).Scan(&account, &profile, &device, &room, &at, &ignore)
 	switch {
 	case violates(err, "sessions_profile"):

@@ -53,6 +53,15 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 		return nil, err
 	}
 	s := &Store{pool: pool, name: name, log: log}
+	var keys bool
+	err = pool.QueryRow(ctx, `SELECT to_regclass('account_keys') IS NOT NULL`).Scan(&keys)
+	if err == nil && keys {
+		err = errors.New("this is the database of the wrapped keys, which has nothing else in it")
+	}
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
 	if err := migrate(ctx, pool, migrations, "migrations"); err != nil {
 		pool.Close()
 		return nil, err
