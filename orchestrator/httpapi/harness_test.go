@@ -51,7 +51,7 @@ type rig struct {
 	client   *client.Client
 	store    *pgstore.Store
 	profiles *profilestate.Store
-	keys     *profilestate.Keyring
+	dir      string
 	stop     func()                  // stops the orchestrator as SIGTERM does, and waits
 	stopHost func()                  // stops the host, and waits
 	drivers  chan *drivertest.Driver // the driver of each session, in their order; each device is one ahead
@@ -144,7 +144,7 @@ func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
 	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
-	r.profiles, r.keys = profiles, keys
+	r.profiles, r.dir = profiles, dir
 	// Nothing listens there: sessions of these tests are not recorded.
 	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
