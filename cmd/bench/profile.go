@@ -107,8 +107,6 @@ func interleaved(ctx context.Context, rounds, repeats int, ours, reference func(
 	return took[0][rounds/2], took[1][rounds/2], nil
 }
 
-func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
-
 // benchCommit compares a session's durable commit of 64 KiB with the same bytes written, flushed, their folder flushed, and one
 // transaction of Postgres: the renewal of a lease.
 func benchCommit(ctx context.Context) (_ []figure, err error) {

@@ -23,7 +23,7 @@ func (s *server) registerKeys(a huma.API) {
 	reg(a, http.MethodGet, "/v1/keys/backup", "backup-keys", "Wrapped keys and the ledger of destroyed ones, sealed, with an expiry", 0, s.backupKeys)
 	huma.Register(a, huma.Operation{
 		OperationID: "restore-keys", Method: http.MethodPost, Path: "/v1/keys/restore", Summary: "Add the keys of a backup that are missing and not destroyed",
-		MaxBodyBytes: backupBody, BodyReadTimeout: bodyLimit,
+		MaxBodyBytes: backupBody, BodyReadTimeout: bodyLimit, SkipValidateBody: true,
 	}, s.restoreKeys)
 }
 

@@ -29,7 +29,7 @@ func (s *server) registerProfiles(a huma.API) {
 	reg(a, http.MethodGet, "/v1/profiles/{id}/storage-state", "export-profile", "Export cookies and localStorage as Playwright's storageState", 0, s.exportProfile)
 	huma.Register(a, huma.Operation{
 		OperationID: "import-profile", Method: http.MethodPut, Path: "/v1/profiles/{id}/storage-state", Summary: "Import Playwright's storageState as the next generation",
-		MaxBodyBytes: stateBody, BodyReadTimeout: bodyLimit,
+		MaxBodyBytes: stateBody, BodyReadTimeout: bodyLimit, SkipValidateBody: true,
 	}, s.importProfile)
 }
 
