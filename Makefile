@@ -67,4 +67,4 @@ bench: setup
 
 .PHONY: clean
 clean:
-	@rm -rf .devstack .bench bin test/selenium/node_modules test/webdriverio/node_modules
+	@rm -rf .devstack .bench bin test/selenium/node_modules test/webdriverio/node_modules test/playwright/node_modules

@@ -47,8 +47,12 @@ func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wan
 	if err != nil {
 		return api.Session{}, err
 	}
+	mode := n.Mode
+	if n.Profile == "" {
+		mode = ""
+	}
 	return api.Session{
-		ID: n.ID, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
+		ID: n.ID, ProfileMode: mode, ForkedFrom: n.ForkOf, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
 		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
 	}, nil
 }

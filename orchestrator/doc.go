@@ -75,7 +75,7 @@
 // sealed ones that nobody carries on with.
 //
 // Where an orchestrator has a volume of its own, which it says at start, a session with a profile is claimed and adopted by those alone that have
-// the profile's volume (each has a mark, made at its first start: volume-id), and the recording of a session that moves to another volume ends
+// the profile's volume (each has an id, made at its first start), and the recording of a session that moves to another volume ends
 // there as partial.
 //
 // Known limits. The report of the profile's restore is lost with its orchestrator, so that an adopted session's capture takes nothing for deleted: a
@@ -105,8 +105,10 @@
 // A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
 // trusted, or while a stage's own limit lasts.
 //
-// A profile has one writer: a unique index lets one session that has not ended name it. Publishing a generation is one
-// compare-and-swap on the profile's row under the session's term.
+// A profile has one writer: a unique index lets one session that has not ended, and is not readonly, name it. A fork names a profile of
+// its own. Publishing a generation is one compare-and-swap on the profile's row under the session's term; what has no session
+// (import, promotion, deletion) locks the row, which excludes new sessions, and is refused while one holds it. Wrapped keys are in a
+// database of their own; what was destroyed is in a ledger of both (package profilestate).
 //
 // # WebDriver BiDi
 //
@@ -171,7 +173,7 @@
 //	orchestrator/       this package
 //	  api/              control-plane messages
 //	  httpapi/          handlers: decode, call, encode
-//	  pgstore/          all SQL; migrations/; pgcluster/ is a private Postgres for development and tests
+//	  pgstore/          all SQL; migrations/, keymigrations/ of the key database; pgcluster/ is a private Postgres for development and tests
 //	  place/            region and place as types
 //	  client/           the Go client of the API server
 //	driverproxy/        the command stream, EU end
@@ -186,7 +188,7 @@
 //	  drivertest/       a scriptable fake driver; safari/ is a safaridriver that misbehaves, as a process
 //	tunnel/             WireGuard: enrolment, keys and their rotation, peers, isolation, repair, backends
 //	  tunneltest/       a relay with delay, loss, cuts and rebinds, and bare WireGuard to compare with
-//	profilestate/       snapshot, seal/open, generations, restore/capture over driver commands
+//	profilestate/       snapshot, keys, seal/open, generations, restore/capture over driver commands
 //	recorder/           spool, parts, targets, finalise; capture/ is the host end; webm/ the container;
 //	                    s3server/ is versitygw for development and tests
 //

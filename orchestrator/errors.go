@@ -55,7 +55,7 @@ func Endings() map[Reason]Ending {
 		HostLost:          {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the driver host was lost; start a new session"},
 		DriverFailed:      {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the browser or its driver failed; start a new session"},
 		LeaseLost:         {http.StatusBadGateway, webdriver.InvalidSessionID, true, "the orchestrator that ran the session is gone, and no other could go on with it in time; start a new session"},
-		ProfileHeld:       {http.StatusConflict, webdriver.SessionNotCreated, true, "another session uses the profile; wait until it has ended"},
+		ProfileHeld:       {http.StatusConflict, webdriver.SessionNotCreated, true, "another session uses the profile; wait until it has ended, or use it readonly or as a fork"},
 		ProfileConflict:   {http.StatusConflict, webdriver.SessionNotCreated, false, "the profile's saved state changed or cannot be opened; it was left as it is"},
 		RecordingFailed:   {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "the recording could not be started; try again, or set recording to false"},
 		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the limit; try again later"},
@@ -118,11 +118,17 @@ func (e *UnmatchedError) Error() string { return e.Why.Message }
 // Unwrap gives the W3C error and ErrNoSuchDevice.
 func (e *UnmatchedError) Unwrap() []error { return []error{e.Why, ErrNoSuchDevice} }
 
-// ProfileHeldError says which session uses a profile.
-type ProfileHeldError struct{ Profile, Holder string }
+// ProfileHeldError says which session holds a profile, and until when unless it renews that. Both are empty when it has just ended.
+type ProfileHeldError struct {
+	Profile, Holder string
+	Until           time.Time
+}
 
 func (e *ProfileHeldError) Error() string {
-	return fmt.Sprintf("profile %s is in use by session %s; wait until that has ended", e.Profile, e.Holder)
+	if e.Holder == "" {
+		return fmt.Sprintf("profile %s was in use until a moment ago; try again", e.Profile)
+	}
+	return fmt.Sprintf("profile %s is in use by session %s; wait until that has ended, or use it readonly or as a fork", e.Profile, e.Holder)
 }
 
 // QueueFullError says that the queue is at its limit and when to come back.

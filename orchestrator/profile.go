@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/profilestate"
 )
 
@@ -14,7 +15,7 @@ type openedProfile struct {
 	o        *Orchestrator
 	l        *live
 	ref      profilestate.Ref
-	current  profilestate.Generation
+	head     profilestate.Head
 	snapshot *profilestate.Snapshot // nil: it could not be opened, and is not saved
 	restored profilestate.Report    // of an adopted session the zero one: nothing is taken for deleted
 }
@@ -25,7 +26,11 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 		return p, nil
 	}
 	err := o.patiently(ctx, func() (err error) {
-		p.snapshot, p.current, err = o.deps.Profiles.Load(ctx, p.ref)
+		p.snapshot, p.head, err = o.deps.Profiles.Load(ctx, p.ref)
+		if err == nil && p.head.Last == 0 && l.claim.Mode == api.ProfileFork { // at an adoption, or after an attempt whose answer was lost, it has one
+			from := profilestate.Ref{Account: l.claim.Account, Profile: l.claim.ForkOf}
+			p.snapshot, p.head, err = o.deps.Profiles.Clone(ctx, from, 0, p.ref, p.writer())
+		}
 		return err
 	})
 	if err != nil && l.claim.Adopted && ctx.Err() == nil {
@@ -37,8 +42,12 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 	return p, err
 }
 
+func (p *openedProfile) writer() profilestate.Writer {
+	return profilestate.Writer{Session: p.l.claim.Session, Term: p.l.claim.Term}
+}
+
 func (p *openedProfile) restore(ctx context.Context, dev device) error {
-	if p.l.claim.Profile == "" || p.current.Number == 0 || p.l.claim.Adopted {
+	if p.l.claim.Profile == "" || p.head.Current.Number == 0 || p.l.claim.Adopted {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, restoreLimit)
@@ -49,7 +58,7 @@ func (p *openedProfile) restore(ctx context.Context, dev device) error {
 		return err
 	}
 	n := p.restored.Counts()
-	p.l.emit(Event{Kind: EventProfileRestored, Generation: p.current.Number, Took: p.o.deps.Now().Sub(begin),
+	p.l.emit(Event{Kind: EventProfileRestored, Generation: p.head.Current.Number, Took: p.o.deps.Now().Sub(begin),
 		Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped + n.Unsupported})
 	return nil
 }
@@ -57,7 +66,7 @@ func (p *openedProfile) restore(ctx context.Context, dev device) error {
 // save captures, seals and publishes the profile, and returns the new generation's number. When it cannot, the
 // generation before stays the current one and the log says so.
 func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int64 {
-	if p.l.claim.Profile == "" {
+	if p.l.claim.Profile == "" || p.l.claim.Mode == api.ProfileReadonly {
 		return 0
 	}
 	switch end.Reason {
@@ -96,7 +105,7 @@ func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.G
 	// Committing again is safe: the compare-and-swap lets one of the attempts win.
 	var next profilestate.Generation
 	err = p.o.patiently(ctx, func() (err error) {
-		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.current, snapshot, p.l.claim.Session, p.l.claim.Term)
+		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.head, snapshot, p.writer())
 		return err
 	})
 	return next, report.Counts(), err

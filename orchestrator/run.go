@@ -13,6 +13,7 @@ import (
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/profilestate"
 )
 
 // Bounds of the stages; none of them is the customer's time.
@@ -119,6 +120,10 @@ func (o *Orchestrator) ended(ctx context.Context, l *live, what string, as Reaso
 	end := endOf(err)
 	if end.Reason == Internal && as != "" && !errors.Is(err, ErrUnavailable) {
 		end = &EndError{Reason: as, cause: err}
+	}
+	var damage *profilestate.DamageError
+	if errors.As(err, &damage) {
+		end.Detail = damage.Advice()
 	}
 	if l.claim.Adopted && (end.Reason == LeaseLost || errors.Is(err, errDrained)) {
 		end = leave(err) // it runs: another may go on with it

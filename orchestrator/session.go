@@ -1,12 +1,16 @@
 package orchestrator
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/google/uuid"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -25,7 +29,9 @@ const (
 type NewSession struct {
 	ID           string
 	Account      string
-	Profile      string
+	Profile      string // that it uses; of a fork the new one
+	Mode         api.ProfileMode
+	ForkOf       string // the profile that a fork begins with
 	Name         string
 	Labels       api.Labels
 	Want         api.DeviceWant
@@ -46,6 +52,8 @@ type Claim struct {
 	Term         int64
 	Account      string
 	Profile      string
+	Mode         api.ProfileMode
+	ForkOf       string // the profile that a fork begins with
 	Host, Device string
 	Recording    bool
 	Placement    place.Placement
@@ -87,6 +95,9 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	if r.Account == "" {
 		return s, &InvalidError{"account", "name the account the session belongs to"}
 	}
+	if err := s.planProfile(r); err != nil {
+		return s, err
+	}
 	if err := checkLabels(r.Labels); err != nil {
 		return s, err
 	}
@@ -100,6 +111,20 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		}
 	}
 	return s, nil
+}
+
+// planProfile says which profile the session uses, and how.
+func (s *NewSession) planProfile(r api.CreateSession) error {
+	s.Mode = cmp.Or(r.ProfileMode, api.ProfileExclusive)
+	switch {
+	case !slices.Contains(api.ProfileModes(), s.Mode):
+		return &InvalidError{"profile_mode", "exclusive, readonly or fork"}
+	case r.ProfileMode != "" && r.Profile == "":
+		return &InvalidError{"profile_mode", "name the profile"}
+	case s.Mode == api.ProfileFork:
+		s.ForkOf, s.Profile = r.Profile, uuid.NewString()
+	}
+	return nil
 }
 
 // candidates is what a request of the control plane wants of the driver: one capability object, which may be left out.

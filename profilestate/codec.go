@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"strings"
 )
 
@@ -113,6 +114,11 @@ func formatError(err error) error {
 		return &FormatError{"", strings.TrimPrefix(err.Error(), "json: ") + ": it could not be restored, so it is not taken"}
 	}
 	return &FormatError{"", err.Error()}
+}
+
+// Export is the canonical form of a snapshot that was stored, whatever limits are in force now.
+func (s *Snapshot) Export() ([]byte, error) {
+	return s.Encode(Limits{Bytes: math.MaxInt, Origins: math.MaxInt})
 }
 
 // Encode writes the canonical form: sorted, without insignificant space, equal for equal state.

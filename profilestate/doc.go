@@ -13,13 +13,23 @@
 // A file is created under a name no one else uses, written, flushed, and becomes the profile's current generation by
 // one compare-and-swap in the [Index] under the session's lease term. A crash, a lost race or a lost lease at any point
 // leaves the generation before it current and whole. Every file is bound to its region, account, profile, generation,
-// term and predecessor by its header, which is the associated data of the encryption; its length and SHA-256 are kept in
-// the Index, so an older file under the right name is refused too.
+// term and predecessor by its header, which is the associated data of the encryption; its length and digest are kept in
+// the Index, so an older file under the right name is refused too. What is found to be damaged is quarantined, and the
+// newest older generation that opens is offered; going back is its owner's decision.
 //
 // A capture merges by what it could observe. Something leaves the profile only when a restore confirmed that the browser
 // had it and a page from which it must be seen no longer showed it. An unknown state is never an absence.
 //
-// # Sealed file, format version 1
+// # Keys
+//
+//	RootKey (epochs) ──wraps──▶ AccountKey (epoch n) ──wraps──▶ data keys of a profile ──seal──▶ generations
+//	file, environment, KMS          KeyStore                        KeyStore                     Store
+//
+// A [Keyring] holds them together. Region, account, profile and epoch are the associated data of each wrapping. Rotation wraps
+// anew and touches no file. What was destroyed is in two ledgers, one beside the keys and one apart: a key that either
+// has opens nothing, whatever it was restored from, and its number is not used again.
+//
+// # Sealed file, format version 2
 //
 //	offset size
 //	     0    8 magic "DSPROFIL"
@@ -30,12 +40,12 @@
 //	    85   65 profile: likewise
 //	   150    8 generation
 //	   158    4 key epoch: the id of the data key in the profile's keyset
-//	   162    8 lease term of the writer
-//	   170   32 SHA-256 of the previous generation's file; zeros for the first
+//	   162    8 lease term of the writer; 0 where no session wrote it
+//	   170   32 digest of the previous generation's file; zeros for the first
 //	   202    6 zeros
 //	   208    … Tink streaming AEAD, AES256_GCM_HKDF_4KB; the 208 bytes above are its associated data
 //
-// Numbers are big-endian.
+// Numbers are big-endian. The digest is that of length, header, stream head and the tags of all segments.
 //
 // Out of scope: who may use a profile and when (the orchestrator's lease), where generations and wrapped keys are kept
 // (pgstore, behind [Index] and [KeyStore]), sessionStorage, IndexedDB, service workers and partitioned cookies (drivers

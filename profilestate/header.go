@@ -2,7 +2,6 @@ package profilestate
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,7 +11,7 @@ import (
 
 const (
 	headerSize    = 208
-	formatVersion = 1
+	formatVersion = 2
 	maxID         = 64
 	regionSize    = 8
 	magic         = "DSPROFIL"
@@ -25,7 +24,7 @@ type header struct {
 	generation int64
 	epoch      uint32
 	term       int64
-	previous   [sha256.Size]byte
+	previous   Digest
 }
 
 // marshal is total for values that passed Ref.check.
@@ -64,7 +63,7 @@ func parseHeader(b []byte) (header, error) {
 		generation: int64(binary.BigEndian.Uint64(b[150:])),
 		epoch:      binary.BigEndian.Uint32(b[158:]),
 		term:       int64(binary.BigEndian.Uint64(b[162:])),
-		previous:   [sha256.Size]byte(b[170:202]),
+		previous:   Digest(b[170:202]),
 	}
 	if err := h.ref.check(); err != nil || h.generation < 1 || h.term < 0 {
 		return header{}, errors.New("the file's header is not well formed")

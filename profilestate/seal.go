@@ -3,6 +3,7 @@ package profilestate
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -35,22 +36,36 @@ func seal(key dataKey, h header, plaintext []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// digest is the SHA-256 of a sealed file's length, header, stream head and the tag of each of its segments. What is
+// between the tags is what they authenticate: under the file's own key no other ciphertext has the same ones, so that a file which has
+// this digest and opens is the one that was published. It costs a hundredth of hashing everything.
+func digest(file []byte) Digest {
+	sum := sha256.New()
+	sum.Write(binary.BigEndian.AppendUint64(nil, uint64(len(file))))
+	sum.Write(file[:min(len(file), headerSize+streamHead)])
+	for at := headerSize; at < len(file); at += segmentSize { // the first segment is shorter by the stream's head
+		end := min(at+segmentSize, len(file))
+		sum.Write(file[max(at, end-segmentTag):end])
+	}
+	return Digest(sum.Sum(nil))
+}
+
 // unseal opens a whole file. Nothing of it is returned before all of it is known to be authentic: Tink's reader hands
 // out bytes before it has seen the end.
 func unseal(key dataKey, want Generation, wantHeader header, file []byte) ([]byte, error) {
-	if int64(len(file)) != want.Bytes || sha256.Sum256(file) != want.SHA256 {
+	if int64(len(file)) != want.Bytes || digest(file) != want.Digest {
 		return nil, errors.New("the file is not the one that was published")
 	}
 	h, err := parseHeader(file)
 	if err != nil {
 		return nil, err
 	}
-	if !key.known[h.epoch] {
-		return nil, fmt.Errorf("%w: the key it was sealed with is gone", ErrKey)
-	}
 	wantHeader.epoch, wantHeader.previous = h.epoch, h.previous
 	if h != wantHeader {
 		return nil, errors.New("the file belongs to another region, account, profile, generation or term")
+	}
+	if !key.known[h.epoch] {
+		return nil, fmt.Errorf("%w: the key it was sealed with is gone", ErrKey)
 	}
 	return decryptBody(key, file)
 }

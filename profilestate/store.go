@@ -1,42 +1,50 @@
 package profilestate
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
-// Config is what a Store works with. Dir, Region, Root, Keys and Index are required.
+// Config is what a Store works with. Dir, Region, Keys and Index are required.
 type Config struct {
 	Dir    string       // sealed files; an EU volume
 	Region place.Region // must be place.EU: state is not kept anywhere else
-	Root   *RootKey
-	Keys   KeyStore
+	Keys   *Keyring
 	Index  Index
 	Limits Limits // zero: DefaultLimits
+	Keep   int    // good generations of a profile that Sweep leaves; 0: DefaultKeep
 	Now    func() time.Time
+
+	disk disk // nil: the real one
 }
+
+// DefaultKeep is how many good generations of a profile are kept.
+const DefaultKeep = 10
 
 // Store keeps the sealed generations of all profiles. Several processes may share its folder. It is safe for
 // concurrent use.
 type Store struct {
 	dir    string
+	volume string
 	region place.Region
-	keys   keyring
+	keys   *Keyring
 	index  Index
 	limits Limits
+	keep   int
 	now    func() time.Time
+	disk   disk
 }
 
 // Open checks the configuration and creates the folder.
@@ -44,153 +52,318 @@ func Open(c Config) (*Store, error) {
 	if c.Region != place.EU {
 		return nil, fmt.Errorf("profile store in region %q: profile state is kept in %q only", c.Region, place.EU)
 	}
-	if c.Dir == "" || c.Root == nil || c.Keys == nil || c.Index == nil {
-		return nil, errors.New("profile store: Dir, Root, Keys and Index are all needed")
+	if c.Dir == "" || c.Keys == nil || c.Index == nil {
+		return nil, errors.New("profile store: Dir, Keys and Index are all needed")
 	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("profile store: %w", err)
+	if c.Keys.region != c.Region {
+		return nil, fmt.Errorf("profile store: its keys are of region %q", c.Keys.region)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Store{
-		dir: c.Dir, region: c.Region, index: c.Index, limits: c.Limits.orDefault(), now: c.Now,
-		keys: keyring{root: c.Root, store: c.Keys, region: c.Region},
-	}, nil
+	if c.Keep <= 0 {
+		c.Keep = DefaultKeep
+	}
+	if c.disk == nil {
+		c.disk = osDisk{}
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("profile store: %w", err)
+	}
+	volume, err := volumeID(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("profile store: %w", err)
+	}
+	return &Store{dir: filepath.Clean(c.Dir), volume: volume, region: c.Region, keys: c.Keys, index: c.Index, limits: c.Limits.orDefault(),
+		keep: c.Keep, now: c.Now, disk: c.disk}, nil
 }
 
-// Load opens the current generation. A profile without one has an empty Snapshot and the zero Generation.
-// Errors: ErrTampered (a *DamageError), ErrKey, and those of the Index and the KeyStore.
-func (s *Store) Load(ctx context.Context, ref Ref) (*Snapshot, Generation, error) {
+// Volume is the id of the store's folder: stores with the same one share their files.
+func (s *Store) Volume() string { return s.volume }
+
+// volumeID reads or makes the id of a store's folder. A file that is missing on another volume is not damaged: a folder that is not
+// mounted must not look like one from which everything was removed.
+func volumeID(dir string) (string, error) {
+	path := filepath.Join(dir, "volume")
+	f, err := os.CreateTemp(dir, ".volume-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(randomName() + "\n")
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return "", err
+	}
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if err := syncFolder(dir); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(path)
+	if id := strings.TrimSpace(string(text)); err != nil || len(id) == 16 {
+		return id, err
+	}
+	return "", fmt.Errorf("%s does not hold the id of a volume", path)
+}
+
+// Load opens the current generation. A profile without one has an empty Snapshot and a Head without one.
+// Errors: ErrTampered (a *DamageError), ErrVolume, ErrKey, and those of the Index and the KeyStore.
+func (s *Store) Load(ctx context.Context, ref Ref) (*Snapshot, Head, error) {
 	if err := ref.check(); err != nil {
-		return nil, Generation{}, err
+		return nil, Head{}, err
 	}
-	g, err := s.index.Current(ctx, ref)
+	head, err := s.index.Head(ctx, ref)
 	if err != nil {
-		return nil, Generation{}, fmt.Errorf("load profile %s: %w", ref.Profile, err)
+		return nil, Head{}, fmt.Errorf("load profile %s: %w", ref.Profile, err)
 	}
-	if g == (Generation{}) {
-		return &Snapshot{}, g, nil
+	if head.Current.Number == 0 {
+		return &Snapshot{}, head, nil
 	}
-	key, err := s.keys.open(ctx, ref)
+	snapshot, err := s.loadAt(ctx, ref, head, head.Current)
 	if err != nil {
-		return nil, g, fmt.Errorf("load profile %s: %w", ref.Profile, err)
+		return nil, head, fmt.Errorf("load profile %s: %w", ref.Profile, err)
 	}
-	snapshot, err := s.open(ref, g, key)
-	if err != nil {
-		if errors.Is(err, ErrKey) {
-			return nil, g, fmt.Errorf("load profile %s: %w", ref.Profile, err)
-		}
-		return nil, g, &DamageError{Ref: ref, Generation: g.Number, File: g.File, Reason: err}
-	}
-	return snapshot, g, nil
+	return snapshot, head, nil
 }
 
-func (s *Store) open(ref Ref, g Generation, key dataKey) (*Snapshot, error) {
-	if !strings.HasPrefix(g.File, ref.folder()+"/") || !filepath.IsLocal(filepath.FromSlash(g.File)) {
-		return nil, errors.New("the index names a file outside the profile's folder")
+// Export opens any generation; number 0 is the current one. ErrNoGeneration, and errors as Load.
+func (s *Store) Export(ctx context.Context, ref Ref, number int64) (*Snapshot, error) {
+	if err := ref.check(); err != nil {
+		return nil, err
 	}
-	f, err := os.Open(s.path(g.File))
+	head, err := s.index.Head(ctx, ref)
+	if err != nil {
+		return nil, fmt.Errorf("export profile %s: %w", ref.Profile, err)
+	}
+	if number == 0 {
+		number = head.Current.Number
+	}
+	g, err := s.generation(ctx, ref, number)
+	if err != nil {
+		return nil, fmt.Errorf("export profile %s: %w", ref.Profile, err)
+	}
+	snapshot, err := s.loadAt(ctx, ref, head, g)
+	if err != nil {
+		return nil, fmt.Errorf("export profile %s: %w", ref.Profile, err)
+	}
+	return snapshot, nil
+}
+
+func (s *Store) generation(ctx context.Context, ref Ref, number int64) (Generation, error) {
+	list, err := s.index.Generations(ctx, ref)
+	if err != nil {
+		return Generation{}, err
+	}
+	for _, g := range list {
+		if g.Number == number {
+			return g, nil
+		}
+	}
+	return Generation{}, ErrNoGeneration
+}
+
+// loadAt opens a generation; one that is damaged is quarantined, and the error says which one could take its place.
+func (s *Store) loadAt(ctx context.Context, ref Ref, head Head, g Generation) (*Snapshot, error) {
+	key, err := s.keys.open(ctx, ref, head.Destroyed)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	// The index says how long it is; a file that was made endless is not read to its end.
-	file, err := io.ReadAll(io.LimitReader(f, g.Bytes+1))
+	var damage *DamageError
+	snapshot, err := s.open(ref, g, key)
+	if !errors.As(err, &damage) {
+		return snapshot, err
+	}
+	if g.State != Quarantined {
+		if err := s.index.Quarantine(ctx, ref, g.Number, damage.Reason.Error()); err != nil {
+			return nil, errors.Join(damage, err)
+		}
+	}
+	damage.Offer, err = s.lastGood(ctx, ref, g.Number, key)
+	return nil, errors.Join(damage, err)
+}
+
+// lastGood is the newest generation before number that opens.
+func (s *Store) lastGood(ctx context.Context, ref Ref, number int64, key dataKey) (int64, error) {
+	list, err := s.index.Generations(ctx, ref)
+	if err != nil {
+		return 0, err
+	}
+	for _, g := range list {
+		if g.Number >= number || g.State != Good {
+			continue
+		}
+		if _, err := s.open(ref, g, key); err == nil {
+			return g.Number, nil
+		}
+	}
+	return 0, nil
+}
+
+// open reads and opens a file. What is wrong with the file is a *DamageError; what is wrong with the disk is not.
+func (s *Store) open(ref Ref, g Generation, key dataKey) (*Snapshot, error) {
+	damaged := func(why error) error {
+		return &DamageError{Ref: ref, Generation: g.Number, File: g.File, Reason: why}
+	}
+	if g.State == Quarantined {
+		return nil, damaged(errors.New(g.Reason))
+	}
+	if g.Volume != s.volume {
+		return nil, fmt.Errorf("%w: generation %d is on volume %s and this is %s", ErrVolume, g.Number, g.Volume, s.volume)
+	}
+	if !strings.HasPrefix(g.File, ref.folder()+"/") || !filepath.IsLocal(filepath.FromSlash(g.File)) {
+		return nil, damaged(errors.New("the index names a file outside the profile's folder"))
+	}
+	file, err := s.read(g)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, damaged(err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	want := header{region: s.region, ref: ref, generation: g.Number, term: g.Term}
 	plaintext, err := unseal(key, g, want, file)
+	if errors.Is(err, ErrKey) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, damaged(err)
+	}
+	// The limits are for what comes in: what was once accepted stays readable when they are lowered.
+	snapshot, err := Decode(plaintext, Limits{Bytes: max(len(plaintext), 1), Origins: len(plaintext) + 1})
+	if err != nil {
+		return nil, damaged(err)
+	}
+	return snapshot, nil
+}
+
+func (s *Store) read(g Generation) ([]byte, error) {
+	f, err := s.disk.Open(s.path(g.File))
 	if err != nil {
 		return nil, err
 	}
-	// The limits are for what comes in: what was once accepted stays readable when they are lowered.
-	return Decode(plaintext, Limits{Bytes: max(len(plaintext), 1), Origins: len(plaintext) + 1})
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// The index says how long it is; a file that was made endless is not read to its end, and memory is made for what is there.
+	file := make([]byte, max(min(info.Size(), g.Bytes+1), 0))
+	_, err = io.ReadFull(f, file)
+	if errors.Is(err, io.ErrUnexpectedEOF) { // it was cut meanwhile
+		err = nil
+	}
+	return file, err
 }
 
-// Commit seals a snapshot as the generation after prev and publishes it. On any error prev is still the current one,
+// Commit seals a snapshot as the generation after head and publishes it. On any error the one before is still current,
 // unless the error wraps ErrConflict or is about the Index itself being out of reach.
 // Errors: *LimitError, *FormatError, ErrKey, ErrConflict, ErrFenced.
-func (s *Store) Commit(ctx context.Context, ref Ref, prev Generation, snapshot *Snapshot, session string, term int64) (Generation, error) {
-	g, err := s.commit(ctx, ref, prev, snapshot, session, term)
+func (s *Store) Commit(ctx context.Context, ref Ref, head Head, snapshot *Snapshot, w Writer) (Generation, error) {
+	g, err := s.commit(ctx, ref, head, snapshot, w)
 	if err != nil {
 		return Generation{}, fmt.Errorf("commit profile %s: %w", ref.Profile, err)
 	}
 	return g, nil
 }
 
-func (s *Store) commit(ctx context.Context, ref Ref, prev Generation, snapshot *Snapshot, session string, term int64) (Generation, error) {
+func (s *Store) commit(ctx context.Context, ref Ref, head Head, snapshot *Snapshot, w Writer) (Generation, error) {
 	if err := ref.check(); err != nil {
 		return Generation{}, err
 	}
-	if term < 0 || prev.Number < 0 {
-		return Generation{}, errors.New("term and generation are never negative")
+	if w.Term < 0 || head.Last < head.Current.Number || head.Current.Number < 0 {
+		return Generation{}, errors.New("term and generations are never negative")
 	}
 	plaintext, err := snapshot.Encode(s.limits)
 	if err != nil {
 		return Generation{}, err
 	}
-	key, err := s.keys.openOrCreate(ctx, ref)
+	key, err := s.keys.openOrCreate(ctx, ref, head.Destroyed)
 	if err != nil {
 		return Generation{}, err
 	}
-	h := header{region: s.region, ref: ref, generation: prev.Number + 1, epoch: key.epoch, term: term, previous: prev.SHA256}
+	h := header{region: s.region, ref: ref, generation: head.Last + 1, epoch: key.epoch, term: w.Term, previous: head.Current.Digest}
 	file, err := seal(key, h, plaintext)
 	if err != nil {
 		return Generation{}, err
 	}
 	next := Generation{
-		Number: h.generation, SHA256: sha256.Sum256(file), Bytes: int64(len(file)), Term: term,
-		File: fmt.Sprintf("%s/%d-%d-%s.sealed", ref.folder(), h.generation, term, randomName()),
+		Number: h.generation, Volume: s.volume, Digest: digest(file), Bytes: int64(len(file)), Term: w.Term, Session: w.Session,
+		Previous: head.Current.Number, Source: w.Source, State: Good, At: s.now().UTC(),
+		File: fmt.Sprintf("%s/%d-%d-%s.sealed", ref.folder(), h.generation, w.Term, randomName()),
+	}
+	if w.Source == "" {
+		next.Source = FromSession
+	}
+	if w.Candidate {
+		next.State = Candidate
+	}
+	if head.Current.Volume != s.volume { // a profile that has a generation here has a folder
+		if err := s.makeFolder(filepath.Dir(s.path(next.File))); err != nil {
+			return Generation{}, err
+		}
 	}
 	f, err := s.create(next.File, file)
 	if err != nil {
 		return Generation{}, err
 	}
-	defer f.Close() // and with it the lock that keeps Sweep away until the generation is published
-	return s.publish(ctx, ref, prev, next, session, term)
+	defer f.Close()                                                     // and with it the lock that keeps Sweep away until the generation is published
+	return s.publish(ctx, w, ref, head, next, func(g Generation) bool { // a session's attempt of before, whose answer was lost
+		if w.Session == "" || g.Session != w.Session || g.Term != w.Term {
+			return false
+		}
+		was, err := s.open(ref, g, key)
+		if err != nil {
+			return false
+		}
+		b, err := was.Export()
+		return err == nil && bytes.Equal(b, plaintext)
+	})
 }
 
 // publish decides the fate of a file that is safely on disk.
-func (s *Store) publish(ctx context.Context, ref Ref, prev, next Generation, session string, term int64) (Generation, error) {
-	err := s.index.Publish(ctx, session, term, ref, prev, next)
+func (s *Store) publish(ctx context.Context, w Writer, ref Ref, head Head, next Generation, same func(Generation) bool) (Generation, error) {
+	err := s.index.Publish(ctx, w, ref, head, next)
 	if err == nil {
 		return next, nil
 	}
-	if errors.Is(err, ErrConflict) || errors.Is(err, ErrFenced) {
-		_ = os.Remove(s.path(next.File)) // Sweep does it if this fails
-		return Generation{}, err
+	// The answer may have been lost after the swap was made: of this attempt, or of one before.
+	there, ok := s.published(ctx, ref, next, same)
+	refused := errors.Is(err, ErrConflict) || errors.Is(err, ErrFenced) || errors.Is(err, ErrKeyDestroyed)
+	if refused && (!ok || there.File != next.File) {
+		_ = s.disk.Remove(s.path(next.File)) // Sweep does it if this fails
 	}
-	// The answer may have been lost after the swap was made, so the file stays; ask once which of the two it was.
-	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishCheck)
-	defer cancel()
-	if now, again := s.index.Current(ask, ref); again == nil && now == next {
-		return next, nil
+	if ok {
+		return there, nil
 	}
 	return Generation{}, err
 }
 
 const publishCheck = 5 * time.Second
 
+// published is the generation of that number if it is this one, or the same.
+func (s *Store) published(ctx context.Context, ref Ref, next Generation, same func(Generation) bool) (Generation, bool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishCheck)
+	defer cancel()
+	g, err := s.generation(ctx, ref, next.Number)
+	return g, err == nil && (g.File == next.File || same(g))
+}
+
 // create writes a new file that survives a power cut, and returns it open and locked.
-func (s *Store) create(name string, data []byte) (_ *os.File, err error) {
+func (s *Store) create(name string, data []byte) (_ diskFile, err error) {
 	path := s.path(name)
-	if err := s.makeFolder(filepath.Dir(path)); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := s.disk.Create(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			_ = f.Close()
-			_ = os.Remove(path)
+			_ = s.disk.Remove(path)
 		}
 	}()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", name, err)
+	if locked, err := f.TryLock(); err != nil || !locked {
+		return nil, fmt.Errorf("lock %s: taken by another process (%w)", name, err)
 	}
 	if _, err := f.Write(data); err != nil {
 		return nil, err
@@ -198,43 +371,31 @@ func (s *Store) create(name string, data []byte) (_ *os.File, err error) {
 	if err := f.Sync(); err != nil {
 		return nil, err
 	}
-	if err := syncFolder(filepath.Dir(path)); err != nil {
+	if err := s.disk.SyncDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	// Had this process slept between create and lock for longer than Sweep waits, the name would be gone now.
-	if _, err := os.Lstat(path); err != nil {
+	if _, err := s.disk.Stat(path); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-// makeFolder creates a profile's folder, and makes the names of new folders durable too.
+// makeFolder creates a profile's folder and its account's, and makes their names durable: also when they are there already, because
+// who made them may have died before.
 func (s *Store) makeFolder(folder string) error {
-	if _, err := os.Stat(folder); err == nil {
-		return nil
-	}
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return err
-	}
-	for at := filepath.Dir(folder); ; at = filepath.Dir(at) {
-		if err := syncFolder(at); err != nil {
+	for _, at := range []string{filepath.Dir(folder), folder} {
+		if err := s.disk.Mkdir(at); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if at == filepath.Clean(s.dir) || len(at) <= len(filepath.Clean(s.dir)) {
-			return nil
+		if err := s.disk.SyncDir(filepath.Dir(at)); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
-
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
 
 func randomName() string {
 	var b [8]byte

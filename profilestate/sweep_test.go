@@ -1,9 +1,6 @@
 package profilestate
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"os"
@@ -14,17 +11,24 @@ import (
 
 func base64Of(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
 
+// TestSweep: what no generation names goes, however it came to be, and nothing else.
 func TestSweep(t *testing.T) {
 	f := newStore(t)
-	var g Generation
-	for _, v := range []string{"one", "two", "three"} {
-		g = f.commit(t, testRef, g, v)
+	f.keep = 2
+	for _, v := range []string{"one", "two", "three", "four"} {
+		f.commit(t, testRef, v)
 	}
-	f.index.before = func() error { return errors.New("the process died here") }
-	if _, err := f.Commit(t.Context(), testRef, g, state("never"), "s", 1); err == nil {
+	f.world.before = func() error { return errors.New("the process died here") }
+	if _, err := f.Commit(t.Context(), testRef, f.head(t, testRef), state("never"), by); err == nil {
 		t.Fatal("published")
 	}
-	f.index.before = nil
+	f.world.before = nil
+	gone := Ref{testRef.Account, "deleted"}
+	f.commit(t, gone, "x")
+	f.world.hold(gone, "", 0)
+	if err := f.index.DeleteProfile(t.Context(), gone, 1); err != nil { // and then the process dies
+		t.Fatal(err)
+	}
 	strange := filepath.Join(f.dir, "x", "y")
 	if err := os.MkdirAll(strange, 0o700); err != nil {
 		t.Fatal(err)
@@ -33,16 +37,23 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if got, err := f.Sweep(t.Context(), time.Hour); err != nil || got.Removed != 0 || got.Kept != 5 {
+	if got, err := f.Sweep(t.Context(), time.Hour); err != nil || got.Removed+got.Forgotten != 0 || got.Kept != 7 {
 		t.Fatalf("young files: %+v, %v", got, err)
 	}
 	f.clock = f.clock.Add(2 * time.Hour)
 	got, err := f.Sweep(t.Context(), time.Hour)
-	if err != nil || got.Removed != 2 || got.Kept != 3 || got.Bytes == 0 {
-		t.Fatalf("old files: %+v, %v; want the leftover and generation 1 removed", got, err)
+	if err != nil || got.Forgotten != 2 || got.Removed != 4 || got.Kept != 3 || got.Bytes == 0 {
+		t.Fatalf("old files: %+v, %v; want the leftover, two generations and what was deleted removed", got, err)
 	}
-	if f.value(t, testRef) != "three" {
+	if f.value(t, testRef) != "four" {
 		t.Fatal("the current generation is gone")
+	}
+	if n, err := f.Rollback(t.Context(), testRef); !errors.Is(err, errHeld) {
+		t.Fatal(n, err)
+	}
+	f.world.hold(testRef, "", 0)
+	if n, err := f.Rollback(t.Context(), testRef); err != nil || n != 3 || f.value(t, testRef) != "three" {
+		t.Fatalf("rolled back to %d, %v", n, err)
 	}
 	if again, err := f.Sweep(t.Context(), time.Hour); err != nil || again.Removed != 0 {
 		t.Errorf("again: %+v, %v", again, err)
@@ -53,30 +64,28 @@ func TestSweep(t *testing.T) {
 // written its file and publishing it.
 func TestSweepDuringCommit(t *testing.T) {
 	f := newStore(t)
-	one := f.commit(t, testRef, Generation{}, "one")
+	f.commit(t, testRef, "one")
 	f.clock = f.clock.Add(1000 * time.Hour)
-	f.index.before = func() error {
+	f.world.before = func() error {
 		got, err := f.Sweep(t.Context(), time.Hour)
 		if err != nil || got.Removed != 0 {
 			t.Errorf("sweep: %+v, %v", got, err)
 		}
 		return nil
 	}
-	two, err := f.Commit(t.Context(), testRef, one, state("two"), "s", 1)
-	if err != nil || f.value(t, testRef) != "two" {
-		t.Fatalf("generation %d, %v", two.Number, err)
+	if two := f.commit(t, testRef, "two"); f.value(t, testRef) != "two" {
+		t.Fatalf("generation %d", two.Number)
 	}
 }
 
-func TestSweepLeavesADamagedProfileAlone(t *testing.T) {
+// TestSweepAsksAboutUnknownProfiles: a database that does not know a profile, because it is the wrong one, removes nothing.
+func TestSweepAsksAboutUnknownProfiles(t *testing.T) {
 	f := newStore(t)
-	g := f.commit(t, testRef, f.commit(t, testRef, f.commit(t, testRef, Generation{}, "1"), "2"), "3")
-	if err := os.Truncate(f.path(g.File), 10); err != nil {
-		t.Fatal(err)
-	}
+	f.commit(t, testRef, "1")
 	f.clock = f.clock.Add(2 * time.Hour)
+	f.Store.index = newWorld().index()
 	if got, err := f.Sweep(t.Context(), time.Hour); err == nil || got.Removed != 0 {
-		t.Errorf("%+v, %v: the older generations may be all that is left", got, err)
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
@@ -85,65 +94,10 @@ func TestCreateLeavesNothingOnFailure(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(f.dir, idName(testRef.Account)), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Commit(t.Context(), testRef, Generation{}, state("x"), "s", 1); err == nil {
+	if _, err := f.Commit(t.Context(), testRef, Head{}, state("x"), by); err == nil {
 		t.Fatal("a file stands where the folder must be, and nobody noticed")
 	}
-	if g, _ := f.index.Current(t.Context(), testRef); g != (Generation{}) {
+	if h := f.head(t, testRef); h != (Head{}) {
 		t.Error("published without a file")
-	}
-}
-
-// BenchmarkSealOpen is to be compared with BenchmarkRawGCM of the same size.
-func BenchmarkSealOpen(b *testing.B) {
-	f := newStore(b)
-	key, err := f.keys.openOrCreate(b.Context(), testRef)
-	if err != nil {
-		b.Fatal(err)
-	}
-	h := header{region: f.region, ref: testRef, generation: 1, epoch: key.epoch, term: 1}
-	sizes(b, func(b *testing.B, plaintext []byte) {
-		for b.Loop() {
-			file, err := seal(key, h, plaintext)
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := decryptBody(key, file); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-}
-
-func BenchmarkRawGCM(b *testing.B) {
-	block, err := aes.NewCipher(make([]byte, 32))
-	if err != nil {
-		b.Fatal(err)
-	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		b.Fatal(err)
-	}
-	nonce := make([]byte, gcm.NonceSize())
-	sizes(b, func(b *testing.B, plaintext []byte) {
-		for b.Loop() {
-			if _, err := gcm.Open(nil, nonce, gcm.Seal(nil, nonce, plaintext, nil), nil); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-}
-
-func sizes(b *testing.B, run func(*testing.B, []byte)) {
-	for _, s := range []struct {
-		name string
-		n    int
-	}{{"64KiB", 64 << 10}, {"1MiB", 1 << 20}} {
-		plaintext := make([]byte, s.n)
-		rand.Read(plaintext)
-		b.Run(s.name, func(b *testing.B) {
-			b.SetBytes(int64(s.n))
-			b.ReportAllocs()
-			run(b, plaintext)
-		})
 	}
 }

@@ -44,10 +44,10 @@ Linux)
 		has ip || need iproute2 'network namespaces, where the tests of the TUN tunnel run as root'
 		has nft || anyfile /usr/sbin/nft || need nftables 'these tests take the rules away that keep hosts apart, and read them'
 		if ! has node; then
-			need nodejs 'runs the scripts of test/selenium and test/webdriverio with unmodified npm packages'
-			has npm || need npm 'installs selenium-webdriver and webdriverio'
+			need nodejs 'runs the scripts of test/selenium, test/webdriverio and test/playwright with unmodified npm packages'
+			has npm || need npm 'installs selenium-webdriver, webdriverio and playwright-core'
 		elif ! has npm; then
-			need npm 'installs selenium-webdriver and webdriverio'
+			need npm 'installs selenium-webdriver, webdriverio and playwright-core'
 		fi
 	fi
 	if [ -n "$missing" ]; then
@@ -70,7 +70,7 @@ Darwin)
 	has postgres || anyfile /opt/homebrew/opt/postgresql@*/bin/postgres || anyfile /usr/local/opt/postgresql@*/bin/postgres ||
 		need postgresql@15 'the database; a private cluster is started from its programs'
 	has ffmpeg || need ffmpeg 'records the screen, and checks recordings'
-	[ "${1:-}" != test ] || has node || need node 'runs the scripts of test/selenium and test/webdriverio with unmodified npm packages'
+	[ "${1:-}" != test ] || has node || need node 'runs the scripts of test/selenium, test/webdriverio and test/playwright with unmodified npm packages'
 	if [ -n "$missing" ]; then
 		has brew || die 'These are missing. Install them, for example with Homebrew (https://brew.sh):' "$reasons"
 		printf 'Installing with Homebrew:\n%s' "$reasons"
@@ -89,10 +89,11 @@ fi
 # npm_test FOLDER PACKAGE: the package's own install scripts would download browsers and drivers that are not used here.
 npm_test() {
 	[ ! -d "test/$1/node_modules/$2" ] || [ "test/$1/package-lock.json" -nt "test/$1/node_modules" ] || return 0
-	echo "Installing $2 into test/$1/node_modules (drives a session as a customer would) …"
+	echo "Installing $2 into test/$1/node_modules (does what a customer would) …"
 	(cd "test/$1" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules)
 }
 if [ "${1:-}" = test ]; then
 	npm_test selenium selenium-webdriver
 	npm_test webdriverio webdriverio
+	npm_test playwright playwright-core
 fi

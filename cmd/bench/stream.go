@@ -183,7 +183,7 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 	if err := enrolHost(ctx, store); err != nil {
 		return nil, err
 	}
-	g := ground{store: store, directory: loopback{store}, dial: (&net.Dialer{}).DialContext, serve: func(h http.Handler) (addr string, err error) {
+	g := ground{cluster: cluster, store: store, directory: loopback{store}, dial: (&net.Dialer{}).DialContext, serve: func(h http.Handler) (addr string, err error) {
 		addr, err = f.serve(h)
 		for _, v := range via {
 			if err == nil {
@@ -197,6 +197,7 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 
 // ground is what a fleet stands on: its database, and the way between orchestrator and host.
 type ground struct {
+	cluster   *pgcluster.Cluster
 	store     *pgstore.Store
 	directory driverproxy.Directory
 	serve     func(fleet http.Handler) (addr string, err error)
@@ -271,7 +272,16 @@ func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger
 	if err != nil {
 		return d, err
 	}
-	if d.Profiles, err = profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Root: root, Keys: store, Index: store}); err != nil {
+	wrapped, err := openKeys(ctx, g.cluster)
+	if err != nil {
+		return d, err
+	}
+	f.add(func() error { wrapped.Close(); return nil })
+	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	if err != nil {
+		return d, err
+	}
+	if d.Profiles, err = profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Keys: keys, Index: store}); err != nil {
 		return d, err
 	}
 	// Nothing is recorded, so nothing has to be there.
@@ -283,6 +293,14 @@ func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger
 	f.add(within(d.Recorder.Close))
 	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: g.directory, Log: log})
 	return d, nil
+}
+
+// openKeys opens the key database of a cluster.
+func openKeys(ctx context.Context, cluster *pgcluster.Cluster) (*pgstore.Keys, error) {
+	if err := cluster.CreateDatabase(ctx, "keys"); err != nil {
+		return nil, err
+	}
+	return pgstore.OpenKeys(ctx, cluster.DSN("keys"))
 }
 
 func within(stop func(context.Context) error) func() error {

@@ -144,7 +144,7 @@ func (s *stack) startPostgres(ctx context.Context) error {
 	}
 	s.postgres = c
 	s.undo = append(s.undo, c.Stop)
-	return c.CreateDatabase(ctx, "fleet")
+	return errors.Join(c.CreateDatabase(ctx, "fleet"), c.CreateDatabase(ctx, "fleet_keys"))
 }
 
 func (s *stack) startObjects(ctx context.Context, region, accessKey, secretKey string) error {
@@ -171,7 +171,8 @@ func (s *stack) startOrchestrator(ctx context.Context) error {
 		"--tunnel-endpoint", fmt.Sprintf("%s:%d", endpoint, st.TunnelPort),
 		"--development",
 	}
-	env := []string{"DRIFTSTACK_SERVICE_TOKEN=" + st.ServiceToken, "DRIFTSTACK_DATABASE_URL=" + s.postgres.DSN("fleet")}
+	env := []string{"DRIFTSTACK_SERVICE_TOKEN=" + st.ServiceToken, "DRIFTSTACK_DATABASE_URL=" + s.postgres.DSN("fleet"),
+		"DRIFTSTACK_KEY_DATABASE_URL=" + s.postgres.DSN("fleet_keys")}
 	for region, key := range map[string][2]string{"eu": {st.EUAccessKey, st.EUSecretKey}, "us": {st.USAccessKey, st.USSecretKey}} {
 		o, name := s.objects[region], map[string]string{"eu": "EU", "us": "US"}[region]
 		argv = append(argv, "--"+region+"-s3-endpoint", o.endpoint, "--"+region+"-s3-bucket", o.bucket)

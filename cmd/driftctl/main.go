@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -111,11 +112,8 @@ type cli struct {
 			Region  string `default:"eu" enum:"eu,us" help:"Copy to link to: eu or us."`
 		} `cmd:"" name:"url" help:"Print a presigned URL of a session's recording, valid for one hour."`
 	} `cmd:"" help:"Recordings."`
-	Profiles struct {
-		Ls struct {
-			Account string `help:"Only this account's."`
-		} `cmd:"" help:"List profiles."`
-	} `cmd:"" help:"Profiles."`
+	Profiles profilesCmd `cmd:"" help:"Profiles: saved cookies and localStorage, one generation a session."`
+	Keys     keysCmd     `cmd:"" help:"Keys that profiles are sealed with."`
 	Accounts struct {
 		Put struct {
 			ID         string `arg:""`
@@ -231,14 +229,14 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 			}
 		}
 		return fmt.Errorf("there is no verified copy in %s: the recording is %s, placement %s", c.Recordings.URL.Region, v.State, v.Placement)
-	case "profiles ls":
-		v, err := fleet.Profiles(ctx, c.Profiles.Ls.Account)
-		return list(p, err, table.Row{"PROFILE", "ACCOUNT", "NAME", "GENERATION", "BYTES", "HELD BY"}, v, func(f api.Profile) table.Row {
-			return table.Row{f.ID, f.Account, f.Name, f.Generation, f.Bytes, f.HeldBy}
-		})
 	case "accounts put <id>":
 		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings})
 		return p.objectOr(v, err)
+	}
+	if noun, rest, _ := strings.Cut(command, " "); noun == "profiles" {
+		return c.Profiles.run(ctx, rest, fleet, p)
+	} else if noun == "keys" {
+		return c.Keys.run(ctx, rest, fleet, p)
 	}
 	return fmt.Errorf("command %q has no implementation", command)
 }

@@ -17,13 +17,14 @@ import (
 
 // config is every setting, as flag and as environment variable.
 type config struct {
-	Name         string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
-	DatabaseURL  string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
-	HTTPAddr     string `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
-	PeerURL      string `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
-	MetricsAddr  string `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
-	ServiceToken string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
-	StateDir     string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+	Name           string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
+	DatabaseURL    string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
+	KeyDatabaseURL string `required:"" placeholder:"URL" help:"Postgres database of the wrapped keys of profiles, likewise: one of its own, better on another server, with backups that expire."`
+	HTTPAddr       string `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	PeerURL        string `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
+	MetricsAddr    string `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
+	ServiceToken   string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
+	StateDir       string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
 
 	PrivateDir string `type:"path" placeholder:"DIR" help:"Folder on this machine's own disk for its tunnel key, where --state-dir is a volume that several orchestrators share. Default: --state-dir."`
 
@@ -41,6 +42,11 @@ type config struct {
 
 	EU s3 `embed:"" prefix:"eu-s3-" envprefix:"DRIFTSTACK_EU_S3_" group:"EU object storage"`
 	US s3 `embed:"" prefix:"us-s3-" envprefix:"DRIFTSTACK_US_S3_" group:"US object storage (without it, recorded sessions of accounts with replicated recordings end as recording_failed)"`
+
+	ProfileRootKey     string `placeholder:"KEY" help:"Root key of the profiles: the text of its file, or that in base64; for the environment. Default: profile-root.key in --state-dir, which is made at the first start."`
+	ProfileMaxBytes    int    `default:"16777216" help:"Most that a profile may hold, in bytes of its storageState."`
+	ProfileMaxOrigins  int    `default:"50" help:"Origins whose localStorage a profile may hold."`
+	ProfileGenerations int    `default:"10" help:"Saved states of a profile that are kept to go back to."`
 
 	QueueLimit  int           `default:"1000" help:"Sessions that may be queued at once; one more is answered with 429."`
 	LeaseTTL    time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
@@ -85,6 +91,15 @@ func (c *config) Validate() error {
 	}
 	if c.HostRest < 0 {
 		bad("--host-rest: not negative")
+	}
+	if c.ProfileMaxBytes < 1<<20 || c.ProfileMaxBytes > 64<<20 {
+		bad("--profile-max-bytes: 1048576 to 67108864")
+	}
+	if c.ProfileMaxOrigins < 1 || c.ProfileMaxOrigins > 1000 {
+		bad("--profile-max-origins: 1 to 1000")
+	}
+	if c.ProfileGenerations < 2 {
+		bad("--profile-generations: at least 2, the current one and one to go back to")
 	}
 	if c.QueueLimit < 1 {
 		bad("--queue-limit: at least 1")

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -28,8 +27,6 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/httpapi"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
-	"github.com/driftstack/fleet/orchestrator/place"
-	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 	"github.com/driftstack/fleet/tunnel"
 )
@@ -65,7 +62,12 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 		return fmt.Errorf("--database-url: %w", err)
 	}
 	defer store.Close()
-	profiles, err := openProfiles(ctx, cfg, store)
+	wrapped, err := pgstore.OpenKeys(ctx, cfg.KeyDatabaseURL)
+	if err != nil {
+		return fmt.Errorf("--key-database-url: %w", err)
+	}
+	defer wrapped.Close()
+	profiles, keys, err := openProfiles(ctx, cfg, store, wrapped)
 	if err != nil {
 		return err
 	}
@@ -101,11 +103,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	fleet := driverproxy.NewFleet(driverproxy.Config{
 		Orchestrator: cfg.Name, Epoch: epoch, Directory: store, Log: log.Named("fleet"),
 	})
-	volume, err := volumeOf(cfg.StateDir)
-	if err != nil {
-		return err
-	}
-	self := orchestrator.Replica{ID: cfg.Name + "/" + uuid.NewString(), Name: cfg.Name, URL: strings.TrimSuffix(cfg.PeerURL, "/"), Volume: volume}
+	self := orchestrator.Replica{ID: cfg.Name + "/" + uuid.NewString(), Name: cfg.Name, URL: strings.TrimSuffix(cfg.PeerURL, "/"), Volume: profiles.Volume()}
 	others, err := joinReplicas(ctx, store, self, log)
 	if err != nil {
 		return err
@@ -131,7 +129,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
 	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
-		Orchestrator: o, Store: store, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
+		Orchestrator: o, Store: store, Profiles: profiles, Keys: keys, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
 	}), log)
 
@@ -210,31 +208,6 @@ func rotateHosts(ctx context.Context, store *pgstore.Store, age time.Duration, l
 		case <-t.C:
 		}
 	}
-}
-
-// openProfiles opens the sealed profiles. The root key is made at the first start only: once a profile depends on it, a
-// missing key is a lost volume, and making another would hide that.
-func openProfiles(ctx context.Context, cfg config, store *pgstore.Store) (*profilestate.Store, error) {
-	path := filepath.Join(cfg.StateDir, "profile-root.key")
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		depend, err := store.HasWrappedKeys(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if depend {
-			return nil, fmt.Errorf("%s is missing and profiles are sealed with it: restore it from its backup, or correct --state-dir", path)
-		}
-		if err := profilestate.CreateRootKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
-		}
-	}
-	root, err := profilestate.ReadRootKey(path)
-	if err != nil {
-		return nil, err
-	}
-	return profilestate.Open(profilestate.Config{
-		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, Root: root, Keys: store, Index: store,
-	})
 }
 
 // listenMetrics is nil where nothing is to be served.

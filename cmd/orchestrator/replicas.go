@@ -1,16 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
@@ -39,36 +33,6 @@ func joinReplicas(ctx context.Context, store *pgstore.Store, self orchestrator.R
 		}
 	}
 	return others, nil
-}
-
-// volumeOf is the mark of the volume that the state folder is on, which the first orchestrator that starts on it makes: those with the same mark
-// share it.
-func volumeOf(dir string) (string, error) {
-	path := filepath.Join(dir, "volume-id")
-	b, err := os.ReadFile(path)
-	if err == nil && len(bytes.TrimSpace(b)) > 0 {
-		return string(bytes.TrimSpace(b)), nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("--state-dir: %w", err)
-	}
-	made, err := os.CreateTemp(dir, "volume-id.*")
-	if err != nil {
-		return "", fmt.Errorf("--state-dir: %w", err)
-	}
-	defer os.Remove(made.Name())
-	_, err = made.WriteString(uuid.NewString() + "\n")
-	if err = errors.Join(err, made.Sync(), made.Close()); err != nil {
-		return "", fmt.Errorf("--state-dir: %w", err)
-	}
-	// A link is made once, however many start at the same time, and never half written.
-	if err := os.Link(made.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("--state-dir: %w", err)
-	}
-	if b, err = os.ReadFile(path); err != nil || len(bytes.TrimSpace(b)) == 0 {
-		return "", fmt.Errorf("--state-dir: %s cannot be read, or is empty: restore it, or delete it where no other orchestrator has the volume: %w", path, err)
-	}
-	return string(bytes.TrimSpace(b)), nil
 }
 
 // probeReplicas looks whether --peer-url leads to this process, and whether the others are where they say. That one of them is not

@@ -27,7 +27,9 @@ const (
 type Session struct {
 	ID           string       `json:"id"`
 	Account      string       `json:"account"`
-	Profile      string       `json:"profile,omitempty"`
+	Profile      string       `json:"profile,omitempty" doc:"Profile that it uses; of a fork the new one."`
+	ProfileMode  ProfileMode  `json:"profile_mode,omitempty" enum:"exclusive,readonly,fork"`
+	ForkedFrom   string       `json:"forked_from,omitempty" doc:"Profile whose state a fork began with."`
 	Name         string       `json:"name,omitempty"`
 	Labels       Labels       `json:"labels,omitempty"`
 	State        SessionState `json:"state" enum:"queued,starting,running,finishing,ended"`
@@ -79,6 +81,7 @@ type Timeouts struct {
 type CreateSession struct {
 	Account      string          `json:"account" minLength:"1" maxLength:"128" doc:"Account the session belongs to."`
 	Profile      string          `json:"profile,omitempty" maxLength:"128" doc:"Profile whose cookies and localStorage the session starts with and saves at its end."`
+	ProfileMode  ProfileMode     `json:"profile_mode,omitempty" enum:"exclusive,readonly,fork" doc:"exclusive (default): the session is the profile's only writer, and saves it. readonly: any number at once, and nothing is saved. fork: it begins with the profile's state and saves to a new profile, which its answer names."`
 	Name         string          `json:"name,omitempty" maxLength:"256"`
 	Labels       Labels          `json:"labels,omitempty" maxProperties:"32" doc:"Names of your own, to find the session by: GET /v1/sessions?label=KEY=VALUE. A key has 1 to 64 characters and no =, a value up to 256."`
 	Device       DeviceWant      `json:"device,omitempty"`
@@ -103,32 +106,6 @@ type Account struct {
 // PutAccount creates or changes an account.
 type PutAccount struct {
 	Recordings string `json:"recordings" enum:"eu,replicated"`
-}
-
-// Profile is the metadata of a profile; its state is a sealed file and is never shown.
-type Profile struct {
-	ID          string    `json:"id"`
-	Account     string    `json:"account"`
-	Name        string    `json:"name"`
-	Archetype   string    `json:"archetype,omitempty"`
-	Description string    `json:"description,omitempty"`
-	Generation  int64     `json:"generation" doc:"0 until a session has saved state."`
-	Bytes       int64     `json:"bytes" doc:"Size of the sealed file."`
-	HeldBy      string    `json:"held_by,omitempty" doc:"Session that uses it now."`
-	CreatedAt   time.Time `json:"created_at"`
-}
-
-// CreateProfile asks for a new, empty profile.
-type CreateProfile struct {
-	Account     string `json:"account" minLength:"1" maxLength:"128"`
-	Name        string `json:"name" minLength:"1" maxLength:"256"`
-	Archetype   string `json:"archetype,omitempty" maxLength:"256"`
-	Description string `json:"description,omitempty" maxLength:"4096"`
-}
-
-// ProfileList lists profiles.
-type ProfileList struct {
-	Profiles []Profile `json:"profiles"`
 }
 
 // CreateHost invites a driver host.

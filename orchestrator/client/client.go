@@ -43,6 +43,9 @@ type Problem struct {
 	Title      string `json:"title"`
 	Detail     string `json:"detail"`
 	RetryAfter time.Duration
+	Reason     string     `json:"reason"`     // profile_held
+	Holder     string     `json:"holder"`     // of a profile_held: the session that holds it
+	ExpiresAt  *time.Time `json:"expires_at"` // and until when, unless it renews that
 	Errors     []struct {
 		Location string `json:"location"`
 		Message  string `json:"message"`
@@ -231,23 +234,6 @@ func (c *Client) PutAccount(ctx context.Context, id string, a api.PutAccount) (v
 	return v, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(id), a, &v)
 }
 
-// CreateProfile creates an empty profile.
-func (c *Client) CreateProfile(ctx context.Context, p api.CreateProfile) (v api.Profile, err error) {
-	return v, c.call(ctx, http.MethodPost, "/v1/profiles", p, &v)
-}
-
-// Profile is a profile's metadata.
-func (c *Client) Profile(ctx context.Context, id string) (v api.Profile, err error) {
-	return v, c.call(ctx, http.MethodGet, "/v1/profiles/"+url.PathEscape(id), nil, &v)
-}
-
-// Profiles lists the profiles of an account, or all.
-func (c *Client) Profiles(ctx context.Context, account string) ([]api.Profile, error) {
-	var l api.ProfileList
-	err := c.call(ctx, http.MethodGet, "/v1/profiles?account="+url.QueryEscape(account), nil, &l)
-	return l.Profiles, err
-}
-
 // InviteHost makes a join token for a host.
 func (c *Client) InviteHost(ctx context.Context, name string) (t api.JoinToken, err error) {
 	return t, c.call(ctx, http.MethodPost, "/v1/hosts", api.CreateHost{Name: name}, &t)
@@ -320,6 +306,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return err
 	}
 	defer resp.Body.Close()
+	return decode(resp, method, path, out)
+}
+
+// decode reads an answer into out, which may be nil.
+func decode(resp *http.Response, method, path string, out any) error {
 	if resp.StatusCode/100 != 2 {
 		return problem(resp)
 	}

@@ -193,7 +193,13 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 		w.Header().Set("Retry-After", seconds(after))
 	}
 	p := problemOf(err, s.Log)
-	writeNotCreated(w, p.Status, p.Detail, map[string]any{"reason": p.Type})
+	data := map[string]any{"reason": p.Type}
+	var held *orchestrator.ProfileHeldError
+	if errors.As(err, &held) {
+		h := newHeldProblem(p, held)
+		data["reason"], data["holder"], data["expires_at"] = h.Reason, h.Holder, h.Expires
+	}
+	writeNotCreated(w, p.Status, p.Detail, data)
 }
 
 // writeNotCreated answers as W3C has it, with 500; only a full queue has a status of its own, because HTTP clients know to

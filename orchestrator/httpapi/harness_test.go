@@ -52,6 +52,7 @@ type rig struct {
 	client   *client.Client
 	store    *pgstore.Store
 	profiles *profilestate.Store
+	dir      string
 	stop     func()                  // stops the orchestrator as SIGTERM does, and waits
 	stopHost func()                  // stops the host, and waits
 	drivers  chan *drivertest.Driver // the driver of each session, in their order; each device is one ahead
@@ -93,6 +94,21 @@ func (r *rig) newDriver(string) *drivertest.Driver {
 	r.mu.Unlock()
 	r.drivers <- d
 	return d
+}
+
+// openProfiles opens the store of profiles in dir, which has a root key, with its keys in a database of their own.
+func openProfiles(t *testing.T, dir, keyDSN string, store *pgstore.Store) (*profilestate.Store, *profilestate.Keyring) {
+	t.Helper()
+	root, err := profilestate.ReadRootKey(dir + "/root.key")
+	must(t, err)
+	wrapped, err := pgstore.OpenKeys(t.Context(), keyDSN)
+	must(t, err)
+	t.Cleanup(wrapped.Close)
+	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	must(t, err)
+	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Keys: keys, Index: store})
+	must(t, err)
+	return profiles, keys
 }
 
 // directory stands in for the tunnel, which says which host an address is.
@@ -156,11 +172,8 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
-	root, err := profilestate.ReadRootKey(dir + "/root.key")
-	must(t, err)
-	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Root: root, Keys: r.store, Index: r.store})
-	must(t, err)
-	r.profiles = profiles
+	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
+	r.profiles, r.dir = profiles, dir
 	// Nothing listens there: sessions of these tests are not recorded.
 	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
@@ -176,7 +189,7 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	}
 	o := orchestrator.New(orchestrator.Deps{ID: "test", Sessions: sessions, Hosts: r.store, Fleet: fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: queueLimit, LeaseTTL: 15 * time.Second})
-	handler := httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now})
+	handler := httpapi.New(httpapi.Config{Orchestrator: o, Store: r.store, Profiles: profiles, Keys: keys, Recordings: rec, Token: token, Log: log, Now: time.Now})
 	if tap.public != nil {
 		handler = tap.public(handler)
 	}

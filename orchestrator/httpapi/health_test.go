@@ -70,10 +70,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	must(t, err)
 	t.Cleanup(r.store.Close)
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
-	root, err := profilestate.ReadRootKey(dir + "/root.key")
-	must(t, err)
-	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: "eu", Root: root, Keys: r.store, Index: r.store})
-	must(t, err)
+	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
@@ -87,7 +84,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	r.line = openLine(t, listener, "tcp", fleetServer.Listener.Addr().String())
 	r.o = orchestrator.New(orchestrator.Deps{ID: name, Sessions: r.store, Hosts: r.store, Fleet: r.fleet, Recorder: rec, Profiles: profiles, Tunnel: r.tunnel,
 		Log: log, Now: time.Now, QueueLimit: 100, LeaseTTL: 15 * time.Second})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: r.o, Store: r.store, Recordings: rec, Token: token, Log: log, Now: time.Now}))
+	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: r.o, Store: r.store, Profiles: profiles, Keys: keys, Recordings: rec, Token: token, Log: log, Now: time.Now}))
 	r.client, err = client.New(public.URL, token)
 	must(t, err)
 	work, stop := context.WithCancel(context.Background())

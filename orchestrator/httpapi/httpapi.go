@@ -17,7 +17,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
@@ -25,12 +24,15 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/profilestate"
 )
 
 // Config is what the handlers call.
 type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *pgstore.Store
+	Profiles     *profilestate.Store
+	Keys         *profilestate.Keyring
 	Recordings   Presigner
 	Peers        *Peers        // nil: there is no other orchestrator
 	Rest         time.Duration // how long the address of a removed host is not given to another
@@ -94,9 +96,8 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/sessions/{id}/recording", "session-recording", "Where a session's recording is", 0, s.recording)
 	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
-	reg(a, http.MethodPost, "/v1/profiles", "create-profile", "Create an empty profile", http.StatusCreated, s.createProfile)
-	reg(a, http.MethodGet, "/v1/profiles", "list-profiles", "List profiles", 0, s.listProfiles)
-	reg(a, http.MethodGet, "/v1/profiles/{id}", "get-profile", "Get a profile's metadata", 0, s.getProfile)
+	s.registerProfiles(a)
+	s.registerKeys(a)
 	reg(a, http.MethodPost, "/v1/hosts", "invite-host", "Invite a driver host and get its join token", http.StatusCreated, s.inviteHost)
 	reg(a, http.MethodGet, "/v1/hosts", "list-hosts", "List driver hosts", 0, s.listHosts)
 	reg(a, http.MethodGet, "/v1/hosts/{name}", "get-host", "Get all that is known of a driver host", 0, s.getHost)
@@ -286,29 +287,6 @@ func (s *server) putAccount(ctx context.Context, in *struct {
 func (s *server) getAccount(ctx context.Context, in *ByID) (*body[api.Account], error) {
 	v, err := s.Store.Account(ctx, in.ID)
 	return &body[api.Account]{v}, s.problem(err)
-}
-
-func (s *server) createProfile(ctx context.Context, in *struct{ Body api.CreateProfile }) (*body[api.Profile], error) {
-	v, err := s.Store.CreateProfile(ctx, uuid.NewString(), in.Body)
-	return &body[api.Profile]{v}, s.problem(err)
-}
-
-func (s *server) listProfiles(ctx context.Context, in *struct {
-	Account string `query:"account" maxLength:"128"`
-}) (*body[api.ProfileList], error) {
-	v, err := s.Store.Profiles(ctx, in.Account, "")
-	return &body[api.ProfileList]{api.ProfileList{Profiles: v}}, s.problem(err)
-}
-
-func (s *server) getProfile(ctx context.Context, in *ByID) (*body[api.Profile], error) {
-	v, err := s.Store.Profiles(ctx, "", in.ID)
-	if err == nil && len(v) == 0 {
-		err = orchestrator.ErrNotFound
-	}
-	if err != nil {
-		return nil, s.problem(err)
-	}
-	return &body[api.Profile]{v[0]}, nil
 }
 
 func (s *server) inviteHost(ctx context.Context, in *struct{ Body api.CreateHost }) (*body[api.JoinToken], error) {

@@ -384,7 +384,7 @@ func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
 	ref := profilestate.Ref{Account: "a", Profile: p.ID}
 	s := r.running(t, api.CreateSession{Profile: p.ID})
 	login := profilestate.Cookie{Name: "login", Value: "ada", Domain: "elsewhere.example", Path: "/", Expires: profilestate.SessionCookie, SameSite: "Lax"}
-	_, err = r.profiles.Commit(t.Context(), ref, profilestate.Generation{}, &profilestate.Snapshot{Cookies: []profilestate.Cookie{login}}, s.ID, s.Term)
+	_, err = r.profiles.Commit(t.Context(), ref, profilestate.Head{}, &profilestate.Snapshot{Cookies: []profilestate.Cookie{login}}, profilestate.Writer{Session: s.ID, Term: s.Term})
 	must(t, err)
 	must(t, second(r.client.Do(t.Context(), s.ID, webdriver.Command{Method: "DELETE"})))
 	kinds := map[string]api.Event{}
@@ -399,10 +399,10 @@ func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
 
 	s = r.running(t, api.CreateSession{Profile: p.ID})
 	must(t, second(r.client.Do(t.Context(), s.ID, webdriver.Command{Method: "DELETE"})))
-	snapshot, generation, err := r.profiles.Load(t.Context(), ref)
+	snapshot, head, err := r.profiles.Load(t.Context(), ref)
 	must(t, err)
-	if generation.Number != 2 || len(snapshot.Cookies) != 1 || snapshot.Cookies[0] != login {
-		t.Fatalf("generation %d has %+v", generation.Number, snapshot.Cookies)
+	if head.Current.Number != 2 || len(snapshot.Cookies) != 1 || snapshot.Cookies[0] != login {
+		t.Fatalf("generation %d has %+v", head.Current.Number, snapshot.Cookies)
 	}
 }
 

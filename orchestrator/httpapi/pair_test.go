@@ -20,7 +20,6 @@ import (
 	"github.com/driftstack/fleet/orchestrator/client"
 	"github.com/driftstack/fleet/orchestrator/httpapi"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
-	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 )
@@ -53,11 +52,11 @@ type several struct {
 func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *several {
 	t.Helper()
 	r := &several{drivers: make(chan *drivertest.Driver, 16)}
-	dsn, dir := postgres.Database(t), t.TempDir()
+	dsn, keyDSN, dir := postgres.Database(t), postgres.Database(t), t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
 	var addrs []string
 	for _, name := range names {
-		o, addr := newMate(t, dsn, dir, name, ttl)
+		o, addr := newMate(t, dsn, keyDSN, dir, name, ttl)
 		r.all, addrs = append(r.all, o), append(addrs, addr)
 	}
 	enrolMac(t, r.all[0].store)
@@ -100,7 +99,7 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 }
 
 // newMate starts an orchestrator that hosts do not reach yet.
-func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, addr string) {
+func newMate(t *testing.T, dsn, keyDSN, dir, name string, ttl time.Duration) (o *mate, addr string) {
 	t.Helper()
 	log := zap.NewNop()
 	o = &mate{name: name}
@@ -109,10 +108,7 @@ func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, a
 	o.store, err = pgstore.Open(t.Context(), dsn, name, log)
 	must(t, err)
 	t.Cleanup(o.store.Close)
-	root, err := profilestate.ReadRootKey(dir + "/root.key")
-	must(t, err)
-	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Root: root, Keys: o.store, Index: o.store})
-	must(t, err)
+	profiles, keys := openProfiles(t, dir, keyDSN, o.store)
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool-" + name, Journal: o.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
@@ -126,7 +122,7 @@ func newMate(t *testing.T, dsn, dir, name string, ttl time.Duration) (o *mate, a
 	orch := orchestrator.New(orchestrator.Deps{ID: name, Sessions: o.store, Hosts: o.store, Replicas: o.store, Fleet: o.fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: 10, LeaseTTL: ttl})
 	o.others = httpapi.NewPeers(httpapi.PeersConfig{ID: name, Token: token, Log: log, Now: time.Now})
-	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: orch, Store: o.store, Recordings: rec, Peers: o.others, Token: token, Log: log, Now: time.Now}))
+	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: orch, Store: o.store, Profiles: profiles, Keys: keys, Recordings: rec, Peers: o.others, Token: token, Log: log, Now: time.Now}))
 	o.url, o.wake = public.URL, orch.WakeSession
 	between, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

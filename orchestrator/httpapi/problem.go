@@ -29,6 +29,10 @@ const (
 	typeEnded       = "urn:driftstack:problem:session-ended"
 	typeInternal    = "urn:driftstack:problem:internal"
 
+	typeTooLarge     = "urn:driftstack:problem:too-large"
+	typeDamaged      = "urn:driftstack:problem:profile-damaged"
+	typeKeyDestroyed = "urn:driftstack:problem:key-destroyed"
+
 	typeOutcomeUnknown = "urn:driftstack:problem:outcome-unknown"
 )
 
@@ -41,6 +45,10 @@ func (s *server) problem(err error) error {
 		return nil
 	}
 	p := problemOf(err, s.Log)
+	var held *orchestrator.ProfileHeldError
+	if errors.As(err, &held) {
+		return newHeldProblem(p, held)
+	}
 	if after := retryAfter(err); after > 0 {
 		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {seconds(after)}})
 	}
@@ -102,6 +110,9 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 		return &huma.ErrorModel{Type: typeUnavailable, Status: http.StatusServiceUnavailable, Title: "Unavailable", Detail: "the database cannot be reached right now; try again"}
 	case errors.Is(err, context.Canceled):
 		return &huma.ErrorModel{Status: statusClientClosed, Title: "Client closed request"}
+	}
+	if p := profileProblem(err, log); p != nil {
+		return p
 	}
 	log.Error("request failed", zap.Error(err))
 	return &huma.ErrorModel{Type: typeInternal, Status: http.StatusInternalServerError, Title: "Internal error", Detail: "a defect of ours; it is in our log"}

@@ -28,7 +28,7 @@ evt AS (
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'adopted', term FROM ses
     RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL,
+       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL, profile_mode, coalesce(forked_from, ''),
        extract(epoch FROM now() - running_at)::float8
 FROM ses`
 
@@ -46,7 +46,7 @@ func scanClaim(row pgx.Row, more ...any) (c orchestrator.Claim, ok bool, err err
 	var idle, maximum, command int
 	var ignore bool
 	err = row.Scan(append([]any{&c.Session, &c.Term, &c.Account, &c.Profile, &c.Host, &c.Device, &c.Recording, &c.Placement, &caps,
-		&idle, &maximum, &command, &c.LastEvent, &ignore}, more...)...)
+		&idle, &maximum, &command, &c.LastEvent, &ignore, &c.Mode, &c.ForkOf}, more...)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return c, false, nil
 	}

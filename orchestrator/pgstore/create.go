@@ -1,8 +1,8 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,15 +22,18 @@ const fits = `($1 = '' OR d.kind = $1) AND ($2 = '' OR d.model = $2) AND ($3 = '
 // many as they are.
 const createSQL = `
 WITH acc AS (SELECT recordings FROM accounts WHERE id = $9),
-     pro AS (SELECT id FROM profiles WHERE id = $10 AND account = $9),
+     pro AS (SELECT id, name, archetype, description FROM profiles WHERE id = CASE $20::text WHEN 'fork' THEN $21::text ELSE $10 END AND account = $9 AND deleted_at IS NULL),
      chk AS (SELECT EXISTS (SELECT FROM acc) AS account,
                     $10 = '' OR EXISTS (SELECT FROM pro) AS profile,
                     EXISTS (SELECT FROM devices d WHERE ` + fits + ` AND ` + notRevoked + `) AS device,
                     (SELECT count(*) FROM (SELECT FROM sessions WHERE state = 'queued' LIMIT $18) q) < $18 AS room),
+     frk AS (INSERT INTO profiles (id, account, name, archetype, description)
+             SELECT $10, $9, left(pro.name, 249) || ' (fork)', pro.archetype, pro.description FROM pro, chk WHERE $20 = 'fork' AND profile AND device AND room),
      ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_platform, want_browser,
-                                   want_bidi, want_caps, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels)
+                                   want_bidi, want_caps, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels,
+                                   profile_mode, forked_from)
              SELECT $8, $9, NULLIF($10, ''), $11, $1, $2, $3, $4, $5, $6,
-                    $7, $12, $13, acc.recordings, $14, $15, $16, now() + make_interval(secs => $17), $19
+                    $7, $12, $13, acc.recordings, $14, $15, $16, now() + make_interval(secs => $17), $19, $20, NULLIF($21, '')
              FROM acc, chk WHERE profile AND device AND room
              RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins)
@@ -43,10 +46,18 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 	err := s.pool.QueryRow(ctx, createSQL, n.Want.Kind, n.Want.Model, n.Want.Host, object(n.Want.Labels), n.Want.Platform, n.Browser, n.BiDi,
 		n.ID, n.Account, n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), n.QueueLimit, object(n.Labels),
+		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf,
 	).Scan(&account, &profile, &device, &room, &at, &ignore)
 	switch {
 	case violates(err, "sessions_profile"):
-		return time.Time{}, &orchestrator.ProfileHeldError{Profile: n.Profile, Holder: s.holder(ctx, n.Profile)}
+		held, err := holder(ctx, s.pool, n.Profile)
+		if held == nil && err == nil { // it has ended a moment ago
+			held = &orchestrator.ProfileHeldError{Profile: n.Profile}
+		}
+		if err != nil {
+			return time.Time{}, unavailable(err)
+		}
+		return time.Time{}, held
 	case err != nil:
 		return time.Time{}, unavailable(err)
 	case !account:
@@ -71,16 +82,6 @@ func (s *Store) Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Of
 	}
 	offers, err := pgx.CollectRows(rows, pgx.RowToStructByPos[webdriver.Offer])
 	return offers, unavailable(err)
-}
-
-// holder is the session that uses a profile; it may have ended a moment ago.
-func (s *Store) holder(ctx context.Context, profile string) string {
-	var id string
-	err := s.pool.QueryRow(ctx, `SELECT id FROM sessions WHERE profile = $1 AND state <> 'ended'`, profile).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) || err != nil {
-		return "that has just ended"
-	}
-	return id
 }
 
 // object keeps a map that is not there from becoming JSON's null.

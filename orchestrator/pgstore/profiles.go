@@ -3,92 +3,104 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/profilestate"
 )
 
-var (
-	_ profilestate.Index    = (*Store)(nil)
-	_ profilestate.KeyStore = (*Store)(nil)
-)
-
-// Current implements profilestate.Index.
-func (s *Store) Current(ctx context.Context, ref profilestate.Ref) (profilestate.Generation, error) {
-	var g profilestate.Generation
-	var sum []byte
-	err := s.pool.QueryRow(ctx, `SELECT generation, file, sha256, bytes, term FROM profiles WHERE id = $1 AND account = $2`,
-		ref.Profile, ref.Account).Scan(&g.Number, &g.File, &sum, &g.Bytes, &g.Term)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return g, orchestrator.ErrNotFound
-	}
-	copy(g.SHA256[:], sum)
-	return g, unavailable(err)
-}
-
-// Publish implements profilestate.Index: one compare-and-swap, under the term of a session that has not ended and
-// names the profile.
-func (s *Store) Publish(ctx context.Context, session string, term int64, ref profilestate.Ref, prev, next profilestate.Generation) error {
-	var sum []byte // an empty profile has none
-	if prev != (profilestate.Generation{}) {
-		sum = prev.SHA256[:]
-	}
-	var held, swapped bool
+// CreateProfile adds an empty profile.
+func (s *Store) CreateProfile(ctx context.Context, id string, p api.CreateProfile) (api.Profile, error) {
+	v := api.Profile{ID: id, Account: p.Account, Name: p.Name, Archetype: p.Archetype, Description: p.Description}
 	err := s.pool.QueryRow(ctx, `
-		WITH held AS (
-		    SELECT FROM sessions WHERE id = $1 AND term = $2 AND state <> 'ended' AND profile = $3 AND account = $4 FOR SHARE),
-		swap AS (
-		    UPDATE profiles SET generation = $5, file = $6, sha256 = $7, bytes = $8, term = $2,
-		        volume = coalesce((SELECT r.volume FROM replicas r JOIN sessions s ON s.holder = r.id WHERE s.id = $1), '')
-		    WHERE id = $3 AND account = $4 AND generation = $9 AND sha256 = $10 AND EXISTS (SELECT FROM held)
-		    RETURNING id)
-		SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM swap)`,
-		session, term, ref.Profile, ref.Account, next.Number, next.File, next.SHA256[:], next.Bytes, prev.Number, emptyNotNull(sum)).
-		Scan(&held, &swapped)
-	switch {
-	case err != nil:
-		return unavailable(err)
-	case !held:
-		return profilestate.ErrFenced
-	case !swapped:
-		return profilestate.ErrConflict
+		INSERT INTO profiles (id, account, name, archetype, description) VALUES ($1, $2, $3, $4, $5) RETURNING created_at`,
+		id, p.Account, p.Name, p.Archetype, p.Description).Scan(&v.CreatedAt)
+	if violates(err, "profiles_account_fkey") {
+		return v, &orchestrator.InvalidError{Field: "account", Problem: "no such account; create it with PUT /v1/accounts/{id}"}
 	}
-	return nil
+	return v, unavailable(err)
 }
 
-func emptyNotNull(b []byte) []byte {
-	if b == nil {
-		return []byte{}
+// ChangeProfile changes what of the metadata is named. ErrNotFound.
+func (s *Store) ChangeProfile(ctx context.Context, id string, p api.ChangeProfile) error {
+	tag, err := s.pool.Exec(ctx, `
+		UPDATE profiles SET name = coalesce($2, name), archetype = coalesce($3, archetype), description = coalesce($4, description)
+		WHERE id = $1 AND deleted_at IS NULL`, id, p.Name, p.Archetype, p.Description)
+	if err == nil && tag.RowsAffected() == 0 {
+		return orchestrator.ErrNotFound
 	}
-	return b
+	return unavailable(err)
 }
 
-// WrappedKey implements profilestate.KeyStore.
-func (s *Store) WrappedKey(ctx context.Context, account, profile string) ([]byte, error) {
-	var key []byte
-	err := s.pool.QueryRow(ctx, `SELECT wrapped_key FROM profiles WHERE id = $1 AND account = $2`, profile, account).Scan(&key)
+// Profiles lists the profiles of an account, or of all; id, when set, picks one.
+func (s *Store) Profiles(ctx context.Context, account, id string) ([]api.Profile, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT p.id, p.account, p.name, p.archetype, p.description, p.generation, coalesce(g.bytes, 0), coalesce(g.state = 'quarantined', false),
+		       (SELECT count(*) FROM generations c WHERE c.profile = p.id AND c.state = 'candidate'), coalesce(s.id, ''), p.created_at
+		FROM profiles p LEFT JOIN generations g ON g.profile = p.id AND g.number = p.generation
+		     LEFT JOIN sessions s ON s.profile = p.id AND s.state <> 'ended' AND s.profile_mode <> 'readonly'
+		WHERE ($1 = '' OR p.account = $1) AND ($2 = '' OR p.id = $2) AND p.deleted_at IS NULL
+		ORDER BY p.created_at DESC, p.id LIMIT 1000`, account, id)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[api.Profile])
+	return list, unavailable(err)
+}
+
+// ProfileRef is whose a profile is. ErrNotFound.
+func (s *Store) ProfileRef(ctx context.Context, id string) (profilestate.Ref, error) {
+	ref := profilestate.Ref{Profile: id}
+	err := s.pool.QueryRow(ctx, `SELECT account FROM profiles WHERE id = $1 AND deleted_at IS NULL`, id).Scan(&ref.Account)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, orchestrator.ErrNotFound
+		return ref, orchestrator.ErrNotFound
 	}
-	return key, unavailable(err)
+	return ref, unavailable(err)
 }
 
-// PutWrappedKey implements profilestate.KeyStore.
-func (s *Store) PutWrappedKey(ctx context.Context, account, profile string, wrapped []byte) ([]byte, error) {
-	var key []byte
-	err := s.pool.QueryRow(ctx, `UPDATE profiles SET wrapped_key = coalesce(wrapped_key, $3) WHERE id = $1 AND account = $2 RETURNING wrapped_key`,
-		profile, account, wrapped).Scan(&key)
+// holding runs write in a transaction in which no session holds the profile, and none can begin to.
+// *ProfileHeldError, ErrNotFound.
+func (s *Store) holding(ctx context.Context, ref profilestate.Ref, write func(pgx.Tx) error) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var deleted bool
+		// A session's reference to the profile takes a lock that this one excludes.
+		err := tx.QueryRow(ctx, `SELECT deleted_at IS NOT NULL FROM profiles WHERE id = $1 AND account = $2 FOR UPDATE`, ref.Profile, ref.Account).Scan(&deleted)
+		if errors.Is(err, pgx.ErrNoRows) || deleted {
+			return verdict{orchestrator.ErrNotFound}
+		}
+		if err != nil {
+			return err
+		}
+		held, err := holder(ctx, tx, ref.Profile)
+		if err != nil {
+			return err
+		}
+		if held != nil {
+			return verdict{held}
+		}
+		return write(tx)
+	})
+	return unavailable(err)
+}
+
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// holder is the session that holds a profile; nil when none does.
+func holder(ctx context.Context, q querier, profile string) (*orchestrator.ProfileHeldError, error) {
+	held := &orchestrator.ProfileHeldError{Profile: profile}
+	var until *time.Time
+	err := q.QueryRow(ctx, `SELECT id, CASE state WHEN 'queued' THEN queue_until ELSE lease_until END FROM sessions
+		WHERE profile = $1 AND state <> 'ended' AND profile_mode <> 'readonly'`, profile).Scan(&held.Holder, &until)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, orchestrator.ErrNotFound
+		return nil, nil
 	}
-	return key, unavailable(err)
-}
-
-// HasWrappedKeys says whether any profile depends on a root key.
-func (s *Store) HasWrappedKeys(ctx context.Context) (bool, error) {
-	var has bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM profiles WHERE wrapped_key IS NOT NULL)`).Scan(&has)
-	return has, unavailable(err)
+	if until != nil {
+		held.Until = *until
+	}
+	return held, err
 }

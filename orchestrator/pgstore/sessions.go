@@ -16,7 +16,8 @@ import (
 
 const sessionColumns = `id, account, coalesce(profile, ''), name, state, reason, detail, host, device, term,
 	want_kind, want_model, want_host, want_labels, recording, idle_seconds, max_seconds, command_seconds, generation,
-	created_at, started_at, running_at, ended_at, coalesce(caps::text, ''), labels, want_platform`
+	created_at, started_at, running_at, ended_at, coalesce(caps::text, ''), labels, want_platform,
+	CASE WHEN profile IS NULL THEN '' ELSE profile_mode END, coalesce(forked_from, '')`
 
 func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	var v api.Session
@@ -24,7 +25,7 @@ func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	err := row.Scan(&v.ID, &v.Account, &v.Profile, &v.Name, &v.State, &v.Reason, &v.Detail, &v.Host, &v.Device, &v.Term,
 		&v.Want.Kind, &v.Want.Model, &v.Want.Host, &v.Want.Labels, &v.Recording,
 		&v.Timeouts.IdleSeconds, &v.Timeouts.MaxSeconds, &v.Timeouts.CommandSeconds, &v.Generation,
-		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps, &v.Labels, &v.Want.Platform)
+		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps, &v.Labels, &v.Want.Platform, &v.ProfileMode, &v.ForkedFrom)
 	if caps != "" {
 		v.Capabilities = json.RawMessage(caps)
 	}

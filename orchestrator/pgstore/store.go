@@ -48,6 +48,29 @@ type Store struct {
 // Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
 // this orchestrator's, unique among its replicas.
 func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error) {
+	pool, err := connect(ctx, dsn, 16)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{pool: pool, name: name, log: log}
+	var keys bool
+	err = pool.QueryRow(ctx, `SELECT to_regclass('account_keys') IS NOT NULL`).Scan(&keys)
+	if err == nil && keys {
+		err = errors.New("this is the database of the wrapped keys, which has nothing else in it")
+	}
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	if err := migrate(ctx, pool, migrations, "migrations"); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect opens a pool of at least that many connections.
+func connect(ctx context.Context, dsn string, conns int32) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
@@ -60,17 +83,12 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 	// A process that is stopped in a transaction must not stop the others' for ever.
 	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "30000"
 	cfg.ConnConfig.RuntimeParams["application_name"] = "driftstack"
-	cfg.MaxConns = max(cfg.MaxConns, 16)
+	cfg.MaxConns = max(cfg.MaxConns, conns)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	s := &Store{pool: pool, name: name, log: log}
-	if err := s.migrate(ctx); err != nil {
-		pool.Close()
-		return nil, err
-	}
-	return s, nil
+	return pool, nil
 }
 
 // Close waits for running statements and closes every connection.
@@ -82,10 +100,10 @@ func (s *Store) Close() {
 // Ping says whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return unavailable(s.pool.Ping(ctx)) }
 
-func (s *Store) migrate(ctx context.Context) error {
-	db := stdlib.OpenDBFromPool(s.pool)
+func migrate(ctx context.Context, pool *pgxpool.Pool, files embed.FS, folder string) error {
+	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
-	dir, err := fs.Sub(migrations, "migrations")
+	dir, err := fs.Sub(files, folder)
 	if err != nil {
 		return err
 	}
@@ -94,7 +112,7 @@ func (s *Store) migrate(ctx context.Context) error {
 		return fmt.Errorf("migrations: %w", err)
 	}
 	// Two orchestrators may start at once.
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
@@ -114,7 +132,10 @@ func (s *Store) migrate(ctx context.Context) error {
 // as the caller's mistake.
 func unavailable(err error) error {
 	var pg *pgconn.PgError
+	var own verdict
 	switch {
+	case errors.As(err, &own):
+		return own.error
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
 		return err
 	case errors.As(err, &pg) && (pg.Code == "22021" || pg.Code == "22P05"):
@@ -127,6 +148,9 @@ func unavailable(err error) error {
 	}
 	return fmt.Errorf("%w: %w", orchestrator.ErrUnavailable, err)
 }
+
+// verdict is an error inside a transaction that the database has nothing to do with.
+type verdict struct{ error }
 
 // violates says whether err is a violation of the named constraint or unique index.
 func violates(err error, constraint string) bool {

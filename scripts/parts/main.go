@@ -27,7 +27,7 @@ import (
 
 // required are the parts that a whole run must have had.
 func required() []string {
-	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium", "webdriverio", "chromium"}
+	return []string{"postgres", "webkit", "ffmpeg", "versitygw", "netstack", "tun", "selenium", "webdriverio", "chromium", "playwright"}
 }
 
 // event is a line of `go test -json`.

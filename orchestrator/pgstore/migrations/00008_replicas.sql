@@ -1,6 +1,6 @@
 -- +goose Up
 -- The orchestrators' processes, and where the others reach each. id is what leases name it by; seen_at says which are alive.
--- volume is the state folder's own mark: those with the same one share profiles and spools.
+-- volume is the id of the folder of profiles: those with the same one share it, and the spools beside it.
 CREATE TABLE replicas (
     id           text PRIMARY KEY,
     orchestrator text NOT NULL,
@@ -10,9 +10,5 @@ CREATE TABLE replicas (
     seen_at      timestamptz NOT NULL DEFAULT now()
 );
 
--- The volume that has a profile's file; '': it has none yet, or every orchestrator has it.
-ALTER TABLE profiles ADD volume text NOT NULL DEFAULT '';
-
 -- +goose Down
-ALTER TABLE profiles DROP volume;
 DROP TABLE replicas;
