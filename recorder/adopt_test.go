@@ -63,6 +63,16 @@ func TestAdopt(t *testing.T) {
 				t.Fatal(err)
 			}
 			if c.wake {
+				away := 4 // so many times its journal is not there, while it could store an object
+				b.ledger.mu.Lock()
+				b.ledger.fail = func(u RecordingUpdate) error {
+					if away > 0 && u.ID == "one" && u.State != StateRecording {
+						away--
+						return errors.New("the journal is away")
+					}
+					return nil
+				}
+				b.ledger.mu.Unlock()
 				close(first.hold)
 				<-ingested
 				if _, err := one.Seal(t.Context()); err != nil {
