@@ -41,7 +41,7 @@ func TestRecordingAcrossTheOcean(t *testing.T) {
 
 	// The orchestrator's end.
 	var endpoint socket.Endpoint
-	receiver := lanes.NewReceiver(make(chan struct{}))
+	receiver := lanes.NewReceiver(make(chan struct{}), 0)
 	listener, err := w.Listen(t.Context(), fleetPort)
 	if err != nil {
 		t.Fatal(err)
