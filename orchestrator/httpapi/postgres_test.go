@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,6 +141,10 @@ func (p *pressure) recovers(t *testing.T, r *rig, session string) {
 	if len(p.broken) > 0 || len(p.odd) > 0 {
 		t.Errorf("%d commands failed: %v; %d answers without a time to come back: %v", len(p.broken), errors.Join(p.broken...), len(p.odd), errors.Join(p.odd...))
 	}
+	eventually(t, "nobody waits for the device", func() bool {
+		q, err := r.client.Sessions(t.Context(), url.Values{"state": {"queued"}})
+		return err == nil && len(q.Sessions) == 0
+	})
 	if resp, b := r.call(t, "DELETE", "/session/"+session, ""); resp.StatusCode != 200 {
 		t.Errorf("quit: %d %s", resp.StatusCode, b)
 	}
