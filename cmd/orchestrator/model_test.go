@@ -203,11 +203,11 @@ func model(t *testing.T, long time.Duration, shared bool) {
 	}
 	begin := time.Now()
 	phase := func(what string) { t.Logf("%6s %s", time.Since(begin).Round(100*time.Millisecond), what) }
-	f.live(long, customers, steps)
+	f.live(long, customers, steps, func() bool { return false })
 	phase("mend")
 	f.mend()
 	was := f.use.count(answered)
-	f.live(3*time.Second, customers, nil) // it works as before
+	f.live(time.Minute, customers, nil, func() bool { return f.use.count(answered) >= was+20 }) // it works as before
 	if now := f.use.count(answered); now < was+20 {
 		t.Errorf("only %d commands were answered once all was well again", now-was)
 	}
@@ -217,8 +217,8 @@ func model(t *testing.T, long time.Duration, shared bool) {
 	f.check()
 }
 
-// live lets customers be served for so long, while things happen.
-func (f *fleet) live(long time.Duration, customers []*customer, steps []step) {
+// live lets customers be served for so long, or until it is enough, while things happen.
+func (f *fleet) live(long time.Duration, customers []*customer, steps []step, enough func() bool) {
 	ctx, stop := context.WithTimeout(f.t.Context(), long)
 	defer stop()
 	begin := time.Now()
@@ -227,6 +227,10 @@ func (f *fleet) live(long time.Duration, customers []*customer, steps []step) {
 		all.Go(func() { c.run(ctx) })
 	}
 	all.Go(func() { f.happen(ctx, begin, steps) })
+	for ctx.Err() == nil && !enough() {
+		rest(ctx, 50*time.Millisecond)
+	}
+	stop()
 	all.Wait()
 }
 
