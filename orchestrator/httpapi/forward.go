@@ -61,7 +61,7 @@ func NewPeers(cfg PeersConfig) *Peers {
 		DialContext: (&net.Dialer{Timeout: peerDial}).DialContext, TLSHandshakeTimeout: peerDial,
 		MaxIdleConnsPerHost: peerConns, IdleConnTimeout: peerIdle, DisableCompression: true,
 	}}
-	buffers := sync.Pool{New: func() any { return make([]byte, 32<<10) }}
+	buffers := sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 	p.proxy = &httputil.ReverseProxy{
 		Transport: onceOnly{p.transport}, BufferPool: pooled{&buffers}, ErrorLog: zap.NewStdLog(cfg.Log), Rewrite: p.rewrite,
 		ModifyResponse: func(r *http.Response) error {
@@ -82,8 +82,8 @@ func NewPeers(cfg PeersConfig) *Peers {
 
 type pooled struct{ *sync.Pool }
 
-func (p pooled) Get() []byte  { return p.Pool.Get().([]byte) }
-func (p pooled) Put(b []byte) { p.Pool.Put(b) } //nolint:staticcheck // SA6002: the interface has slices
+func (p pooled) Get() []byte  { return *p.Pool.Get().(*[]byte) }
+func (p pooled) Put(b []byte) { p.Pool.Put(&b) }
 
 var (
 	errMisdirected = errors.New("the session is not there")
