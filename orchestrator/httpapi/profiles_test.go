@@ -205,7 +205,15 @@ func TestProfileModes(t *testing.T) {
 	if fork.ForkedFrom != p.ID || fork.Profile == p.ID || fork.Profile == "" {
 		t.Fatalf("%+v", fork)
 	}
-	for _, s := range []api.Session{one, two, fork} { // each began with what there was
+	for _, s := range []api.Session{one, two} {
+		if s = r.quit(t, s.ID); s.Reason != "completed" || s.Generation != 0 {
+			t.Errorf("a readonly session saved: %+v", s)
+		}
+	}
+	if s := r.quit(t, fork.ID); s.Generation != 2 || r.exported(t, fork.Profile, 2) != "one" {
+		t.Errorf("the fork: %+v", s)
+	}
+	for _, s := range []api.Session{one, two, fork} { // each began with what there was; the log is whole now
 		events, err := r.client.Events(ctx, s.ID, 0)
 		must(t, err)
 		restored := false
@@ -215,14 +223,6 @@ func TestProfileModes(t *testing.T) {
 		if !restored {
 			t.Errorf("%s session: nothing was restored", s.ProfileMode)
 		}
-	}
-	for _, s := range []api.Session{one, two} {
-		if s = r.quit(t, s.ID); s.Reason != "completed" || s.Generation != 0 {
-			t.Errorf("a readonly session saved: %+v", s)
-		}
-	}
-	if s := r.quit(t, fork.ID); s.Generation != 2 || r.exported(t, fork.Profile, 2) != "one" {
-		t.Errorf("the fork: %+v", s)
 	}
 	list, err := r.client.Generations(ctx, fork.Profile)
 	if must(t, err); len(list) != 2 || list[1].Source != "clone" || list[0].Session != fork.ID {
