@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/orchestrator/client"
+	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 )
 
 const (
@@ -31,8 +32,12 @@ type daemon struct {
 	done   chan error // holds how it ended
 }
 
-// startDaemon builds the orchestrator and starts it on a database. Nothing is recorded, so its object storage need not be there.
-func startDaemon(ctx context.Context, dir, dsn string) (*daemon, error) {
+// startDaemon builds the orchestrator and starts it on databases of its own. Nothing is recorded, so its object storage need not be there.
+func startDaemon(ctx context.Context, dir string, cluster *pgcluster.Cluster, database string) (*daemon, error) {
+	keys := database + "_keys"
+	if err := errors.Join(cluster.CreateDatabase(ctx, database), cluster.CreateDatabase(ctx, keys)); err != nil {
+		return nil, err
+	}
 	bin := filepath.Join(dir, "orchestrator")
 	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "./cmd/orchestrator")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -53,7 +58,8 @@ func startDaemon(ctx context.Context, dir, dsn string) (*daemon, error) {
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web),
 		"--tunnel-backend", "netstack", "--tunnel-listen-port", strconv.Itoa(udp), "--tunnel-endpoint", fmt.Sprintf("127.0.0.1:%d", udp),
 		"--eu-s3-endpoint", "http://127.0.0.1:9", "--eu-s3-bucket", "bench", "--eu-s3-access-key", "none")
-	d.cmd.Env = append(os.Environ(), "DRIFTSTACK_SERVICE_TOKEN="+benchToken, "DRIFTSTACK_DATABASE_URL="+dsn, "DRIFTSTACK_EU_S3_SECRET_KEY=none")
+	d.cmd.Env = append(os.Environ(), "DRIFTSTACK_SERVICE_TOKEN="+benchToken, "DRIFTSTACK_DATABASE_URL="+cluster.DSN(database),
+		"DRIFTSTACK_KEY_DATABASE_URL="+cluster.DSN(keys), "DRIFTSTACK_EU_S3_SECRET_KEY=none")
 	d.cmd.Stdout, d.cmd.Stderr = out, out
 	if err := d.cmd.Start(); err != nil {
 		return nil, err

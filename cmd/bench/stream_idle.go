@@ -85,10 +85,7 @@ func benchIdleSessions(ctx context.Context) (_ []figure, err error) {
 // openResidents starts the orchestrator and its hosts.
 func openResidents(ctx context.Context, u *undo, t *tunnelBench) (*daemon, error) {
 	const name = "residents"
-	if err := t.cluster.CreateDatabase(ctx, name); err != nil {
-		return nil, err
-	}
-	d, err := startDaemon(ctx, t.dir, t.cluster.DSN(name))
+	d, err := startDaemon(ctx, t.dir, t.cluster, name)
 	if err != nil {
 		return nil, err
 	}

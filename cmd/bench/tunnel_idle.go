@@ -71,10 +71,10 @@ func (t *tunnelBench) idleWith(ctx context.Context, n int) (_ float64, err error
 	defer func() { err = errors.Join(err, u.close()) }()
 	name := fmt.Sprintf("idle_%d", n)
 	dir := filepath.Join(t.dir, name)
-	if err := errors.Join(os.Mkdir(dir, 0o700), t.cluster.CreateDatabase(ctx, name)); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return 0, err
 	}
-	d, err := startDaemon(ctx, dir, t.cluster.DSN(name))
+	d, err := startDaemon(ctx, dir, t.cluster, name)
 	if err != nil {
 		return 0, err
 	}

@@ -54,6 +54,7 @@ type replica struct {
 	name, url string
 	args      []string
 	dsn, log  string
+	keyDSN    string
 	client    *client.Client
 
 	mu      sync.Mutex // guards what follows
@@ -67,6 +68,7 @@ type fleet struct {
 	t        *testing.T
 	dir      string
 	dsn      string
+	keyDSN   string
 	replicas []*replica
 	hosts    []*mac
 	store    *pgstore.Store // looks at what is stored
@@ -88,7 +90,7 @@ type mac struct {
 // newFleet starts it all. Where the volume is not shared each orchestrator has a folder of its own, and the root key of profiles in it.
 func newFleet(t *testing.T, replicas, hosts, devices int, shared bool) *fleet {
 	t.Helper()
-	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), use: newUsage(t), shared: shared}
+	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), keyDSN: postgres.Database(t), use: newUsage(t), shared: shared}
 	root := filepath.Join(f.dir, "root.key")
 	must(t, profilestate.CreateRootKey(root))
 	key, err := os.ReadFile(root)
@@ -125,7 +127,7 @@ func (f *fleet) newReplica(number int, shared bool, key []byte) *replica {
 	}
 	must(f.t, os.MkdirAll(state, 0o700))
 	must(f.t, os.WriteFile(filepath.Join(state, "profile-root.key"), key, 0o600))
-	r := &replica{name: name, url: fmt.Sprintf("http://127.0.0.1:%d", web), dsn: f.dsn, log: filepath.Join(f.dir, name+".log"), args: []string{
+	r := &replica{name: name, url: fmt.Sprintf("http://127.0.0.1:%d", web), dsn: f.dsn, keyDSN: f.keyDSN, log: filepath.Join(f.dir, name+".log"), args: []string{
 		"--name", name, "--development", "--log-level", "info", "--lease-ttl", leaseTime.String(),
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web), "--peer-url", fmt.Sprintf("http://127.0.0.1:%d", web),
 		"--state-dir", state, "--private-dir", filepath.Join(f.dir, name, "private"),
@@ -151,7 +153,7 @@ func (r *replica) start() error {
 	}
 	defer out.Close()
 	cmd := exec.Command(os.Args[0], r.args...)
-	cmd.Env = append(os.Environ(), daemonEnv+"=1", "DRIFTSTACK_SERVICE_TOKEN="+fleetPass, "DRIFTSTACK_DATABASE_URL="+r.dsn, "DRIFTSTACK_EU_S3_SECRET_KEY=none")
+	cmd.Env = append(os.Environ(), daemonEnv+"=1", "DRIFTSTACK_SERVICE_TOKEN="+fleetPass, "DRIFTSTACK_DATABASE_URL="+r.dsn, "DRIFTSTACK_KEY_DATABASE_URL="+r.keyDSN, "DRIFTSTACK_EU_S3_SECRET_KEY=none")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

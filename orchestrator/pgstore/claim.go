@@ -41,7 +41,7 @@ evt AS (
     RETURNING seq)
 SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
        idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL,
-       extract(epoch FROM now() - created_at)::float8, profile_mode, coalesce(forked_from, '')
+       profile_mode, coalesce(forked_from, ''), extract(epoch FROM now() - created_at)::float8
 FROM ses`
 
 // Claim implements orchestrator.SessionStore.
