@@ -2,6 +2,7 @@ package profilestate
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,20 +16,29 @@ import (
 	"time"
 )
 
-// Variables of a child process: see writeAsChild.
+// Variables of a child process: see commitStepwise.
 const (
 	childDir  = "PROFILESTATE_CHILD_DIR"
 	childBy   = "PROFILESTATE_CHILD_SESSION"
 	childSays = "PROFILESTATE_CHILD_VALUE"
 )
 
-// TestWriterProcess is the child of the tests below, and nothing by itself: it commits once, over a disk and an index that say each
-// step before they take it, and wait to be let go on.
-func TestWriterProcess(t *testing.T) {
-	dir := os.Getenv(childDir)
-	if dir == "" {
-		t.Skip("it runs as a child of other tests")
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		if err := commitStepwise(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
+	os.Exit(m.Run())
+}
+
+// commitStepwise is what the child processes of the tests below do: it commits once, over a disk and an index that say each step before they
+// take it, and wait to be let go on.
+func commitStepwise(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 	in := bufio.NewReader(os.Stdin)
 	wait := func(step string) {
 		fmt.Println("step", step)
@@ -40,23 +50,23 @@ func TestWriterProcess(t *testing.T) {
 	w.path = filepath.Join(dir, "world.json")
 	root, err := ReadRootKey(filepath.Join(dir, "root.key"))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	keys, err := NewKeyring("eu", root, w.keys(), w.index())
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s, err := Open(Config{Dir: filepath.Join(dir, "profiles"), Region: "eu", Keys: keys, Index: w.index(), disk: &stepDisk{osDisk{}, wait}})
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	head, err := w.index().Head(t.Context(), testRef)
+	head, err := w.index().Head(ctx, testRef)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	w.before = func() error { wait("swap"); return nil }
 	w.after = func() error { wait("swapped"); return nil }
-	_, err = s.Commit(t.Context(), testRef, head, state(os.Getenv(childSays)), Writer{Session: os.Getenv(childBy), Term: 1})
+	_, err = s.Commit(ctx, testRef, head, state(os.Getenv(childSays)), Writer{Session: os.Getenv(childBy), Term: 1})
 	switch {
 	case errors.Is(err, ErrFenced):
 		fmt.Println("outcome fenced")
@@ -67,6 +77,7 @@ func TestWriterProcess(t *testing.T) {
 	default:
 		fmt.Println("outcome committed")
 	}
+	return nil
 }
 
 // stepDisk says each operation on files that changes something.
@@ -118,7 +129,7 @@ type child struct {
 
 func startWriter(t *testing.T, dir, session, value string) *child {
 	t.Helper()
-	c := &child{cmd: exec.Command(os.Args[0], "-test.run=^TestWriterProcess$", "-test.timeout=60s")}
+	c := &child{cmd: exec.Command(os.Args[0])}
 	c.cmd.Env = append(os.Environ(), childDir+"="+dir, childBy+"="+session, childSays+"="+value)
 	c.cmd.Stderr = os.Stderr
 	var err error
