@@ -10,7 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
@@ -335,12 +335,15 @@ func TestSessionsDoNotBeginWithAWebsocket(t *testing.T) {
 }
 
 func TestBiDiCloses(t *testing.T) {
-	var lastWords atomic.Value
+	var mu sync.Mutex
+	var lastWords []string // of each socket, in whatever order they end
 	r := newBiDiRig(t, func(ws *websocket.Conn) {
 		for {
 			_, b, err := ws.ReadMessage()
 			if err != nil {
-				lastWords.Store(err.Error())
+				mu.Lock()
+				defer mu.Unlock()
+				lastWords = append(lastWords, err.Error())
 				return
 			}
 			if string(b) == "leave" {
@@ -360,8 +363,9 @@ func TestBiDiCloses(t *testing.T) {
 	c = dialBiDi(t, s.socket(t))
 	must(t, c.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(4001, "the client says"), time.Now().Add(time.Second)))
 	eventually(t, "the driver hears the client's goodbye", func() bool {
-		w, _ := lastWords.Load().(string)
-		return strings.Contains(w, "4001") && strings.Contains(w, "the client says")
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.ContainsFunc(lastWords, func(w string) bool { return strings.Contains(w, "4001") && strings.Contains(w, "the client says") })
 	})
 	c = dialBiDi(t, s.socket(t))
 	must(t, c.WriteMessage(websocket.TextMessage, []byte("break")))

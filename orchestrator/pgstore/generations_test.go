@@ -32,7 +32,39 @@ func holds(t *testing.T, s *pgstore.Store, ref profilestate.Ref, mode api.Profil
 	n := wish(ref.Account)
 	n.Profile, n.Mode = ref.Profile, mode
 	mustCreate(t, s, n)
+	has(t, s, "v")
 	return mustClaim(t, s)
+}
+
+// has says that the orchestrator that claims has a volume.
+func has(t *testing.T, s *pgstore.Store, volume string) {
+	t.Helper()
+	if _, err := s.AnnounceReplica(t.Context(), orchestrator.Replica{ID: "test", Volume: volume}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestProfileIsClaimedWhereItIs(t *testing.T) {
+	for _, mode := range []api.ProfileMode{api.ProfileExclusive, api.ProfileReadonly, api.ProfileFork} {
+		s := open(t, 1)
+		ref := profile(t, s)
+		if err := s.Publish(t.Context(), profilestate.Writer{}, ref, head(t, s, ref), generation(1, 0, "", "one")); err != nil {
+			t.Fatal(err)
+		}
+		n := wish(ref.Account)
+		if n.Profile, n.Mode = ref.Profile, mode; mode == api.ProfileFork {
+			n.Profile, n.ForkOf = "of its own", ref.Profile
+		}
+		mustCreate(t, s, n)
+		for _, volume := range []string{"", "another"} {
+			has(t, s, volume)
+			if c, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute); ok || err != nil {
+				t.Fatalf("%s on volume %q: %+v, %v", mode, volume, c, err)
+			}
+		}
+		has(t, s, "v")
+		mustClaim(t, s)
+	}
 }
 
 func writer(c orchestrator.Claim) profilestate.Writer {
