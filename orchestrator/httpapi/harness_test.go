@@ -173,6 +173,7 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
 	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
+	must(t, second(r.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: "test", Name: "test", Volume: profiles.Volume()})))
 	r.profiles, r.dir = profiles, dir
 	// Nothing listens there: sessions of these tests are not recorded.
 	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,

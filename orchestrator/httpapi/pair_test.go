@@ -28,6 +28,7 @@ import (
 // else it is then dead, or stopped.
 type mate struct {
 	name   string
+	volume string
 	client *client.Client
 	url    string
 	store  *pgstore.Store
@@ -109,6 +110,8 @@ func newMate(t *testing.T, dsn, keyDSN, dir, name string, ttl time.Duration) (o 
 	must(t, err)
 	t.Cleanup(o.store.Close)
 	profiles, keys := openProfiles(t, dir, keyDSN, o.store)
+	o.volume = profiles.Volume()
+	must(t, second(o.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: name, Name: name, Volume: o.volume})))
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool-" + name, Journal: o.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
@@ -183,7 +186,7 @@ func (o *mate) freeze() {
 func (r *several) introduce(t *testing.T, at func(*mate) string) {
 	t.Helper()
 	for _, o := range r.all {
-		must(t, second(o.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: o.name, Name: o.name, URL: at(o)})))
+		must(t, second(o.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: o.name, Name: o.name, URL: at(o), Volume: o.volume})))
 	}
 }
 
