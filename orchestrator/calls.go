@@ -3,8 +3,11 @@ package orchestrator
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,28 +23,69 @@ const createLimit = 10 * time.Second
 // Create queues a session, also when its caller leaves meanwhile: a statement that is cut short may have been carried out, and
 // nobody would know of the session, nor cancel it. One of which the database does not say whether it was queued is ended as soon as
 // that answers again: whoever asked for it was told that there is none. Errors as SessionStore.Create, and *UnmatchedError.
-func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession) (api.Session, error) {
+//
+// The same request again under the same idempotency key gives the session that it made, as it is now; "" is no key. Under a key,
+// such a session stays: whoever asked for it asks again.
+func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession, idempotencyKey string) (api.Session, error) {
+	key, err := idempotency(idempotencyKey, r)
+	if err != nil {
+		return api.Session{}, err
+	}
 	wants, err := candidates(r.Capabilities)
 	if err != nil {
 		return api.Session{}, err
 	}
-	return o.CreateFirst(ctx, r, wants)
+	return o.createFirst(ctx, r, wants, key)
 }
 
 // CreateFirst is Create with the first of the capability objects in wants that an enrolled device can meet; the request's own are
 // not looked at.
 func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession) (api.Session, error) {
+	return o.createFirst(ctx, r, wants, Idempotency{})
+}
+
+// maxIdempotencyKey is in characters.
+const maxIdempotencyKey = 255
+
+// idempotency reads an Idempotency-Key: a string as HTTP's structured fields have it, or the same without quotes.
+func idempotency(header string, r api.CreateSession) (Idempotency, error) {
+	key := header
+	if len(key) >= 2 && key[0] == '"' && key[len(key)-1] == '"' {
+		key = key[1 : len(key)-1]
+		if key == "" {
+			return Idempotency{}, &InvalidError{"Idempotency-Key", "it is empty; leave it out, or send a UUID"}
+		}
+	}
+	if key == "" {
+		return Idempotency{}, nil
+	}
+	if len(key) > maxIdempotencyKey || strings.ContainsFunc(key, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
+		return Idempotency{}, &InvalidError{"Idempotency-Key", fmt.Sprintf("at most %d characters of printable ASCII, without quotes or backslashes in them; a UUID is good", maxIdempotencyKey)}
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return Idempotency{}, &InvalidError{"capabilities", "they are no JSON"}
+	}
+	return Idempotency{Key: key, Request: sha256.Sum256(b)}, nil
+}
+
+func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession, key Idempotency) (api.Session, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
-	n, err := plan(uuid.NewString(), r, o.deps.QueueLimit)
+	n, err := plan(uuid.NewString(), r, o.deps)
 	if err != nil {
 		return api.Session{}, err
 	}
 	if err := o.match(ctx, &n, wants); err != nil {
 		return api.Session{}, err
 	}
+	n.Key = key
 	at, err := o.deps.Sessions.Create(ctx, n)
-	if errors.Is(err, ErrUnavailable) {
+	var repeated *RepeatedError
+	switch {
+	case errors.As(err, &repeated):
+		return o.deps.Sessions.Get(ctx, repeated.Session)
+	case errors.Is(err, ErrUnavailable) && key.Key == "":
 		o.unwanted(n.ID)
 	}
 	if err != nil {
@@ -52,7 +96,7 @@ func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wan
 		mode = ""
 	}
 	return api.Session{
-		ID: n.ID, ProfileMode: mode, ForkedFrom: n.ForkOf, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Recording: n.Recording, CreatedAt: at,
+		ID: n.ID, ProfileMode: mode, ForkedFrom: n.ForkOf, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Priority: n.Priority, Recording: n.Recording, CreatedAt: at,
 		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
 	}, nil
 }

@@ -29,17 +29,20 @@ type Deps struct {
 	Now      func() time.Time
 
 	QueueLimit int           // sessions that may be queued at once
+	Limits     Limits        // of accounts that have none of their own
 	LeaseTTL   time.Duration // see the lease protocol in the package comment
 }
 
 // SessionStore keeps sessions. Writes that carry a term return ErrLeaseLost when it is not the session's any more.
 type SessionStore interface {
-	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError.
+	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError, *QuotaError,
+	// *ConflictError when the idempotency key was used for another request, *RepeatedError when it was for this one.
 	Create(ctx context.Context, s NewSession) (time.Time, error)
 	// Offers is what enrolled devices that are wanted have to offer, each once.
 	Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error)
-	// Claim takes the oldest queued session that a free device of one of the hosts fits; ok is false when there is none.
-	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
+	// Claim gives queued sessions to free devices of the hosts, up to most, in fair order: see claim_sessions in pgstore. concurrent is how
+	// many an account may have at once that has no quota of its own; zero is no limit.
+	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]Claim, error)
 	// Adopt takes a running session on a device of one of the hosts whose lease ran out at most AdoptWindow ago, or was handed
 	// over: the oldest first. ok is false when there is none.
 	Adopt(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)

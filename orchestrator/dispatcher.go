@@ -74,8 +74,8 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Go(func() { o.evict(linked) })
 	start := func(c Claim, claimed time.Time) { sessions.Go(func() { o.run(work, c, claimed) }) }
 	var takers sync.WaitGroup
-	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Fleet.Hosts, o.deps.Sessions.Adopt, start) })
-	takers.Go(func() { o.take(ctx, o.queued, o.deps.Fleet.Open, o.deps.Sessions.Claim, start) })
+	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Fleet.Hosts, o.adoptOne, start) })
+	takers.Go(func() { o.take(ctx, o.queued, o.deps.Fleet.Open, o.claimMany, start) })
 	takers.Wait()
 	close(o.stopping)
 	limits := []*time.Timer{
@@ -92,8 +92,24 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Wait()
 }
 
-// taker is one of the two ways to get a session: to claim a queued one, or to adopt one that runs.
-type taker func(ctx context.Context, holder string, hosts []string, ttl time.Duration) (Claim, bool, error)
+// claimMost is how many sessions are claimed at once: enough that the claim itself costs each little.
+const claimMost = 64
+
+// taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. more says that there may be others.
+type taker func(ctx context.Context, hosts []string) (got []Claim, more bool, err error)
+
+func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) ([]Claim, bool, error) {
+	got, err := o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
+	return got, len(got) > 0, err
+}
+
+func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, bool, error) {
+	c, ok, err := o.deps.Sessions.Adopt(ctx, o.deps.ID, hosts, o.deps.LeaseTTL)
+	if !ok {
+		return nil, false, err
+	}
+	return []Claim{c}, true, err
+}
 
 // take starts sessions for as long as there are any to get, then waits for a wake or a tick. There are never more than
 // devices of connected hosts.
@@ -105,10 +121,12 @@ func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, from func
 			begin := o.deps.Now()
 			// What is cut short may have happened, and nobody would run the session.
 			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
-			c, ok, err := get(call, o.deps.ID, hosts, o.deps.LeaseTTL)
+			got, more, err := get(call, hosts)
 			cancel()
-			if ok {
+			for _, c := range got {
 				start(c, begin)
+			}
+			if more {
 				continue
 			}
 			if err != nil && ctx.Err() == nil {

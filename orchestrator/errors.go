@@ -141,6 +141,34 @@ func (e *QueueFullError) Error() string {
 	return fmt.Sprintf("%d sessions are queued already; try again in %s", e.Limit, e.RetryAfter)
 }
 
+// QuotaError is a request beyond a quota of the account.
+type QuotaError struct {
+	Quota      string // queued or creates_per_minute
+	Limit      int
+	RetryAfter time.Duration
+}
+
+func (e *QuotaError) Error() string {
+	what := fmt.Sprintf("the account may have %d sessions queued at once; wait until some have started or cancel some", e.Limit)
+	if e.Quota == QuotaCreates {
+		what = fmt.Sprintf("the account may create %d sessions within 60 s; create them more slowly", e.Limit)
+	}
+	return fmt.Sprintf("over the quota %s: %s, or have the quota raised; try again in %s", e.Quota, what, e.RetryAfter)
+}
+
+// Quotas that a request can be beyond; the one of concurrent sessions has sessions wait in the queue.
+const (
+	QuotaQueued  = "queued"
+	QuotaCreates = "creates_per_minute"
+)
+
+// RepeatedError is the same request again, under the same idempotency key: it is the session's that there is.
+type RepeatedError struct{ Session string }
+
+func (e *RepeatedError) Error() string {
+	return "the request was made before, and made session " + e.Session
+}
+
 // ConflictError is a request that contradicts what is there.
 type ConflictError struct{ Problem string }
 

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,8 +44,20 @@ type NewSession struct {
 	Max          time.Duration
 	Command      time.Duration
 	Queue        time.Duration
-	QueueLimit   int // sessions that may be queued at once
+	Priority     int
+	QueueLimit   int    // sessions that may be queued at once
+	Limits       Limits // of accounts that have none of their own
+	Key          Idempotency
 }
+
+// Idempotency makes a request one that can be sent again: the same key with the same request gives the same session.
+type Idempotency struct {
+	Key     string // "" is none
+	Request [sha256.Size]byte
+}
+
+// Limits is how much an account may have at once, and may create within 60 s. Zero is no limit.
+type Limits struct{ Concurrent, Queued, CreatesPerMinute int }
 
 // Claim is a session that this orchestrator now holds, on a device that nobody else does.
 type Claim struct {
@@ -70,7 +83,7 @@ type Claim struct {
 }
 
 // plan turns the request into a NewSession with its defaults; its capabilities are for match to choose.
-func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
+func plan(id string, r api.CreateSession, d Deps) (NewSession, error) {
 	s := NewSession{
 		ID: id, Account: r.Account, Profile: r.Profile, Name: r.Name, Labels: r.Labels, Want: r.Device,
 		Recording:  r.Recording == nil || *r.Recording,
@@ -78,7 +91,8 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 		Max:        seconds(r.Timeouts.MaxSeconds, DefaultMax),
 		Command:    seconds(r.Timeouts.CommandSeconds, DefaultCommand),
 		Queue:      seconds(r.Timeouts.QueueSeconds, DefaultQueue),
-		QueueLimit: queueLimit,
+		Priority:   r.Priority,
+		QueueLimit: d.QueueLimit, Limits: d.Limits,
 	}
 	// The same request can come as driftstack:options, past the control plane's own validation.
 	for _, f := range []struct {
@@ -101,6 +115,16 @@ func plan(id string, r api.CreateSession, queueLimit int) (NewSession, error) {
 	if err := checkLabels(r.Labels); err != nil {
 		return s, err
 	}
+	if r.Priority < -100 || r.Priority > 100 {
+		return s, &InvalidError{"priority", "from -100 to 100; 0 is the default"}
+	}
+	if _, err := ParseVersionRange(r.Device.OSVersion); err != nil {
+		return s, &InvalidError{"device.os_version", err.Error()}
+	}
+	if c := r.Device.Country; c != "" && !isCountry(c) {
+		return s, &InvalidError{"device.country", "two letters, as in ISO 3166 alpha-2, for example US"}
+	}
+	s.Want.Country = strings.ToUpper(r.Device.Country)
 	if len(r.Device.Labels) > 32 {
 		return s, &InvalidError{"device.labels", "at most 32 labels"}
 	}
@@ -145,6 +169,11 @@ func candidates(capabilities json.RawMessage) (webdriver.NewSession, error) {
 		return n, &InvalidError{"capabilities", webdriver.OptionsName + " does not belong here; its fields are the request's own"}
 	}
 	return n, err
+}
+
+func isCountry(s string) bool {
+	s = strings.ToUpper(s)
+	return len(s) == 2 && s[0] >= 'A' && s[0] <= 'Z' && s[1] >= 'A' && s[1] <= 'Z'
 }
 
 func checkLabels(labels api.Labels) error {

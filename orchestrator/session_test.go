@@ -46,7 +46,7 @@ func TestCreateIsNotCutShort(t *testing.T) {
 		_, ok := ctx.Deadline()
 		bounded = bounded && ok
 	}}})
-	if s, err := o.Create(ctx, api.CreateSession{Account: "a"}); err != nil || s.ID == "" || !bounded {
+	if s, err := o.Create(ctx, api.CreateSession{Account: "a"}, ""); err != nil || s.ID == "" || !bounded {
 		t.Errorf("%+v, %v, bounded %v", s, err, bounded)
 	}
 }
@@ -59,7 +59,7 @@ func TestPlatformNameIsAWish(t *testing.T) {
 		{`{"platformName":"iOS"}`, "iPadOS", "", `platformName "iOS": there is iPadOS`}, {`{"platformName":"` + strings.Repeat("x", 65) + `"}`, "", "", "there is iOS, iPadOS"},
 		{`{}`, "android", "", ErrNoSuchDevice.Error()}, {``, strings.Repeat("x", 65), "", "device.platform"},
 	} {
-		s, err := o.Create(t.Context(), api.CreateSession{Account: "a", Device: api.DeviceWant{Platform: c.asked}, Capabilities: []byte(c.caps)})
+		s, err := o.Create(t.Context(), api.CreateSession{Account: "a", Device: api.DeviceWant{Platform: c.asked}, Capabilities: []byte(c.caps)}, "")
 		var invalid *InvalidError
 		if c.says == "" && (err != nil || s.Want.Platform != c.want) ||
 			c.says != "" && (!errors.As(err, &invalid) && !errors.Is(err, ErrNoSuchDevice) || !strings.Contains(err.Error(), c.says)) {
@@ -77,7 +77,7 @@ func TestLabelsAreBounded(t *testing.T) {
 		return l
 	}
 	for _, good := range []api.Labels{nil, {}, {"a": ""}, {"run": "a=b, c\n"}, {strings.Repeat("ü", 64): strings.Repeat("ü", 256)}, many(32)} {
-		if s, err := plan("s", api.CreateSession{Account: "a", Labels: good}, 1); err != nil || len(s.Labels) != len(good) {
+		if s, err := plan("s", api.CreateSession{Account: "a", Labels: good}, Deps{QueueLimit: 1}); err != nil || len(s.Labels) != len(good) {
 			t.Errorf("%d labels: %v, %v", len(good), s.Labels, err)
 		}
 	}
@@ -85,7 +85,7 @@ func TestLabelsAreBounded(t *testing.T) {
 		"no =": {"a=b": ""}, "1 to 64": {"": "x"}, "has 1 to 64": {strings.Repeat("x", 65): ""}, "256": {"x": strings.Repeat("x", 257)}, "at most 32": many(33),
 	} {
 		var invalid *InvalidError
-		if _, err := plan("s", api.CreateSession{Account: "a", Labels: bad}, 1); !errors.As(err, &invalid) || invalid.Field != "labels" || !strings.Contains(invalid.Problem, says) {
+		if _, err := plan("s", api.CreateSession{Account: "a", Labels: bad}, Deps{QueueLimit: 1}); !errors.As(err, &invalid) || invalid.Field != "labels" || !strings.Contains(invalid.Problem, says) {
 			t.Errorf("%.70v: %v, want one that says %q", bad, err, says)
 		}
 	}

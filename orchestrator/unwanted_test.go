@@ -37,9 +37,9 @@ func TestUnansweredCreateIsEnded(t *testing.T) {
 	now := time.Now()
 	o := New(Deps{Log: zap.NewNop(), Now: func() time.Time { return now }, Sessions: forgetful{
 		creating{offers: []webdriver.Offer{{Browser: "safari"}}, seen: func(context.Context) {}}, &created, &cancelled, &answer}})
-	create := func() {
+	create := func(key string) {
 		t.Helper()
-		if _, err := o.Create(t.Context(), api.CreateSession{Account: "a"}); err == nil || len(created) == 0 {
+		if _, err := o.Create(t.Context(), api.CreateSession{Account: "a"}, key); err == nil || len(created) == 0 {
 			t.Fatalf("%v, %v", created, err)
 		}
 	}
@@ -52,13 +52,16 @@ func TestUnansweredCreateIsEnded(t *testing.T) {
 		}
 	}
 	look("nothing", nil)
-	create()
+	create("under a key")
+	look("one that is asked for again", nil)
+	created = nil
+	create("")
 	look("while the database is away", ErrUnavailable, created[0])
 	now = now.Add(time.Hour)
 	look("still", ErrUnavailable, created[0])
 	look("it was not queued, and will not be", ErrNotFound, created[0])
 	look("after that", nil)
-	create()
+	create("")
 	look("it is not there yet", ErrNotFound, created[1])
 	now = now.Add(landLimit / 2)
 	look("still", ErrNotFound, created[1])

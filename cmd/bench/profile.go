@@ -216,11 +216,14 @@ func holdProfile(ctx context.Context, store *pgstore.Store) (c orchestrator.Clai
 	if _, err := store.Create(ctx, n); err != nil {
 		return c, err
 	}
-	c, ok, err := store.Claim(ctx, "bench", []string{"bench"}, time.Hour)
-	if err == nil && !ok {
-		err = errors.New("the session cannot be claimed")
+	claims, err := store.Claim(ctx, "bench", []string{"bench"}, time.Hour, 1, 0)
+	if err != nil {
+		return c, err
 	}
-	return c, err
+	if len(claims) == 0 {
+		return c, errors.New("the session cannot be claimed")
+	}
+	return claims[0], nil
 }
 
 // snapshotOf is a state that is about so long when it is encoded.

@@ -30,7 +30,7 @@ import (
 type config struct {
 	StateDir string   `required:"" type:"path" placeholder:"DIR" help:"Folder of the agent: tunnel key, and the running sessions' scratch folders. One agent a folder."`
 	Join     string   `placeholder:"TOKEN" help:"Join token, as driftctl hosts add prints it. Needed once; a host that has joined ignores it."`
-	Device   []device `sep:"none" placeholder:"KEY=VALUE,…" help:"A device, repeatable: name, kind (safaridriver; for development webkitgtk, chromedriver or fake), model, platform-name, platform-version, udid (of an iPhone), label.NAME."`
+	Device   []device `sep:"none" placeholder:"KEY=VALUE,…" help:"A device, repeatable: name, kind (safaridriver; for development webkitgtk, chromedriver or fake), model, platform-name, platform-version, country (as US), udid (of an iPhone), label.NAME."`
 
 	TunnelBackend   string `default:"auto" enum:"auto,kernel,tun,netstack" help:"WireGuard backend: auto, kernel, tun or netstack; netstack needs no privilege."`
 	TunnelInterface string `placeholder:"NAME" help:"Network interface of the kernel and tun backends."`
@@ -62,10 +62,10 @@ func (d *device) UnmarshalText(text []byte) error {
 		}
 		field, ok := map[string]*string{
 			"name": &d.Name, "kind": &d.Kind, "model": &d.Model, "platform-name": &d.PlatformName,
-			"platform-version": &d.PlatformVersion, "udid": &d.UDID,
+			"platform-version": &d.PlatformVersion, "country": &d.Country, "udid": &d.UDID,
 		}[key]
 		if !ok {
-			return fmt.Errorf("%q is not a key of a device: use name, kind, model, platform-name, platform-version, udid or label.NAME", key)
+			return fmt.Errorf("%q is not a key of a device: use name, kind, model, platform-name, platform-version, country, udid or label.NAME", key)
 		}
 		*field = value
 	}

@@ -48,10 +48,13 @@ type config struct {
 	ProfileMaxOrigins  int    `default:"50" help:"Origins whose localStorage a profile may hold."`
 	ProfileGenerations int    `default:"10" help:"Saved states of a profile that are kept to go back to."`
 
-	QueueLimit  int           `default:"1000" help:"Sessions that may be queued at once; one more is answered with 429."`
-	LeaseTTL    time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
-	LogLevel    string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
-	Development bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
+	QueueLimit            int           `default:"10000" help:"Sessions that may be queued at once, of all accounts; one more is answered with 429."`
+	QuotaConcurrent       int           `default:"100" help:"Sessions that an account may have on devices at once, unless it has a limit of its own; further ones wait in the queue."`
+	QuotaQueued           int           `default:"1000" help:"Sessions that an account may have queued at once, unless it has a limit of its own; one more is answered with 429."`
+	QuotaCreatesPerMinute int           `default:"600" help:"Sessions that an account may create within 60s, unless it has a limit of its own; one more is answered with 429."`
+	LeaseTTL              time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
+	LogLevel              string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
+	Development           bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
 }
 
 // s3 is one bucket. The struct tags of kong give each field its flag.
@@ -103,6 +106,9 @@ func (c *config) Validate() error {
 	}
 	if c.QueueLimit < 1 {
 		bad("--queue-limit: at least 1")
+	}
+	if c.QuotaConcurrent < 1 || c.QuotaQueued < 1 || c.QuotaCreatesPerMinute < 1 {
+		bad("--quota-concurrent, --quota-queued and --quota-creates-per-minute: at least 1")
 	}
 	if c.LeaseTTL < 6*time.Second || c.LeaseTTL > 30*time.Second {
 		bad("--lease-ttl: 6s to 30s; hosts keep a session that nobody comes for 90s")

@@ -110,7 +110,9 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	o := orchestrator.New(orchestrator.Deps{
 		ID: self.ID, Sessions: store, Hosts: store, Replicas: store, Fleet: fleet, Recorder: rec, Profiles: profiles, Tunnel: gateway,
-		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit, LeaseTTL: cfg.LeaseTTL,
+		Log: log, Now: time.Now, QueueLimit: cfg.QueueLimit,
+		Limits:   orchestrator.Limits{Concurrent: cfg.QuotaConcurrent, Queued: cfg.QuotaQueued, CreatesPerMinute: cfg.QuotaCreatesPerMinute},
+		LeaseTTL: cfg.LeaseTTL,
 	})
 
 	fleetListener, err := gateway.Listen(ctx, int(cfg.TunnelFleetPort))

@@ -62,6 +62,7 @@ type Device struct {
 	Model           string
 	PlatformName    string
 	PlatformVersion string
+	Country         string // ISO 3166 alpha-2, where it is
 	Labels          map[string]string
 	UDID            string // of an iPhone; required for safaridriver
 	BiDi            bool   // of kind fake only: its driver is asked for WebDriver BiDi
@@ -165,7 +166,7 @@ func (d Device) wire(state wire.DeviceState, reason string) wire.Device {
 	k, _ := newKind(d, Config{}) // was checked when the agent started
 	browser, bidi := k.browser()
 	return wire.Device{
-		Name: d.Name, Kind: d.Kind, Browser: browser, BiDi: bidi, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion,
+		Name: d.Name, Kind: d.Kind, Browser: browser, BiDi: bidi, Model: d.Model, PlatformName: d.PlatformName, PlatformVersion: d.PlatformVersion, Country: d.Country,
 		Labels: maps.Clone(d.Labels), State: state, Reason: reason,
 	}
 }

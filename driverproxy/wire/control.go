@@ -82,6 +82,7 @@ type Device struct {
 	Model           string            `json:"model"`
 	PlatformName    string            `json:"platform_name"`
 	PlatformVersion string            `json:"platform_version"`
+	Country         string            `json:"country,omitempty"` // ISO 3166 alpha-2, where it is
 	Labels          map[string]string `json:"labels,omitempty"`
 	State           DeviceState       `json:"state"`
 	Reason          string            `json:"reason,omitempty"`

@@ -47,7 +47,7 @@ func (c Control) clean() {
 }
 
 func (d *Device) clean() {
-	for _, s := range []*string{&d.Name, &d.Kind, &d.Browser, &d.Model, &d.PlatformName, &d.PlatformVersion, (*string)(&d.State), &d.Reason} {
+	for _, s := range []*string{&d.Name, &d.Kind, &d.Browser, &d.Model, &d.PlatformName, &d.PlatformVersion, &d.Country, (*string)(&d.State), &d.Reason} {
 		*s = Text(*s)
 	}
 	labels := make(map[string]string, len(d.Labels))

@@ -41,6 +41,7 @@ type Session struct {
 	Want         DeviceWant   `json:"want"`
 	Recording    bool         `json:"recording"`
 	Timeouts     Timeouts     `json:"timeouts"`
+	Priority     int          `json:"priority,omitempty" doc:"Among the account's own queued sessions."`
 	Generation   int64        `json:"profile_generation,omitempty" doc:"Generation of the profile that this session published."`
 	CreatedAt    time.Time    `json:"created_at"`
 	StartedAt    *time.Time   `json:"started_at,omitempty" doc:"When a device was claimed."`
@@ -66,6 +67,9 @@ type DeviceWant struct {
 	Host   string            `json:"host,omitempty" maxLength:"63"`
 	Labels map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"Labels that the device must carry with these values."`
 
+	OSVersion string `json:"os_version,omitempty" maxLength:"64" doc:"Bounds of the OS version, all of which must be met: >=17.4 <18, or one version, as 17, for all that begin with it."`
+	Country   string `json:"country,omitempty" maxLength:"2" doc:"Country that the device is in, ISO 3166 alpha-2, for example US."`
+
 	Platform string `json:"platform,omitempty" maxLength:"64" doc:"Platform name in any case, for example iOS; the capability platformName says the same."`
 }
 
@@ -87,6 +91,7 @@ type CreateSession struct {
 	Device       DeviceWant      `json:"device,omitempty"`
 	Recording    *bool           `json:"recording,omitempty" doc:"Record the screen; default true."`
 	Timeouts     Timeouts        `json:"timeouts,omitempty"`
+	Priority     int             `json:"priority,omitempty" minimum:"-100" maximum:"100" doc:"Which of the account's own queued sessions goes first: the highest. Other accounts' sessions wait no longer for it."`
 	Capabilities json.RawMessage `json:"capabilities,omitempty" doc:"One W3C capability object for the driver; it is not kept once the session runs."`
 }
 
@@ -212,6 +217,7 @@ type Device struct {
 	Model           string            `json:"model"`
 	PlatformName    string            `json:"platform_name"`
 	PlatformVersion string            `json:"platform_version"`
+	Country         string            `json:"country,omitempty"`
 	Labels          map[string]string `json:"labels,omitempty"`
 	State           string            `json:"state" enum:"ready,busy,quarantined,offline"`
 	Reason          string            `json:"reason,omitempty"`

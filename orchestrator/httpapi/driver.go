@@ -195,9 +195,13 @@ func (s *server) sessionNotCreated(w http.ResponseWriter, err error) {
 	p := problemOf(err, s.Log)
 	data := map[string]any{"reason": p.Type}
 	var held *orchestrator.ProfileHeldError
-	if errors.As(err, &held) {
+	var quota *orchestrator.QuotaError
+	switch {
+	case errors.As(err, &held):
 		h := newHeldProblem(p, held)
 		data["reason"], data["holder"], data["expires_at"] = h.Reason, h.Holder, h.Expires
+	case errors.As(err, &quota):
+		data["reason"], data["quota"], data["retry"] = string(orchestrator.Quota), quota.Quota, orchestrator.Endings()[orchestrator.Quota].Retry
 	}
 	writeNotCreated(w, p.Status, p.Detail, data)
 }

@@ -183,8 +183,11 @@ type ByID struct {
 	ID string `path:"id" maxLength:"128"`
 }
 
-func (s *server) createSession(ctx context.Context, in *struct{ Body api.CreateSession }) (*body[api.Session], error) {
-	v, err := s.Orchestrator.Create(ctx, in.Body)
+func (s *server) createSession(ctx context.Context, in *struct {
+	IdempotencyKey string `header:"Idempotency-Key" doc:"Sent again within 24 hours with the same request, it gives the session that it made before, as it is now; with another request, 409. Up to 255 characters."`
+	Body           api.CreateSession
+}) (*body[api.Session], error) {
+	v, err := s.Orchestrator.Create(ctx, in.Body, in.IdempotencyKey)
 	return &body[api.Session]{v}, s.problem(err)
 }
 

@@ -22,6 +22,7 @@ const (
 	typeNoDevice    = "urn:driftstack:problem:no-such-device"
 	typeProfileHeld = "urn:driftstack:problem:profile-held"
 	typeQueueFull   = "urn:driftstack:problem:queue-full"
+	typeQuota       = "urn:driftstack:problem:quota"
 	typeConflict    = "urn:driftstack:problem:conflict"
 	typeStreams     = "urn:driftstack:problem:too-many-streams"
 	typeElsewhere   = "urn:driftstack:problem:elsewhere"
@@ -57,9 +58,12 @@ func (s *server) problem(err error) error {
 
 func retryAfter(err error) time.Duration {
 	var full *orchestrator.QueueFullError
+	var quota *orchestrator.QuotaError
 	switch {
 	case errors.As(err, &full):
 		return full.RetryAfter
+	case errors.As(err, &quota):
+		return quota.RetryAfter
 	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, orchestrator.ErrElsewhere):
 		return 2 * time.Second
 	}
@@ -73,6 +77,7 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	var invalid *orchestrator.InvalidError
 	var held *orchestrator.ProfileHeldError
 	var full *orchestrator.QueueFullError
+	var quota *orchestrator.QuotaError
 	var conflict *orchestrator.ConflictError
 	var unmatched *orchestrator.UnmatchedError
 	var end *orchestrator.EndError
@@ -88,6 +93,9 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 		return &huma.ErrorModel{Type: typeProfileHeld, Status: http.StatusConflict, Title: "Profile in use", Detail: held.Error()}
 	case errors.As(err, &full):
 		return &huma.ErrorModel{Type: typeQueueFull, Status: http.StatusTooManyRequests, Title: "Queue full", Detail: full.Error()}
+	case errors.As(err, &quota):
+		return &huma.ErrorModel{Type: typeQuota, Status: orchestrator.Endings()[orchestrator.Quota].HTTP, Title: "Over quota", Detail: quota.Error(),
+			Errors: []*huma.ErrorDetail{{Location: "account", Message: quota.Error()}}}
 	case errors.As(err, &streams):
 		return &huma.ErrorModel{Type: typeStreams, Status: http.StatusTooManyRequests, Title: "Too many streams", Detail: streams.Error()}
 	case errors.Is(err, orchestrator.ErrElsewhere):

@@ -14,8 +14,10 @@ import (
 func (s *Store) PutAccount(ctx context.Context, id string, a api.PutAccount) (api.Account, error) {
 	v := api.Account{ID: id, Recordings: a.Recordings}
 	err := s.pool.QueryRow(ctx, `
-		INSERT INTO accounts (id, recordings) VALUES ($1, $2)
-		ON CONFLICT (id) DO UPDATE SET recordings = $2 RETURNING created_at`, id, a.Recordings).Scan(&v.CreatedAt)
+		WITH a AS (INSERT INTO accounts (id, recordings) VALUES ($1, $2)
+		           ON CONFLICT (id) DO UPDATE SET recordings = $2 RETURNING created_at),
+		     l AS (INSERT INTO account_load (account) SELECT $1 FROM a ON CONFLICT (account) DO NOTHING)
+		SELECT created_at FROM a`, id, a.Recordings).Scan(&v.CreatedAt)
 	return v, unavailable(err)
 }
 

@@ -199,7 +199,7 @@ func TestDeviceStaysWithItsSession(t *testing.T) {
 	}
 	untaken := func(when string) {
 		t.Helper()
-		if c, ok, err := s.Claim(ctx, "other", []string{"mac-1"}, time.Minute); ok || err != nil {
+		if c, ok, err := claim(ctx, s, "other", []string{"mac-1"}, time.Minute); ok || err != nil {
 			t.Fatalf("%s: the device was given to %+v, %v", when, c, err)
 		}
 	}

@@ -11,45 +11,27 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 )
 
-// claimSQL takes the oldest queued session that some free device fits, and that device. Both rows are locked, or
-// skipped when another orchestrator is at them. The device that rested longest goes first.
+// claimSQL is claim_sessions of the migrations, which says how; a host that was removed is not reached.
 const claimSQL = `
-WITH pick AS (
-    SELECT s.id, d.host, d.name
-    FROM sessions s CROSS JOIN LATERAL (
-        SELECT host, name FROM devices d
-        WHERE d.state = 'ready' AND d.session IS NULL AND d.host = ANY ($2) AND ` + notRevoked + ` AND ` + open + `
-          AND (s.want_kind = '' OR d.kind = s.want_kind) AND (s.want_model = '' OR d.model = s.want_model)
-          AND (s.want_host = '' OR d.host = s.want_host) AND d.labels @> s.want_labels
-          AND (s.want_platform = '' OR lower(d.platform_name) = lower(s.want_platform))
-          AND (s.want_browser = '' OR d.browser = s.want_browser) AND (d.bidi OR NOT s.want_bidi)
-        ORDER BY d.used_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
-    WHERE s.state = 'queued' AND s.queue_until > now() AND ` + reachesProfile + `
-    ORDER BY s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
-dev AS (
-    UPDATE devices SET session = pick.id, used_at = now() FROM pick
-    WHERE devices.host = pick.host AND devices.name = pick.name AND devices.session IS NULL AND devices.state = 'ready'
-    RETURNING devices.session),
-ses AS (
-    UPDATE sessions SET state = 'starting', term = term + 1, holder = $1, lease_until = now() + make_interval(secs => $3),
-           host = pick.host, device = pick.name, started_at = now()
-    FROM pick JOIN dev ON dev.session = pick.id WHERE sessions.id = pick.id
-    RETURNING sessions.*),
-evt AS (
-    INSERT INTO session_events (session, seq, at, kind, term)
-    SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = ses.id), now(), 'starting', term FROM ses
-    RETURNING seq)
-SELECT id, term, account, coalesce(profile, ''), host, device, recording, placement, coalesce(want_caps::text, ''),
-       idle_seconds, max_seconds, command_seconds, (SELECT seq FROM evt), pg_notify('` + chanSession + `', id) IS NULL,
-       profile_mode, coalesce(forked_from, ''), extract(epoch FROM now() - created_at)::float8
-FROM ses`
+SELECT (c.claimed).id, (c.claimed).term, (c.claimed).account, coalesce((c.claimed).profile, ''), (c.claimed).host, (c.claimed).device,
+       (c.claimed).recording, (c.claimed).placement, coalesce((c.claimed).want_caps::text, ''),
+       (c.claimed).idle_seconds, (c.claimed).max_seconds, (c.claimed).command_seconds, c.seq, true,
+       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8
+FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5) c`
 
 // Claim implements orchestrator.SessionStore.
-func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
-	var waited float64
-	c, ok, err := scanClaim(s.pool.QueryRow(ctx, claimSQL, holder, hosts, ttl.Seconds()), &waited)
-	c.Waited = time.Duration(waited * float64(time.Second))
-	return c, ok, err
+func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
+	rows, err := s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	claims, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
+		var waited float64
+		c, _, err := scanClaim(row, &waited)
+		c.Waited = time.Duration(waited * float64(time.Second))
+		return c, err
+	})
+	return claims, unavailable(err)
 }
 
 // Renew implements orchestrator.SessionStore.
@@ -128,12 +110,14 @@ func (s *Store) Cancel(ctx context.Context, session string) error {
 	return nil
 }
 
+// reapSQL ends sessions of several accounts at once, and so has the lock that claims have; see claim_sessions.
 const reapSQL = `
-WITH late AS (
+WITH l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got),
+late AS (
     SELECT id, state FROM sessions
-    WHERE (state = 'queued' AND queue_until <= now())
+    WHERE NOT (SELECT got FROM l) AND ((state = 'queued' AND queue_until <= now())
        OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
-           AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1)))
+           AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1))))
     FOR UPDATE SKIP LOCKED),
 s AS (
     UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,

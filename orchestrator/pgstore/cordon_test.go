@@ -40,7 +40,7 @@ func audited(t *testing.T, s *pgstore.Store) (lines []string) {
 
 func claimable(t *testing.T, s *pgstore.Store) bool {
 	t.Helper()
-	_, ok, err := s.Claim(t.Context(), "test", []string{"mac-1", "mac-2"}, time.Minute)
+	_, ok, err := claim(t.Context(), s, "test", []string{"mac-1", "mac-2"}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestDrainEndsWhatIsLeft(t *testing.T) {
 	mustCreate(t, s, elsewhere)
 	var on []orchestrator.Claim
 	for range 3 {
-		c, ok, err := s.Claim(ctx, "test", []string{"mac-1", "mac-2"}, time.Minute)
+		c, ok, err := claim(ctx, s, "test", []string{"mac-1", "mac-2"}, time.Minute)
 		if err != nil || !ok {
 			t.Fatal(ok, err)
 		}
@@ -322,7 +322,7 @@ func TestNoClaimAfterACordon(t *testing.T) {
 	for range 4 {
 		group.Go(func() {
 			for ctx.Err() == nil {
-				c, ok, err := s.Claim(context.Background(), "test", []string{"mac-1"}, time.Minute)
+				c, ok, err := claim(context.Background(), s, "test", []string{"mac-1"}, time.Minute)
 				if err != nil {
 					t.Error(err)
 					return

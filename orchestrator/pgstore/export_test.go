@@ -220,3 +220,30 @@ func (s *Store) Try(t testing.TB, sql string) error {
 	_, err := s.pool.Exec(t.Context(), sql)
 	return err
 }
+
+// Counts are what the triggers have counted, beside what there is: accounts and pieces of room where they differ.
+func (s *Store) Counts(t testing.TB) (wrong []string) {
+	t.Helper()
+	rows, err := s.pool.Query(t.Context(), `
+		SELECT format('%s: %s queued, %s active, but the sessions are %s and %s', l.account, l.queued, l.active, c.queued, c.active)
+		FROM account_load l CROSS JOIN LATERAL (
+			SELECT count(*) FILTER (WHERE state = 'queued') AS queued, count(*) FILTER (WHERE state IN ('starting', 'running', 'finishing')) AS active
+			FROM sessions WHERE account = l.account) c
+		WHERE (l.queued, l.active) <> (c.queued, c.active)
+		UNION ALL
+		SELECT format('piece %s has %s, but the sessions are %s', piece, queued, c.n)
+		FROM queue_room r CROSS JOIN LATERAL (SELECT count(*) AS n FROM sessions WHERE state = 'queued' AND piece = r.piece) c
+		WHERE queued <> c.n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wrong, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		t.Fatal(err)
+	}
+	return wrong
+}
+
+// AgeKeys makes every idempotency key so much older.
+func (s *Store) AgeKeys(t testing.TB, by time.Duration) {
+	s.exec(t, `UPDATE idempotency_keys SET created_at = created_at - make_interval(secs => $1)`, by.Seconds())
+}

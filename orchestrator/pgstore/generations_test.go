@@ -58,7 +58,7 @@ func TestProfileIsClaimedWhereItIs(t *testing.T) {
 		mustCreate(t, s, n)
 		for _, volume := range []string{"", "another"} {
 			has(t, s, volume)
-			if c, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute); ok || err != nil {
+			if c, ok, err := claim(t.Context(), s, "test", []string{"mac-1"}, time.Minute); ok || err != nil {
 				t.Fatalf("%s on volume %q: %+v, %v", mode, volume, c, err)
 			}
 		}

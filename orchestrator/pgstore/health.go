@@ -293,7 +293,7 @@ func (s *Store) Devices(ctx context.Context) ([]api.Device, error) { return s.de
 func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH d AS (SELECT d.*, state <> 'quarantined' AND NOT `+connected+` AS offline FROM devices d WHERE $1 = '' OR host = $1)
-		SELECT host, name, kind, browser, bidi, model, platform_name, platform_version, labels,
+		SELECT host, name, kind, browser, bidi, model, platform_name, platform_version, country, labels,
 		       CASE WHEN offline THEN 'offline' WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END,
 		       CASE WHEN offline THEN 'its host is not connected' ELSE reason END, coalesce(session, ''),
 		       cordoned_at, cordoned_by, cordon_reason, host_cordoned
@@ -304,7 +304,7 @@ func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) 
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d api.Device, err error) {
 		var c cordoned
 		var byHost bool
-		err = row.Scan(&d.Host, &d.Name, &d.Kind, &d.Browser, &d.BiDi, &d.Model, &d.PlatformName, &d.PlatformVersion, &d.Labels,
+		err = row.Scan(&d.Host, &d.Name, &d.Kind, &d.Browser, &d.BiDi, &d.Model, &d.PlatformName, &d.PlatformVersion, &d.Country, &d.Labels,
 			&d.State, &d.Reason, &d.Session, &c.at, &c.by, &c.reason, &byHost)
 		if d.Cordon = c.shown(0); d.Cordon == nil && byHost {
 			d.Cordon = &api.Cordon{State: api.Cordoned, Reason: "its host is cordoned"}

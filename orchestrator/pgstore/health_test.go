@@ -220,7 +220,7 @@ func TestClaimsLeaveRemovedHostsAlone(t *testing.T) {
 	s := open(t, 1)
 	mustCreate(t, s, wish("a"))
 	s.MarkRevoked(t, "mac-1")
-	if c, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute); ok || err != nil {
+	if c, ok, err := claim(t.Context(), s, "test", []string{"mac-1"}, time.Minute); ok || err != nil {
 		t.Errorf("claimed %+v, %v", c, err)
 	}
 }

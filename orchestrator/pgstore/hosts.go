@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
@@ -33,6 +34,13 @@ func (s *Store) HostByAddr(ctx context.Context, addr netip.Addr) (string, error)
 
 // HostUp implements driverproxy.Directory. A host that is up needs its token no more; one that was removed is refused.
 func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
+	shapes := make([]int64, len(hello.Devices))
+	for i, d := range hello.Devices { // not in the transaction: hosts that come at once have the same ones
+		var err error
+		if shapes[i], err = s.shape(ctx, d); err != nil {
+			return err
+		}
+	}
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		// One that was removed and invited again while it said hello has not joined, and its new token is not spent.
 		var token bool
@@ -56,9 +64,9 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 			return err
 		}
 		names := make([]string, 0, len(hello.Devices))
-		for _, d := range hello.Devices {
+		for i, d := range hello.Devices {
 			names = append(names, d.Name)
-			if err := putDevice(ctx, tx, hello.Host, d); err != nil {
+			if err := putDevice(ctx, tx, hello.Host, d, shapes[i]); err != nil {
 				return err
 			}
 		}
@@ -70,21 +78,25 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	}))
 }
 
-func putDevice(ctx context.Context, tx pgx.Tx, host string, d wire.Device) error {
+func putDevice(ctx context.Context, tx pgx.Tx, host string, d wire.Device, shape int64) error {
 	_, err := tx.Exec(ctx, `
-		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, host_cordoned)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, (SELECT cordoned_at IS NOT NULL FROM hosts WHERE name = $1))
+		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape, host_cordoned)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, (SELECT cordoned_at IS NOT NULL FROM hosts WHERE name = $1))
 		ON CONFLICT (host, name) DO UPDATE SET kind = $3, model = $4, platform_name = $5, platform_version = $6, labels = $7,
-		    state = $8, reason = $9, browser = $10, bidi = $11`,
+		    state = $8, reason = $9, browser = $10, bidi = $11, country = $12, shape = $13`,
 		host, d.Name, d.Kind, d.Model, d.PlatformName, d.PlatformVersion, object(d.Labels), string(d.State), d.Reason,
-		cmp.Or(d.Browser, "safari"), d.BiDi)
+		cmp.Or(d.Browser, "safari"), d.BiDi, strings.ToUpper(d.Country), shape)
 	return err
 }
 
 // DeviceChanged implements driverproxy.Directory.
 func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) error {
+	shape, err := s.shape(ctx, d)
+	if err != nil {
+		return err
+	}
 	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if err := putDevice(ctx, tx, host, d); err != nil {
+		if err := putDevice(ctx, tx, host, d, shape); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', '')`)

@@ -156,7 +156,7 @@ func (m *model) claim() {
 	}
 	to, ttl := m.anyLease()
 	holder := m.holder()
-	c, ok, err := m.store.Claim(context.Background(), holder, []string{"mac-1"}, ttl)
+	c, ok, err := claim(context.Background(), m.store, holder, []string{"mac-1"}, ttl)
 	if want := first >= 0 && held < modelDevices; err != nil || ok != want {
 		m.t.Errorf("claimed %v, want %v: %v", ok, want, err)
 	}

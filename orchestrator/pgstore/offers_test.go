@@ -78,7 +78,7 @@ func TestBiDiIsClaimedWhereItIs(t *testing.T) {
 	if c := mustClaim(t, s); c.Session != safari.ID || c.Device == "chromium" {
 		t.Errorf("session %s is on %s", c.Session, c.Device)
 	}
-	if _, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute); ok || err != nil {
+	if _, ok, err := claim(t.Context(), s, "test", []string{"mac-1"}, time.Minute); ok || err != nil {
 		t.Errorf("a session that wants BiDi got a phone: %v, %v", ok, err)
 	}
 	none := wish("a")

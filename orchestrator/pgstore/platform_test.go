@@ -42,7 +42,7 @@ func TestSessionGetsItsPlatform(t *testing.T) {
 		if state == wire.DeviceBusy {
 			mustCreate(t, s, tablet)
 		}
-		c, ok, err := s.Claim(t.Context(), "test", []string{"mac-1", "mac-2"}, 1e9)
+		c, ok, err := claim(t.Context(), s, "test", []string{"mac-1", "mac-2"}, 1e9)
 		if err != nil || ok != (state == wire.DeviceReady) || ok && (c.Session != tablet.ID || c.Host != "mac-2") {
 			t.Errorf("the tablet is %s: %+v %v %v", state, c, ok, err)
 		}

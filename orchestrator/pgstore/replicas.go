@@ -14,10 +14,8 @@ const (
 	replicaKept = `1 day`
 )
 
-// reachesProfile is a condition on a row s of sessions: the orchestrator $1 has the files of its profile, and of the one that it is forked from, or
-// there are none yet.
-const reachesProfile = `NOT EXISTS (SELECT FROM profiles p JOIN generations g ON g.profile = p.id AND g.number = p.generation
-    WHERE p.id IN (s.profile, s.forked_from) AND g.volume <> coalesce((SELECT r.volume FROM replicas r WHERE r.id = $1), ''))`
+// reachesProfile is a condition on a row s of sessions: the orchestrator $1 has the files of its profile; see the migrations.
+const reachesProfile = `(s.profile IS NULL OR reaches_profile($1, s.profile, s.forked_from))`
 
 // AnnounceReplica implements orchestrator.ReplicaStore. Of one name only the newest process is: the tunnel's gateway lets no two run.
 func (s *Store) AnnounceReplica(ctx context.Context, r orchestrator.Replica) ([]orchestrator.Replica, error) {

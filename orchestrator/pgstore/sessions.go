@@ -16,7 +16,7 @@ import (
 
 const sessionColumns = `id, account, coalesce(profile, ''), name, state, reason, detail, host, device, term,
 	want_kind, want_model, want_host, want_labels, recording, idle_seconds, max_seconds, command_seconds, generation,
-	created_at, started_at, running_at, ended_at, coalesce(caps::text, ''), labels, want_platform,
+	created_at, started_at, running_at, ended_at, coalesce(caps::text, ''), labels, want_platform, want_os, want_country, priority,
 	CASE WHEN profile IS NULL THEN '' ELSE profile_mode END, coalesce(forked_from, '')`
 
 func scanSession(row pgx.CollectableRow) (api.Session, error) {
@@ -25,7 +25,8 @@ func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	err := row.Scan(&v.ID, &v.Account, &v.Profile, &v.Name, &v.State, &v.Reason, &v.Detail, &v.Host, &v.Device, &v.Term,
 		&v.Want.Kind, &v.Want.Model, &v.Want.Host, &v.Want.Labels, &v.Recording,
 		&v.Timeouts.IdleSeconds, &v.Timeouts.MaxSeconds, &v.Timeouts.CommandSeconds, &v.Generation,
-		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps, &v.Labels, &v.Want.Platform, &v.ProfileMode, &v.ForkedFrom)
+		&v.CreatedAt, &v.StartedAt, &v.RunningAt, &v.EndedAt, &caps, &v.Labels, &v.Want.Platform, &v.Want.OSVersion, &v.Want.Country, &v.Priority,
+		&v.ProfileMode, &v.ForkedFrom)
 	if caps != "" {
 		v.Capabilities = json.RawMessage(caps)
 	}

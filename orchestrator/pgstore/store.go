@@ -42,6 +42,9 @@ type Store struct {
 	name string // of this orchestrator
 	log  *zap.Logger
 
+	wants  remembered
+	shapes remembered
+
 	beats beats
 }
 

@@ -74,9 +74,18 @@ func mustCreate(t *testing.T, s *pgstore.Store, n orchestrator.NewSession) {
 	}
 }
 
+// claim is a claim of one session, at most.
+func claim(ctx context.Context, s *pgstore.Store, holder string, hosts []string, ttl time.Duration) (c orchestrator.Claim, ok bool, err error) {
+	got, err := s.Claim(ctx, holder, hosts, ttl, 1, 0)
+	if err != nil || len(got) == 0 {
+		return c, false, err
+	}
+	return got[0], true, nil
+}
+
 func mustClaim(t *testing.T, s *pgstore.Store) orchestrator.Claim {
 	t.Helper()
-	c, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute)
+	c, ok, err := claim(t.Context(), s, "test", []string{"mac-1"}, time.Minute)
 	if err != nil || !ok {
 		t.Fatalf("claim: %v, %v", ok, err)
 	}
@@ -173,7 +182,7 @@ func TestClaimsNeverShareADevice(t *testing.T) {
 	for w := range 6 {
 		group.Go(func() {
 			for deadline.Err() == nil {
-				c, ok, err := s.Claim(deadline, fmt.Sprint(w), []string{"mac-1"}, time.Minute)
+				c, ok, err := claim(deadline, s, fmt.Sprint(w), []string{"mac-1"}, time.Minute)
 				if err != nil {
 					t.Error(err)
 					return
@@ -259,7 +268,7 @@ func TestReapEndsWhatNobodyHolds(t *testing.T) {
 	late.Queue = -time.Second
 	held, lost := wish("a"), wish("a")
 	mustCreate(t, s, lost)
-	if _, ok, err := s.Claim(t.Context(), "test", []string{"mac-1"}, -time.Second); !ok || err != nil {
+	if _, ok, err := claim(t.Context(), s, "test", []string{"mac-1"}, -time.Second); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	mustCreate(t, s, late)

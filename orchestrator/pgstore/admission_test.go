@@ -1,0 +1,199 @@
+package pgstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+)
+
+// race creates so many sessions at once, and says how many were let in; the others must have been refused as refused says.
+func race(t *testing.T, s *pgstore.Store, n int, make func() orchestrator.NewSession, refused func(error) bool) int {
+	t.Helper()
+	var in atomic.Int32
+	var group sync.WaitGroup
+	for range n {
+		group.Go(func() {
+			_, err := s.Create(context.Background(), make())
+			switch {
+			case err == nil:
+				in.Add(1)
+			case !refused(err):
+				t.Errorf("refused as %v", err)
+			}
+		})
+	}
+	group.Wait()
+	return int(in.Load())
+}
+
+func TestRacingCreatesGoOverNoLimit(t *testing.T) {
+	s := open(t, 1)
+	const most = 7
+	quota := func(which string) func(error) bool {
+		return func(err error) bool {
+			var q *orchestrator.QuotaError
+			return errors.As(err, &q) && q.Quota == which && q.Limit == most && q.RetryAfter > 0
+		}
+	}
+	for _, c := range []struct {
+		name, account string
+		change        func(*orchestrator.NewSession)
+		refused       func(error) bool
+	}{
+		{"queued", "a", func(n *orchestrator.NewSession) { n.Limits.Queued = most }, quota(orchestrator.QuotaQueued)},
+		{"creates", "b", func(n *orchestrator.NewSession) { n.Limits.CreatesPerMinute = most }, quota(orchestrator.QuotaCreates)},
+		{"queue", "c", func(*orchestrator.NewSession) {}, func(err error) bool {
+			var full *orchestrator.QueueFullError
+			return errors.As(err, &full) && full.Limit == 3*most
+		}},
+	} {
+		if _, err := s.PutAccount(t.Context(), c.account, api.PutAccount{Recordings: "eu"}); err != nil {
+			t.Fatal(err)
+		}
+		got := race(t, s, 4*most, func() orchestrator.NewSession {
+			n := wish(c.account)
+			n.QueueLimit = 3 * most
+			c.change(&n)
+			return n
+		}, c.refused)
+		if got != most { // the last has what the others have left of the queue
+			t.Errorf("%s: %d were let in, the limit is %d", c.name, got, most)
+		}
+	}
+	if wrong := s.Counts(t); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	s := open(t, 1)
+	wish := func(request byte) orchestrator.NewSession {
+		n := wish("a")
+		n.Limits.Queued = 1
+		n.Key = orchestrator.Idempotency{Key: "k", Request: [32]byte{request}}
+		return n
+	}
+	var repeated *orchestrator.RepeatedError
+	same := func(err error) bool { return errors.As(err, &repeated) }
+	// Also those that come at once, and find the quota used up by the one of them that is let in.
+	if got := race(t, s, 12, func() orchestrator.NewSession { return wish(1) }, func(err error) bool {
+		var r *orchestrator.RepeatedError
+		return errors.As(err, &r)
+	}); got != 1 {
+		t.Errorf("%d sessions of one key", got)
+	}
+	if _, err := s.Create(t.Context(), wish(1)); !same(err) {
+		t.Fatalf("the same request again: %v", err)
+	}
+	if l, err := s.List(t.Context(), pgstore.SessionFilter{Limit: 10}); err != nil || len(l.Sessions) != 1 || l.Sessions[0].ID != repeated.Session {
+		t.Errorf("sessions %+v, %v; told of %s", l.Sessions, err, repeated.Session)
+	}
+	var conflict *orchestrator.ConflictError
+	if _, err := s.Create(t.Context(), wish(2)); !errors.As(err, &conflict) {
+		t.Errorf("another request: %v", err)
+	}
+	n := wish(2)
+	n.Account = "b"
+	mustCreate(t, s, n) // another account's key is another key
+	s.AgeKeys(t, 25*time.Hour)
+	n = wish(2)
+	n.Limits.Queued = 0
+	mustCreate(t, s, n)
+}
+
+// An account that comes later waits for one session of each other account, at most, however many these have queued.
+func TestQueueIsFair(t *testing.T) {
+	s := open(t, 1)
+	for range 30 {
+		mustCreate(t, s, wish("a"))
+	}
+	next := func() orchestrator.Claim {
+		c := mustClaim(t, s)
+		if err := finish(s, c, orchestrator.Completed); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for range 10 {
+		next()
+	}
+	single := wish("b")
+	mustCreate(t, s, single)
+	first, second := next(), next()
+	if first.Account != "b" && second.Account != "b" {
+		t.Errorf("the single session waits behind %s and %s", first.Account, second.Account)
+	}
+	urgent := wish("a")
+	urgent.Priority = 1
+	mustCreate(t, s, urgent)
+	if c := next(); c.Session != urgent.ID {
+		t.Errorf("claimed %s before the one with priority", c.Session)
+	}
+}
+
+// TestAdmissionAndClaims runs creates, batch claims, requeues, cancels and endings by several at once, and holds what must hold at
+// any time: no account over its quota, no device used twice, and counts that are true in the end.
+func TestAdmissionAndClaims(t *testing.T) {
+	const devices, workers, concurrent = 5, 6, 2
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	s := open(t, devices)
+	var mu sync.Mutex
+	busy, active := map[string]string{}, map[string]int{}
+	var group sync.WaitGroup
+	for w := range workers {
+		r := rand.New(rand.NewPCG(seed, uint64(w)))
+		group.Go(func() {
+			for range 25 {
+				n := wish([]string{"a", "b"}[r.IntN(2)])
+				n.Limits.Queued, n.Priority = 10, r.IntN(3)
+				var over *orchestrator.QuotaError
+				if _, err := s.Create(context.Background(), n); err == nil && r.IntN(6) == 0 {
+					err = s.Cancel(context.Background(), n.ID)
+					if err != nil {
+						t.Error(err)
+					}
+				} else if err != nil && !errors.As(err, &over) {
+					t.Error(err)
+				}
+				claims, err := s.Claim(context.Background(), fmt.Sprint(w), []string{"mac-1"}, time.Minute, 1+r.IntN(4), concurrent)
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				for _, c := range claims {
+					if active[c.Account]++; active[c.Account] > concurrent || busy[c.Device] != "" {
+						t.Errorf("%s has %d; %s is on %s, which has %q", c.Account, active[c.Account], c.Session, c.Device, busy[c.Device])
+					}
+					busy[c.Device] = c.Session
+				}
+				mu.Unlock()
+				for _, c := range claims {
+					mu.Lock() // before the database knows: it may be claimed at once
+					active[c.Account]--
+					delete(busy, c.Device)
+					mu.Unlock()
+					if err := finish(s, c, orchestrator.Completed); err != nil {
+						t.Error(err)
+					}
+				}
+				if _, err := s.Reap(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if wrong := s.Counts(t); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}
