@@ -13,6 +13,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/profilestate"
 )
 
 // race creates so many sessions at once, and says how many were let in; the others must have been refused as refused says.
@@ -195,5 +196,23 @@ func TestAdmissionAndClaims(t *testing.T) {
 	group.Wait()
 	if wrong := s.Counts(t); len(wrong) > 0 {
 		t.Error(wrong)
+	}
+}
+
+// What nobody here may take, because its profile is with another orchestrator, keeps nothing else of its account from being claimed.
+func TestProfileElsewhereHoldsNobodyUp(t *testing.T) {
+	s := open(t, 1)
+	ref := profile(t, s)
+	if err := s.Publish(t.Context(), profilestate.Writer{}, ref, head(t, s, ref), generation(1, 0, "", "one")); err != nil {
+		t.Fatal(err)
+	}
+	has(t, s, "another")
+	elsewhere, here := wish(ref.Account), wish(ref.Account)
+	elsewhere.Profile = ref.Profile
+	mustCreate(t, s, elsewhere)
+	here.Want.Host = "mac-1" // another want, and so another lane
+	mustCreate(t, s, here)
+	if c := mustClaim(t, s); c.Session != here.ID {
+		t.Errorf("claimed %s, want %s", c.Session, here.ID)
 	}
 }
