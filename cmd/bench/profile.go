@@ -20,7 +20,6 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
-	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/profilestate"
 )
@@ -112,16 +111,10 @@ func interleaved(ctx context.Context, rounds, repeats int, ours, reference func(
 func benchCommit(ctx context.Context) (_ []figure, err error) {
 	var u undo
 	defer func() { err = errors.Join(err, u.close()) }()
-	dir, err := os.MkdirTemp("", "bench")
+	dir, cluster, err := openCluster(ctx, &u)
 	if err != nil {
 		return nil, err
 	}
-	u.add(func() error { return os.RemoveAll(dir) })
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: zap.NewNop()})
-	if err != nil {
-		return nil, err
-	}
-	u.add(within(cluster.Stop))
 	if err := cluster.CreateDatabase(ctx, "fleet"); err != nil {
 		return nil, err
 	}

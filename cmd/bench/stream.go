@@ -153,6 +153,20 @@ type fleet struct {
 	http   *http.Client
 }
 
+// openCluster starts a private Postgres in a folder that others may use too; u ends both.
+func openCluster(ctx context.Context, u *undo, settings ...string) (dir string, _ *pgcluster.Cluster, err error) {
+	if dir, err = os.MkdirTemp("", "bench"); err != nil {
+		return "", nil, err
+	}
+	u.add(func() error { return os.RemoveAll(dir) })
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Settings: settings, Log: zap.NewNop()})
+	if err != nil {
+		return "", nil, err
+	}
+	u.add(within(cluster.Stop))
+	return dir, cluster, nil
+}
+
 // openFleet has its host dial the orchestrator at what via makes of its address, if there is one.
 func openFleet(ctx context.Context, devices int, via ...func(addr string) (string, error)) (_ *fleet, err error) {
 	f := &fleet{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * devices}}}
@@ -162,16 +176,10 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 		}
 	}()
 	log := zap.NewNop()
-	dir, err := os.MkdirTemp("", "bench")
+	dir, cluster, err := openCluster(ctx, &f.undo)
 	if err != nil {
 		return nil, err
 	}
-	f.add(func() error { return os.RemoveAll(dir) })
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: log})
-	if err != nil {
-		return nil, err
-	}
-	f.add(within(cluster.Stop))
 	if err := cluster.CreateDatabase(ctx, "fleet"); err != nil {
 		return nil, err
 	}

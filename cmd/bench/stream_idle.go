@@ -14,12 +14,9 @@ import (
 	"syscall"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/orchestrator/api"
-	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/tunnel/tunneltest"
 )
@@ -39,16 +36,10 @@ func benchIdleSessions(ctx context.Context) (_ []figure, err error) {
 	var u undo
 	defer func() { err = errors.Join(err, u.close()) }()
 	_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: residentFiles, Max: residentFiles}) // where it may; else what there is must do
-	dir, err := os.MkdirTemp("", "bench")
+	dir, cluster, err := openCluster(ctx, &u)
 	if err != nil {
 		return nil, err
 	}
-	u.add(func() error { return os.RemoveAll(dir) })
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: zap.NewNop()})
-	if err != nil {
-		return nil, err
-	}
-	u.add(within(cluster.Stop))
 	d, err := openResidents(ctx, &u, &tunnelBench{dir: dir, cluster: cluster})
 	if err != nil {
 		return nil, err

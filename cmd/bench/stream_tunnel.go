@@ -5,16 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/driftstack/fleet/orchestrator/pgstore"
-	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster"
 )
 
 const (
@@ -93,16 +88,10 @@ func openTunnelled(ctx context.Context) (_ *fleet, _ *tunnelled, err error) {
 			err = errors.Join(err, f.close())
 		}
 	}()
-	dir, err := os.MkdirTemp("", "bench")
+	dir, cluster, err := openCluster(ctx, &f.undo)
 	if err != nil {
 		return nil, nil, err
 	}
-	f.add(func() error { return os.RemoveAll(dir) })
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(dir, "postgres"), Log: zap.NewNop()})
-	if err != nil {
-		return nil, nil, err
-	}
-	f.add(within(cluster.Stop))
 	var served atomic.Pointer[http.Handler]
 	site, err := (&tunnelBench{dir: dir, cluster: cluster}).openSite(ctx, siteConfig{Name: "through", Fleet: func(*pgstore.Store) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

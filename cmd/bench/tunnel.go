@@ -31,18 +31,12 @@ const (
 // hosts cost an orchestrator, and how fast a recording crosses an ocean. Both ends are netstack devices: the one kind
 // that every machine has.
 func benchTunnel(ctx context.Context, only string) (_ []figure, err error) {
-	dir, err := os.MkdirTemp("", "bench")
+	var u undo
+	defer func() { err = errors.Join(err, u.close()) }()
+	dir, cluster, err := openCluster(ctx, &u, "track_commit_timestamp=on")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{
-		Dir: filepath.Join(dir, "postgres"), Settings: []string{"track_commit_timestamp=on"}, Log: zap.NewNop(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, within(cluster.Stop)()) }()
 	t := &tunnelBench{dir: dir, cluster: cluster}
 	return measureAll(ctx, "tunnel", only, []measurement{
 		{"path", t.path}, {"reconcile", t.reconcile}, {"change", t.change}, {"idle", t.idle}, {"ocean", t.ocean},
