@@ -104,10 +104,16 @@ func (o *Orchestrator) adopt(ctx context.Context, l *live) (*driverproxy.Session
 
 // elsewhere is the answer to a command that came where the session is not, and was not run.
 func elsewhere() webdriver.Answer {
-	return notRun("the session is being handed over to another orchestrator; send it again")
+	return NotRun("the session is being handed over to another orchestrator; send it again")
 }
 
-func notRun(why string) webdriver.Answer { return fate("not_run", "the command was not run: "+why) }
+// NotRun answers a command that was not run.
+func NotRun(why string) webdriver.Answer { return fate("not_run", "the command was not run: "+why) }
+
+// Unknown answers a command that may have been run.
+func Unknown(why string) webdriver.Answer {
+	return fate("unknown", "whether the command was run is not known: "+why)
+}
 
 func fate(name, message string) webdriver.Answer {
 	return (&webdriver.Error{Code: webdriver.UnknownError, Message: message, Data: map[string]any{"outcome": name}}).Answer()

@@ -226,7 +226,7 @@ func absent(s api.Session, err error) webdriver.Answer {
 	case errors.Is(err, ErrNotFound), errors.As(err, &invalid):
 		return gone(nil)
 	case err != nil:
-		return notRun("the session cannot be looked up right now; send it again")
+		return NotRun("the session cannot be looked up right now; send it again")
 	case s.State == api.Ended:
 		return gone(Ended(s))
 	case s.State == api.Queued:

@@ -8,7 +8,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
@@ -25,7 +24,7 @@ type Replica struct {
 	ID     string // Deps.ID
 	Name   string
 	URL    string // where the others reach it; "": nowhere
-	Volume string // what marks its state folder
+	Volume string // id of its folder of profiles: those with the same one share it, and the spools beside it
 }
 
 // Whereabouts is who has a session.
@@ -109,12 +108,6 @@ func (o *Orchestrator) Whereabouts(ctx context.Context, session string) (Whereab
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookLimit)
 	defer cancel()
 	return o.deps.Replicas.Whereabouts(ctx, session)
-}
-
-// NotRun answers a command that was not run; Unknown one that may have been.
-func NotRun(why string) webdriver.Answer { return notRun(why) }
-func Unknown(why string) webdriver.Answer {
-	return fate("unknown", "whether the command was run is not known: "+why)
 }
 
 // Announce tells the others of this process until ctx ends, and then that it is gone.
