@@ -52,7 +52,7 @@ func parts() map[string]part {
 }
 
 type options struct {
-	Only string `help:"One part: profile, stream or tunnel; or one measurement: profile/seal, profile/commit, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/ocean." placeholder:"PART"`
+	Only string `help:"One part: profile, stream or tunnel; or one measurement: profile/seal, profile/commit, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/idle-10k, tunnel/ocean." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 
@@ -60,6 +60,13 @@ func main() {
 	// The supervisor of a recorded session's processes: this program again, started by the host's agent.
 	if len(os.Args) > 1 && os.Args[1] == host.SuperviseCommand {
 		os.Exit(host.SuperviseMain(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == bareGateway {
+		if err := bareGatewayMain(os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	var o options
 	kong.Parse(&o, kong.Name("bench"), kong.Description("Measures the figures the project holds itself to."), kong.UsageOnError())

@@ -39,7 +39,7 @@ func benchTunnel(ctx context.Context, only string) (_ []figure, err error) {
 	}
 	t := &tunnelBench{dir: dir, cluster: cluster}
 	return measureAll(ctx, "tunnel", only, []measurement{
-		{"path", t.path}, {"reconcile", t.reconcile}, {"change", t.change}, {"idle", t.idle}, {"ocean", t.ocean},
+		{"path", t.path}, {"reconcile", t.reconcile}, {"change", t.change}, {"idle", t.idle}, {"idle-10k", t.idleCrowd}, {"ocean", t.ocean},
 	})
 }
 

@@ -31,10 +31,11 @@ func OpenBare(addr netip.Addr, mtu int) (*Bare, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openBare(addr, mtu, key)
+	return OpenBareWith(addr, mtu, key)
 }
 
-func openBare(addr netip.Addr, mtu int, key *ecdh.PrivateKey) (*Bare, error) {
+// OpenBareWith is OpenBare with a key.
+func OpenBareWith(addr netip.Addr, mtu int, key *ecdh.PrivateKey) (*Bare, error) {
 	t, stack, err := netstack.CreateNetTUN([]netip.Addr{addr}, nil, mtu)
 	if err != nil {
 		return nil, err
@@ -59,10 +60,10 @@ func BarePair(mtu int, via func(netip.AddrPort) (netip.AddrPort, error)) (host, 
 		}
 	}
 	public := func(i int) string { return hex.EncodeToString(keys[i].PublicKey().Bytes()) }
-	if host, err = openBare(netip.MustParseAddr("10.99.0.2"), mtu, keys[0]); err != nil {
+	if host, err = OpenBareWith(netip.MustParseAddr("10.99.0.2"), mtu, keys[0]); err != nil {
 		return nil, nil, err
 	}
-	if gateway, err = openBare(netip.MustParseAddr("10.99.0.1"), mtu, keys[1]); err != nil {
+	if gateway, err = OpenBareWith(netip.MustParseAddr("10.99.0.1"), mtu, keys[1]); err != nil {
 		return nil, nil, errors.Join(err, host.Close())
 	}
 	fail := func(err error) (*Bare, *Bare, error) {

@@ -20,7 +20,7 @@ func TestCrowd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gateway, err := openBare(netip.MustParseAddr("10.99.0.1"), 1280, key)
+	gateway, err := OpenBareWith(netip.MustParseAddr("10.99.0.1"), 1280, key)
 	if err != nil {
 		t.Fatal(err)
 	}
