@@ -51,7 +51,7 @@ func (l *Link) DialContext(ctx context.Context, network, address string) (net.Co
 			continue
 		}
 		fail := fmt.Errorf("tunnel: dial %s: attempt %d: %w", address, attempt, err)
-		again := silent(err) || errors.Is(err, ErrDeviceGone)
+		again := silent(err) || broken(err) || l.joined && broken(l.held().dev.check(ctx)) // an interface that is down refuses at once
 		if ctx.Err() != nil || !again || attempt == dialAttempts {
 			return nil, fail
 		}

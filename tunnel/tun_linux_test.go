@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -203,21 +204,53 @@ func TestTUNInNamespaces(t *testing.T) {
 	}
 	checkThroughWgctrl(t, gwIface)
 
+	restartGateway := func() {
+		t.Helper()
+		gw.kill()
+		if _, err := os.Stat(uapiPath(gwIface)); err != nil {
+			t.Errorf("the killed gateway left no socket file, so this test shows nothing: %v", err)
+		}
+		gw = startChild(ctx, t, a, gwSpec)
+		if l := gw.read(); l.Error != "" {
+			t.Fatalf("gateway: %+v", l)
+		}
+	}
 	// A gateway that was killed leaves its socket file behind; the next one takes over, the host finds it.
-	gw.kill()
-	if _, err := os.Stat(uapiPath(gwIface)); err != nil {
-		t.Errorf("the killed gateway left no socket file, so this test shows nothing: %v", err)
-	}
-	gw = startChild(ctx, t, a, gwSpec)
-	if l := gw.read(); l.Error != "" {
-		t.Fatalf("gateway: %+v", l)
-	}
+	restartGateway()
 	began := time.Now()
 	wantHost(host)
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("the host found the restarted gateway after %s", took)
 	} else {
 		t.Logf("the host found the restarted gateway after %s", took)
+	}
+
+	// Whatever is done to the host's interface, the next dial reaches the gateway.
+	ip := func(args ...string) { t.Helper(); command(t, "ip", append([]string{"-n", b}, args...)...) }
+	for name, do := range map[string]func(){
+		"deleted": func() { ip("link", "del", hostIface) },
+		"deleted and recreated by someone": func() {
+			host.signal(syscall.SIGSTOP) // it would be faster
+			ip("link", "del", hostIface)
+			ip("tuntap", "add", "dev", hostIface, "mode", "tun")
+			host.signal(syscall.SIGCONT)
+		},
+		"brought down":      func() { ip("link", "set", hostIface, "down") },
+		"its address taken": func() { ip("addr", "flush", "dev", hostIface) },
+		// Until something has to be repaired, nobody asks the daemon.
+		"its socket removed": func() { _ = os.Remove(uapiPath(hostIface)); restartGateway() },
+	} {
+		index := func() string { return indexOr(ctx, b, hostIface, "") }
+		before, began := index(), time.Now()
+		do()
+		for {
+			if l := host.ask("whoami"); l.Error == "" && index() != "" && index() != before {
+				break
+			} else if ctx.Err() != nil {
+				t.Fatalf("the host's interface %s: it does not reach the gateway any more: %s", name, l.Error)
+			}
+		}
+		t.Logf("the host's interface %s: back after %s", name, time.Since(began).Round(time.Millisecond))
 	}
 
 	host.end()

@@ -125,6 +125,9 @@ func (k *keeper) watch(ctx context.Context) *trouble {
 		}
 		return k.ask(ctx, "no answer to the gateway's next key")
 	case kicked:
+		if err := h.dev.check(ctx); broken(err) {
+			return &trouble{what: "the device is not what it was", heard: now, lost: err, gen: h.gen}
+		}
 		return k.ask(ctx, "a dial got no answer")
 	case waiting && silence >= silenceLimit:
 		return k.ask(ctx, "nothing was read on open connections for "+silence.Round(time.Millisecond).String())
@@ -279,18 +282,22 @@ const otherKey = 4
 
 // broken says of an error that the device itself is the trouble.
 func broken(err error) bool {
-	return errors.Is(err, ErrDeviceGone) || errors.Is(err, ErrDeviceHung) || errors.Is(err, ErrNotVerified)
+	return lost(err) || errors.Is(err, ErrNotVerified)
 }
 
 // repair takes the rung after last, or makes a new device for one that is lost.
 func (k *keeper) repair(ctx context.Context, last rung, t trouble, first bool) (rung, error) {
 	l, h := k.l, k.l.held()
+	checked := h.dev.check(ctx)
+	if t.lost == nil && broken(checked) { // handshakes pass by an interface that someone has brought down
+		t.lost, t.gen = checked, h.gen
+	}
 	if t.lost != nil {
 		return rungDevice, l.restore(ctx, t.gen, t.lost)
 	}
 	s := l.situation(k.g)
 	s.silence = k.g.since() - t.since
-	if k.g.answeredSince(max(t.since, k.g.since()-slowRecent)) && h.dev.check(ctx) == nil {
+	if k.g.answeredSince(max(t.since, k.g.since()-slowRecent)) && checked == nil {
 		s.shared = true // by the gateway's own handshakes
 	}
 	if first && t.below > 0 {

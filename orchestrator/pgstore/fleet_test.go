@@ -45,13 +45,19 @@ func (e epoch) Beat(ctx context.Context, a netip.Addr) (wire.Beat, error) {
 
 func startReplica(t *testing.T, dsn string, number int, log *zap.Logger) *replica {
 	t.Helper()
+	return startReplicaEvery(t, dsn, number, 0, true, log)
+}
+
+// startReplicaEvery starts a replica that looks at the database this often, 0 being the default, and listens for news of it or does not.
+func startReplicaEvery(t *testing.T, dsn string, number int, every time.Duration, listens bool, log *zap.Logger) *replica {
+	t.Helper()
 	s, err := pgstore.Open(t.Context(), dsn, fmt.Sprintf("eu-%d", number), log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
 	g, err := tunnel.OpenGateway(t.Context(), tunnel.GatewayConfig{
-		KeyFile: t.TempDir() + "/gateway.key", Number: number, Backend: tunnel.BackendNetstack, FleetPort: 7700, Peers: s, Log: log,
+		KeyFile: t.TempDir() + "/gateway.key", Number: number, Backend: tunnel.BackendNetstack, FleetPort: 7700, Peers: s, Log: log, Every: every,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +78,9 @@ func startReplica(t *testing.T, dsn string, number int, log *zap.Logger) *replic
 	wg.Go(func() { g.Run(ctx) })
 	wg.Go(func() { g.Keep(ctx, c) })
 	wg.Go(func() {
+		if !listens {
+			return
+		}
 		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: g.Nudge, Session: func(string) {}, Cancel: func(string) {}})
 	})
 	t.Cleanup(func() {
@@ -124,6 +133,33 @@ func seen(ctx context.Context, l *tunnel.Link, g tunnel.GatewayInfo) (string, er
 	b, err := io.ReadAll(resp.Body)
 	host, _, _ := net.SplitHostPort(string(b))
 	return host, err
+}
+
+// TestNotificationsLost: what no notification tells of, a gateway sees on its next tick: a host that was invited, and that it was removed.
+func TestNotificationsLost(t *testing.T) {
+	r := startReplicaEvery(t, postgres.Database(t), 1, 50*time.Millisecond, false, zap.NewNop())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	l, err := tunnel.OpenLink(ctx, tunnel.LinkConfig{StateDir: t.TempDir(), Token: r.token(t, "mac"), Backend: tunnel.BackendNetstack})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if at, err := seen(ctx, l, r.info); err != nil || at != l.Addr().String() {
+		t.Fatalf("seen as %q, %v", at, err)
+	}
+	if err := r.store.Revoke(ctx, "mac", time.Hour, orchestrator.Act{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		peers, err := r.Status(ctx)
+		if err != nil {
+			t.Fatalf("the removed host is still on the device: %v", err)
+		}
+		if len(peers) == 0 {
+			return
+		}
+	}
 }
 
 // TestFiftyHostsJoinAtOnce: on two orchestrators, each host gets an address of its own and reaches both. Everything that
