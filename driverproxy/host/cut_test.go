@@ -86,6 +86,21 @@ func (l *line) alive() []int {
 	return list
 }
 
+// has says whether one of the connections that are not closed comes from the address.
+func (l *line) has(from string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.conns {
+		w.mu.Lock()
+		alive := !w.dead
+		w.mu.Unlock()
+		if alive && w.LocalAddr().String() == from {
+			return true
+		}
+	}
+	return false
+}
+
 func (l *line) dialled() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 )
 
 // TestCycles is a sample of TestSoakCycles.
-func TestCycles(t *testing.T) { cycles(t, 200) }
+func TestCycles(t *testing.T) { cycles(t, 100) }
 
 // cycles runs sessions one after the other. Half of them end by a Release; of the others the driver or supervisor is killed or sockets are
 // cut, in the session or at any point of it, its start and its end included. Nothing may be left.
@@ -71,7 +71,7 @@ func (i *iphone) cycle(t *testing.T, cable *line, id string, random *rand.Rand) 
 		how = way{"sockets cut", cut}
 	}
 	released, anywhere := random.IntN(2) == 0, random.IntN(2) == 0
-	defer i.clock.until(t, "ready again", i.isReady)
+	defer i.clock.until(t, "ready again", func() bool { return i.knows(cable) && i.isReady() })
 	if !released && anywhere {
 		struck := make(chan struct{})
 		timer := time.AfterFunc(time.Duration(random.Int64N(int64(50*time.Millisecond))), func() {

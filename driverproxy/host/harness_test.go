@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -152,6 +153,9 @@ type stack struct {
 	dir   *directory
 	addr  string
 	state string // the host's StateDir
+
+	mu       sync.Mutex
+	controls map[string]bool // where control sockets come from that the fleet has not done with; guarded by mu
 }
 
 func newFleet(t *testing.T) *stack {
@@ -159,11 +163,17 @@ func newFleet(t *testing.T) *stack {
 	return newFleetThat(t, func(*fleetConfig) {})
 }
 
+// newImpatientFleet gives up a host that is gone after a second, where the test waits for that: an agent that was killed does not come back.
+func newImpatientFleet(t *testing.T) *stack {
+	t.Helper()
+	return newFleetThat(t, func(c *fleetConfig) { c.ResumeLimit = time.Second })
+}
+
 type fleetConfig = driverproxy.Config
 
 func newFleetThat(t *testing.T, change func(*fleetConfig)) *stack {
 	t.Helper()
-	s := &stack{dir: &directory{host: "mac-1", devices: map[string]wire.Device{}}, state: t.TempDir()}
+	s := &stack{dir: &directory{host: "mac-1", devices: map[string]wire.Device{}}, state: t.TempDir(), controls: map[string]bool{}}
 	cfg := fleetConfig{
 		Orchestrator: "eu-1", Epoch: rand.Text(), Directory: s.dir, HeartbeatEvery: 50 * time.Millisecond, HeartbeatLimit: 10 * time.Second,
 		ProbeEvery: time.Hour, // the hosts probe by their own clocks
@@ -171,7 +181,7 @@ func newFleetThat(t *testing.T, change func(*fleetConfig)) *stack {
 	}
 	change(&cfg)
 	s.fleet = driverproxy.NewFleet(cfg)
-	server := httptest.NewServer(s.fleet.Handler())
+	server := httptest.NewServer(s.watch(s.fleet.Handler()))
 	s.addr = server.Listener.Addr().String()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -182,6 +192,40 @@ func newFleetThat(t *testing.T, change func(*fleetConfig)) *stack {
 		server.Close()
 	})
 	return s
+}
+
+// watch keeps controls.
+func (s *stack) watch(fleet http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == wire.PathControl {
+			s.control(r.RemoteAddr, true)
+			defer s.control(r.RemoteAddr, false)
+		}
+		fleet.ServeHTTP(w, r)
+	})
+}
+
+func (s *stack) control(from string, open bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if open {
+		s.controls[from] = true
+	} else {
+		delete(s.controls, from)
+	}
+}
+
+// knows says whether the fleet has heard of all that was cut, and has the host. Before that, what it says of the host's devices is from before
+// the cut, and what it sends is lost.
+func (s *stack) knows(cable *line) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for from := range s.controls {
+		if !cable.has(from) {
+			return false
+		}
+	}
+	return slices.Equal(s.fleet.Hosts(), []string{"mac-1"})
 }
 
 func testLog(t *testing.T, name string) *zap.Logger {
@@ -211,6 +255,7 @@ func (s *stack) run(t *testing.T, cfg host.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
+	former := len(s.dir.hellos()) // of agents whose end the fleet may not have noticed
 	go func() {
 		defer close(done)
 		if err := host.Run(ctx, cfg); err != nil {
@@ -223,6 +268,7 @@ func (s *stack) run(t *testing.T, cfg host.Config) (stop func()) {
 		s.nothingLeft(t)
 	})
 	t.Cleanup(stop)
+	eventually(t, "the agent says hello", func() bool { return len(s.dir.hellos()) > former })
 	s.connected(t)
 	return stop
 }
