@@ -68,7 +68,7 @@ func TestRealAgentKilled(t *testing.T) {
 	for _, both := range []bool{false, true} {
 		t.Run(fmt.Sprintf("supervisor too %v", both), func(t *testing.T) {
 			t.Parallel()
-			s := newFleet(t)
+			s := newImpatientFleet(t)
 			cfg := s.realConfig(t)
 			agent := s.startAgent(t, cfg)
 			s.connected(t)

@@ -108,7 +108,7 @@ func TestRealBiDiDeaths(t *testing.T) {
 func TestRealChromiumLeftovers(t *testing.T) {
 	t.Parallel()
 	needReal(t, "chromedriver", "chromium")
-	s := newFleet(t)
+	s := newImpatientFleet(t)
 	cfg := s.config(t)
 	cfg.Devices[0].Kind = host.KindChromeDriver
 	agent := s.startAgent(t, cfg)

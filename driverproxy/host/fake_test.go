@@ -425,8 +425,10 @@ func TestFailedStartIsNotRecorded(t *testing.T) {
 
 // TestDirectoryThatCannotBeMade fails a session before it has left anything: its device is clean, and stays usable.
 func TestDirectoryThatCannotBeMade(t *testing.T) {
-	s := newFleet(t)
-	s.run(t, s.config(t))
+	s, clock := newFleet(t), newClock()
+	cfg := s.config(t)
+	cfg.Clock = clock
+	s.run(t, cfg)
 	s.ready(t, "phone")
 	sessions := filepath.Join(s.state, "sessions")
 	release1 := assign(t, s, first("s1", 1))
@@ -439,12 +441,13 @@ func TestDirectoryThatCannotBeMade(t *testing.T) {
 	if !errors.As(err, &f) || f.Code != wire.FailureDriver {
 		t.Errorf("Assign: %v, want driver_failed", err)
 	}
+	clock.until(t, "quarantine", func() bool { return s.dir.state("phone") == wire.DeviceQuarantined })
 	if err := os.RemoveAll(sessions + "-away"); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(sessions, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.ready(t, "phone")
+	clock.until(t, "the device is ready again", func() bool { return s.dir.state("phone") == wire.DeviceReady })
 	release(t, assign(t, s, first("s3", 1)))
 }

@@ -93,5 +93,5 @@ func (s *Shared) start() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	s.cluster, s.err = pgcluster.Start(ctx, pgcluster.Config{Dir: s.dir})
+	s.cluster, s.err = pgcluster.Start(ctx, pgcluster.Config{Dir: s.dir, Settings: []string{"fsync=off"}})
 }
