@@ -123,4 +123,7 @@ func partitionAgent(t *testing.T, d time.Duration) {
 // idleAssign is what it takes to give a connected host a session, where nothing else is to be done.
 const idleAssign = 300 * time.Millisecond
 
-func TestAgentAfterPartition(t *testing.T) { partitionAgent(t, 12500*time.Millisecond) }
+func TestAgentAfterPartition(t *testing.T) {
+	t.Parallel()
+	partitionAgent(t, 12500*time.Millisecond)
+}

@@ -101,6 +101,7 @@ func TestSlowGatewayIsGivenTime(t *testing.T) {
 // TestBusyGatewayHealsItsHosts: a gateway restarts, its hosts have to be let in again, and what they send passes slowly.
 // Were every host to try again as soon as it gets no answer, what waits would grow for ever, and no answer come in time.
 func TestBusyGatewayHealsItsHosts(t *testing.T) {
+	t.Parallel()
 	const hosts, rate = 12, 18
 	x := openRelayed(t, tunneltest.RelayConfig{}, LinkConfig{})
 	links := []*Link{x.link}

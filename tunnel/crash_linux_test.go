@@ -178,8 +178,10 @@ func TestHostKilledWhileJoining(t *testing.T) {
 // TestGatewayKilledWhileJoining: a gateway that is killed in the middle of a redemption comes back, and the host that
 // waits for the answer gets it.
 func TestGatewayKilledWhileJoining(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"nothing stored", "redemption stored", "about to configure"} {
 		t.Run(step, func(t *testing.T) {
+			t.Parallel()
 			gw, dir := t.TempDir(), t.TempDir()
 			const fleet = 7700
 			cmd := crashChild(t, childSpec{Role: "crash-gateway", Step: step, Dir: gw, Fleet: fleet})

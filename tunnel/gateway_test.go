@@ -208,6 +208,7 @@ func (d *hungDevice) close() error {
 // TestRestore: a device that hangs, ends, or becomes another one is replaced on the same port, with the peers it had,
 // although the source is away; the listener goes on, and what does not help is said once.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	key := clamp([32]byte{1: 1})
 	host := Peer{Host: "mac", Name: "mac", PublicKey: key.Public(), PresharedKey: PresharedKey{1}, Addr: addr(ownRange, 256)}
 	for _, c := range []struct {

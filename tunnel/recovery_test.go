@@ -46,6 +46,7 @@ func partition(t *testing.T, d time.Duration) {
 
 // TestPartition: bare, a message written during one of 30 s arrives 51 s later. TestSoakPartition waits that long.
 func TestPartition(t *testing.T) {
+	t.Parallel()
 	partition(t, deadAfter+time.Second)
 }
 

@@ -290,6 +290,7 @@ func (l *Link) gatewayAt(a netip.Addr) GatewayInfo {
 
 // TestAwayDuringTurn: a host that slept while the gateway replaced its key finds it with the next key it had learned.
 func TestAwayDuringTurn(t *testing.T) {
+	t.Parallel()
 	b := newBoard()
 	dir, gw := t.TempDir(), t.TempDir()
 	w := startWorld(t, b.registry, worldConfig{number: 1, dir: gw, beats: b})

@@ -15,6 +15,7 @@ import (
 
 // TestDeviceLostBesideDeadGateway: a device is replaced once, whatever becomes of the other gateway meanwhile.
 func TestDeviceLostBesideDeadGateway(t *testing.T) {
+	t.Parallel()
 	x := openRelayed(t, tunneltest.RelayConfig{}, LinkConfig{})
 	h := startHeartbeats(t, x)
 	before := h.next(t)
