@@ -21,6 +21,7 @@ import (
 // TestOrchestratorRestarts kills, and stops, the orchestrator while a client sends commands to a real browser, and starts it
 // again: the session goes on as if nothing had happened, except to the command of that moment.
 func TestOrchestratorRestarts(t *testing.T) {
+	t.Parallel()
 	bin := programs(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)

@@ -26,6 +26,7 @@ const rotateWithin = time.Minute
 // TestRotation replaces the keys of both ends of the tunnel as an operator does while the commands of a recorded session
 // flow: none fails, no socket breaks, and both ends find each other with what they stored.
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	bin := programs(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)

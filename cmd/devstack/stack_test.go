@@ -30,13 +30,44 @@ const (
 	leaveLimit = 45 * time.Second
 )
 
-// programs builds what a stack needs into a folder that has versitygw too.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(built.dir)
+	os.Exit(code)
+}
+
+// built is what a stack needs, built by the first test that asks, once for all of them.
+var built struct {
+	sync.Once
+	dir string
+	err error
+}
+
+func build() {
+	if built.dir, built.err = os.MkdirTemp("", "programs"); built.err != nil {
+		return
+	}
+	out, err := exec.Command("go", "build", "-o", built.dir+"/", "../orchestrator", "../driverhost", "../driftctl", ".").CombinedOutput()
+	if err != nil {
+		built.err = fmt.Errorf("build: %w\n%s", err, out)
+	}
+}
+
+// programs is a folder of the test's own that has what a stack needs, by which its processes are found.
 func programs(t *testing.T) string {
 	t.Helper()
+	built.Do(build)
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
 	bin := filepath.Join(t.TempDir(), "bin")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "../orchestrator", "../driverhost", "../driftctl", ".")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"orchestrator", "driverhost", "driftctl", "devstack"} {
+		if err := os.Link(filepath.Join(built.dir, name), filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	versitygw, err := filepath.Abs("../../bin/versitygw")
 	if err != nil {

@@ -47,6 +47,7 @@ type broken struct {
 // TestTrouble strikes in the middle of a session: it must end, or go on, with the right reason; the profile keeps
 // what was saved before; what was recorded until then is there and decodes; nothing is left running.
 func TestTrouble(t *testing.T) {
+	t.Parallel()
 	bin := programs(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
