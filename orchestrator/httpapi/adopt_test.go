@@ -170,6 +170,7 @@ func (r *several) endsWell(t *testing.T, o *mate, session string) {
 // An orchestrator that is gone from one moment to the next, under load and with a command running, costs its session nothing:
 // another one goes on with it within the lease time. When the first comes back it leaves the session alone.
 func TestOtherOrchestratorAdopts(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 0, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	s, d := r.running(t, api.CreateSession{})
@@ -209,6 +210,7 @@ func TestOtherOrchestratorAdopts(t *testing.T) {
 // An orchestrator that is stopped for a while, as a machine that sleeps, loses its session to another and does not touch it
 // when it wakes up, although it knows of nothing.
 func TestHolderThatWakesUpIsFenced(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 0, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	s, d := r.running(t, api.CreateSession{})
@@ -240,6 +242,7 @@ func TestHolderThatWakesUpIsFenced(t *testing.T) {
 // An orchestrator that is told to stop hands its sessions over: nobody waits for a lease, what runs is answered, and nothing
 // is run twice.
 func TestStoppedOrchestratorHandsOver(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, 10*time.Minute, 0, "eu-1", "eu-2") // nobody can have waited for that
 	one, two := r.all[0], r.all[1]
 	s, d := r.running(t, api.CreateSession{})
@@ -266,6 +269,7 @@ func TestStoppedOrchestratorHandsOver(t *testing.T) {
 
 // The same orchestrator takes its session back when its database was away for longer than the lease.
 func TestDatabaseAwayForLongerThanTheLease(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 0, "eu-1")
 	one := r.all[0]
 	s, d := r.running(t, api.CreateSession{})
@@ -291,6 +295,7 @@ func TestDatabaseAwayForLongerThanTheLease(t *testing.T) {
 
 // What an adopted session leaves in its profile is what it had before, and what came since.
 func TestProfileOfAnAdoptedSession(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, 10*time.Minute, 0, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
@@ -311,6 +316,7 @@ func TestProfileOfAnAdoptedSession(t *testing.T) {
 
 // A session whose driver died while nobody held it ends when it is adopted, and its device is free.
 func TestAdoptedSessionThatIsGone(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 0, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	s, d := r.running(t, api.CreateSession{})
@@ -326,6 +332,7 @@ func TestAdoptedSessionThatIsGone(t *testing.T) {
 
 // A session that is cancelled while nobody holds it ends as cancelled.
 func TestOrphanIsCancelled(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 0, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	s, _ := r.running(t, api.CreateSession{})
@@ -339,6 +346,7 @@ func TestOrphanIsCancelled(t *testing.T) {
 
 // A session that was finishing when its orchestrator died is not adopted: it ends, and its host frees the device.
 func TestFinishingSessionThatIsLost(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, shortLease, 2*time.Second, "eu-1", "eu-2")
 	one, two := r.all[0], r.all[1]
 	p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})

@@ -137,6 +137,7 @@ func TestBadBatches(t *testing.T) {
 
 // A batch that hangs is ended by the session's command deadline; how far it came is not known.
 func TestBatchThatHangs(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{Timeouts: api.Timeouts{CommandSeconds: 1}})
 	(<-r.drivers).Inject(drivertest.Fault{Route: webdriver.RouteGetTitle, Effect: drivertest.Hang})
@@ -155,6 +156,7 @@ func TestBatchThatHangs(t *testing.T) {
 
 // The wait of a batch may be longer than a command may take.
 func TestBatchWaitsLongerThanACommand(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{Timeouts: api.Timeouts{CommandSeconds: 1, IdleSeconds: 1}})
 	(<-r.drivers).Inject(drivertest.Fault{Route: webdriver.RouteFindElement, Effect: drivertest.Refuse, Error: &webdriver.Error{Code: webdriver.NoSuchElement}, Times: 3})

@@ -72,6 +72,7 @@ func talkativePage(t *testing.T) string {
 
 // TestSeleniumBiDi runs the npm package's BiDi, which has nothing but the URL.
 func TestSeleniumBiDi(t *testing.T) {
+	t.Parallel()
 	node, err := exec.LookPath("node")
 	if err == nil {
 		_, err = os.Stat("../../test/selenium/node_modules/selenium-webdriver")

@@ -404,6 +404,7 @@ func TestBiDiConnectionsAreBounded(t *testing.T) {
 
 // TestBiDiIsNotIdleness: what a client sends over BiDi keeps its session, and what it hears does not.
 func TestBiDiIsNotIdleness(t *testing.T) {
+	t.Parallel()
 	const idle, message = 6 * time.Second, 3 * time.Second
 	r := newBiDiRig(t, nil)
 	s := r.running(t, api.CreateSession{Capabilities: json.RawMessage(`{"webSocketUrl":true}`), Timeouts: api.Timeouts{IdleSeconds: int(idle.Seconds())}})
@@ -421,6 +422,7 @@ func TestBiDiIsNotIdleness(t *testing.T) {
 }
 
 func TestBiDiOfALostHost(t *testing.T) {
+	t.Parallel()
 	r := newBiDiRig(t, nil)
 	s := r.start(t, "", `"webSocketUrl":true`)
 	c := dialBiDi(t, s.socket(t))
@@ -436,6 +438,7 @@ func TestBiDiOfALostHost(t *testing.T) {
 
 // TestBiDiComesAgain: the connection does not outlive the orchestrator, and its URL does.
 func TestBiDiComesAgain(t *testing.T) {
+	t.Parallel()
 	r := newSeveral(t, 10*time.Minute, 0, "eu-1", "eu-2") // nobody can have waited for that
 	one, two := r.all[0], r.all[1]
 	s, d := r.running(t, api.CreateSession{Capabilities: json.RawMessage(`{"webSocketUrl":true}`)})

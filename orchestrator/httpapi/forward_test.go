@@ -33,6 +33,7 @@ func newPeers(t *testing.T, ttl time.Duration, names ...string) (r *several, one
 
 // Every route of a session works at an orchestrator that does not have it, under the URL that its client knows.
 func TestAnyReplicaReachesTheSession(t *testing.T) {
+	t.Parallel()
 	r, one, two := newPeers(t, 10*time.Minute, "eu-1", "eu-2")
 	at := &rig{url: two.url}
 	s := (&rig{url: one.url}).start(t, "/wd/hub", `"webSocketUrl":true`)
@@ -117,6 +118,7 @@ func TestAnyReplicaReachesTheSession(t *testing.T) {
 // A client that only ever talks to one orchestrator keeps its session through the death of the other, the end of another that is told
 // to stop, and back: what runs at the moment of a death may have been run, and nothing else is lost, or run twice.
 func TestForwardedThroughDeathAndHandover(t *testing.T) {
+	t.Parallel()
 	r, one, two := newPeers(t, shortLease, "eu-1", "eu-2", "eu-3")
 	three := r.all[2]
 	s, d := r.running(t, api.CreateSession{})
@@ -151,6 +153,7 @@ func TestForwardedThroughDeathAndHandover(t *testing.T) {
 
 // Who asks through another orchestrator is not held up by one that says nothing any more: it hears that its command may have been run.
 func TestForwardedToAFrozenHolder(t *testing.T) {
+	t.Parallel()
 	r, one, two := newPeers(t, shortLease, "eu-1", "eu-2")
 	s, d := r.running(t, api.CreateSession{})
 	marked(t, two, s.ID)
@@ -204,6 +207,7 @@ func (i *impostor) serve(t *testing.T, answer http.HandlerFunc) string {
 // What one orchestrator sends to another carries no credentials that could be used elsewhere, is not believed by anybody else, is not forwarded
 // again, and is sent once.
 func TestForwardedOnceAndToOne(t *testing.T) {
+	t.Parallel()
 	r, one, two := newPeers(t, shortLease, "eu-1", "eu-2")
 	s, d := r.running(t, api.CreateSession{})
 	told := func(at string) {
@@ -290,6 +294,7 @@ func TestForwardedOnceAndToOne(t *testing.T) {
 
 // The address of an orchestrator leads to that one, or is not used.
 func TestPeerURLIsProbed(t *testing.T) {
+	t.Parallel()
 	r, one, two := newPeers(t, 10*time.Minute, "eu-1", "eu-2")
 	_ = r
 	silent, err := net.Listen("tcp", "127.0.0.1:0")

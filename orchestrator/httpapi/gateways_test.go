@@ -26,6 +26,7 @@ func refused(t *testing.T, what string, err error, status int, says string) {
 
 // TestRotateKeys is what operators ask for and what hosts and gateways are then told.
 func TestRotateKeys(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	ctx := t.Context()
 	refused(t, "an unknown host", r.client.RotateHost(ctx, "nobody"), http.StatusNotFound, "")

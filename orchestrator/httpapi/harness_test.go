@@ -45,6 +45,29 @@ func TestMain(m *testing.M) {
 	os.Exit(postgres.Run(m))
 }
 
+// database and keyDatabase have the schema of their store already.
+func database(t *testing.T) (dsn string) {
+	t.Helper()
+	return postgres.Filled(t, "schema", func(ctx context.Context, dsn string) error {
+		s, err := pgstore.Open(ctx, dsn, "", zap.NewNop())
+		if err == nil {
+			s.Close()
+		}
+		return err
+	})
+}
+
+func keyDatabase(t *testing.T) (dsn string) {
+	t.Helper()
+	return postgres.Filled(t, "schema of keys", func(ctx context.Context, dsn string) error {
+		k, err := pgstore.OpenKeys(ctx, dsn)
+		if err == nil {
+			k.Close()
+		}
+		return err
+	})
+}
+
 // rig is an orchestrator on a real database, with a host whose devices have the fake driver, joined over loopback.
 type rig struct {
 	url      string
@@ -160,7 +183,7 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	log := zap.NewNop()
 	r := &rig{drivers: make(chan *drivertest.Driver, 64)}
 	var err error
-	dsn := postgres.Database(t)
+	dsn := database(t)
 	for _, f := range reroute {
 		dsn = f(t, dsn)
 	}
@@ -172,7 +195,7 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 
 	dir := t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
-	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
+	profiles, keys := openProfiles(t, dir, keyDatabase(t), r.store)
 	must(t, second(r.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: "test", Name: "test", Volume: profiles.Volume()})))
 	r.profiles, r.dir = profiles, dir
 	// Nothing listens there: sessions of these tests are not recorded.

@@ -70,7 +70,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	must(t, err)
 	t.Cleanup(r.store.Close)
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
-	profiles, keys := openProfiles(t, dir, postgres.Database(t), r.store)
+	profiles, keys := openProfiles(t, dir, keyDatabase(t), r.store)
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
@@ -118,7 +118,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 // newReplicas are two orchestrators, and a host that is connected to both; stop says goodbye.
 func newReplicas(t *testing.T, devices int) (one, two *replica, stop func()) {
 	t.Helper()
-	dsn := postgres.Database(t)
+	dsn := database(t)
 	one, two = newReplica(t, dsn, "eu-1"), newReplica(t, dsn, "eu-2")
 	enrolMac(t, one.store)
 	_, err := one.client.PutAccount(t.Context(), "a", api.PutAccount{Recordings: "eu"})
@@ -175,6 +175,7 @@ func (r *replica) metrics(t *testing.T) string {
 }
 
 func TestHostFromUpToStale(t *testing.T) {
+	t.Parallel()
 	one, two, stop := newReplicas(t, 1)
 	pulse := tunnel.PeerStatus{Host: "mac-1", RxBytes: 1234, TxBytes: 56, Handshake: time.Now().Add(-time.Minute), PulsedAt: time.Now(),
 		Pulse: wire.Pulse{Backend: "netstack", MTU: 1280, Repairs: wire.Repairs{Handshake: 7}}}
@@ -233,6 +234,7 @@ func TestHostFromUpToStale(t *testing.T) {
 }
 
 func TestRemovedHostIsCutOffEverywhere(t *testing.T) {
+	t.Parallel()
 	one, two, _ := newReplicas(t, 16)
 	eventually(t, "the host is connected to both", func() bool { return len(one.fleet.Hosts()) == 1 && len(two.fleet.Hosts()) == 1 })
 	// Whichever looks first runs a session: until both do.
@@ -289,6 +291,7 @@ func TestRemovedHostIsCutOffEverywhere(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	one, _, stop := newReplicas(t, 1)
 	one.tunnel.mu.Lock()
 	one.tunnel.status = []tunnel.PeerStatus{{Host: "mac-1", RxBytes: 1234, TxBytes: 56, Handshake: time.Unix(1_700_000_000, 0), PulsedAt: time.Now(),

@@ -239,6 +239,7 @@ func second[A any](_ A, err error) error { return err }
 
 // A client that gives up while its New Session waits gets no device.
 func TestClientThatLeavesTheQueue(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	busy := r.running(t, api.CreateSession{})
 	<-r.drivers
@@ -305,6 +306,7 @@ func TestStream(t *testing.T) {
 }
 
 func TestFollowResumes(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{})
 	var seen []int64
@@ -378,6 +380,7 @@ func TestCapabilitiesAreForTheDriver(t *testing.T) {
 
 // A session that saw nothing of a profile's sites keeps them, and one whose profile changed under it changes nothing.
 func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	p, err := r.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
 	must(t, err)
@@ -407,6 +410,7 @@ func TestSessionKeepsWhatItDidNotSee(t *testing.T) {
 }
 
 func TestIdleSessionSavesItsProfileAndFreesItsDevice(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s, err := r.client.CreateSession(t.Context(), unrecorded(api.CreateSession{Timeouts: api.Timeouts{IdleSeconds: 1}}))
 	must(t, err)
@@ -418,6 +422,7 @@ func TestIdleSessionSavesItsProfileAndFreesItsDevice(t *testing.T) {
 }
 
 func TestHostLost(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{})
 	r.stopHost()
@@ -439,6 +444,7 @@ func TestHostLost(t *testing.T) {
 
 // What runs goes on without the orchestrator, for another to adopt it. What is starting is started first.
 func TestStoppedOrchestratorLeavesItsSessions(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2, 10)
 	r.configure(func(d *drivertest.Driver) {
 		d.Inject(drivertest.Fault{NewSession: true, Effect: drivertest.Delay, For: time.Second})

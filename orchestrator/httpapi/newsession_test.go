@@ -78,6 +78,7 @@ func (r *rig) leaving(t *testing.T) (leave func(), left <-chan error) {
 
 // A client that gives up while its session starts leaves no driver behind, and the next one gets the device.
 func TestClientThatLeavesWhileItsSessionStarts(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	var first sync.Once
 	r.configure(func(d *drivertest.Driver) {
@@ -118,6 +119,7 @@ func (s lostAnswers) Create(ctx context.Context, n orchestrator.NewSession) (tim
 
 // A session that was queued while its client was told that there is none is ended by itself, and costs no device.
 func TestSessionWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
 	r := newTappedRig(t, []host.Device{{Name: "phone-a", Kind: host.KindFake, PlatformName: "iOS"}}, 10, taps{
 		sessions: func(s orchestrator.SessionStore) orchestrator.SessionStore { return lostAnswers{s} }})
 	r.running(t, api.CreateSession{}) // the others are queued

@@ -46,6 +46,7 @@ func (r *rig) startHost(t *testing.T, name, from, dir string, devices int) (stop
 // TestRollingRestart restarts the agents of two hosts one after the other under load, as docs/operations.md says: every session,
 // on the one as on the other, ends by itself.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 100)
 	enrol(t, r.store, "mac-2", 2)
 	const devices = 2
@@ -148,6 +149,7 @@ func (r *rig) oneSession(t *testing.T) (host string, err error) {
 }
 
 func TestDrainDeadlineEndsSessions(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{})
 	h, err := r.client.DrainHost(t.Context(), "mac-1", "", time.Second)
@@ -181,6 +183,7 @@ func TestDrainDeadlineEndsSessions(t *testing.T) {
 }
 
 func TestForceReleaseFreesTheDevice(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{})
 	d := <-r.drivers

@@ -141,6 +141,7 @@ func withLine(l **line) func(*testing.T, string) string {
 
 // A database that is away for seconds while a session is quit costs neither its profile nor its device.
 func TestOutageAtQuit(t *testing.T) {
+	t.Parallel()
 	var l *line
 	r := newRig(t, 1, 10, withLine(&l))
 	p, err := r.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
@@ -166,6 +167,7 @@ func TestOutageAtQuit(t *testing.T) {
 
 // A New Session that waits does not become an orphan.
 func TestOutageInTheQueue(t *testing.T) {
+	t.Parallel()
 	var l *line
 	r := newRig(t, 1, 10, withLine(&l))
 	busy := r.running(t, api.CreateSession{})
@@ -196,6 +198,7 @@ func TestOutageInTheQueue(t *testing.T) {
 
 // A request while the database is away is told so, and told when to come back.
 func TestOutageIsSaid(t *testing.T) {
+	t.Parallel()
 	var l *line
 	r := newRig(t, 1, 10, withLine(&l))
 	l.set(true, false)
@@ -214,6 +217,7 @@ func TestOutageIsSaid(t *testing.T) {
 
 // A database that says nothing any more holds no request for ever.
 func TestSilentDatabase(t *testing.T) {
+	t.Parallel()
 	var l *line
 	r := newRig(t, 1, 10, withLine(&l))
 	l.set(false, true)

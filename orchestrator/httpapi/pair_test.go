@@ -53,7 +53,7 @@ type several struct {
 func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *several {
 	t.Helper()
 	r := &several{drivers: make(chan *drivertest.Driver, 16)}
-	dsn, keyDSN, dir := postgres.Database(t), postgres.Database(t), t.TempDir()
+	dsn, keyDSN, dir := database(t), keyDatabase(t), t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
 	var addrs []string
 	for _, name := range names {

@@ -157,6 +157,7 @@ func (p *pressure) recovers(t *testing.T, r *rig, session string) {
 // Postgres is stopped and started again under load: what needs it is refused with a time to come back, what does not goes on, and
 // nothing has to be restarted.
 func TestPostgresRestartsUnderLoad(t *testing.T) {
+	t.Parallel()
 	pg := newOwnPostgres(t, func(string) {})
 	r := newRig(t, 1, 100000, pg.instead)
 	s := r.running(t, api.CreateSession{})
@@ -171,6 +172,7 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 
 // Connections that are cut under load cost nobody more than a retry.
 func TestPostgresConnectionsAreCut(t *testing.T) {
+	t.Parallel()
 	pg := newOwnPostgres(t, func(string) {})
 	r := newRig(t, 1, 100000, pg.instead)
 	s := r.running(t, api.CreateSession{})
@@ -186,6 +188,7 @@ func TestPostgresConnectionsAreCut(t *testing.T) {
 
 // A database whose disk is full refuses what it would have to write, and takes it again as soon as there is room.
 func TestPostgresOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("not root: a disk of its own, to be filled, needs a mount")
 	}

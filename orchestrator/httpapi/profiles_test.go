@@ -172,6 +172,7 @@ func TestBadImports(t *testing.T) {
 }
 
 func TestProfileModes(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 4, 10)
 	ctx := t.Context()
 	p := r.profile(t, "one")
@@ -244,6 +245,7 @@ func TestProfileModes(t *testing.T) {
 
 // TestDamagedProfile: a session is refused with what to do, and works once that was done.
 func TestDamagedProfile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	ctx := t.Context()
 	p := r.profile(t, "one", "two")
@@ -279,6 +281,7 @@ func TestDamagedProfile(t *testing.T) {
 }
 
 func TestKeysOverHTTP(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	ctx := t.Context()
 	p := r.profile(t, "one")

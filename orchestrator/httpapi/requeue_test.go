@@ -31,6 +31,7 @@ func (s lateRequeue) Requeue(ctx context.Context, last orchestrator.Event) (bool
 // TestRequeueAfterTheDeviceIsReadyAgain: a device refuses its session, and is stored as ready again before the session is queued
 // again, which stores it as busy. Nothing changes at its host any more, and it must not stay so.
 func TestRequeueAfterTheDeviceIsReadyAgain(t *testing.T) {
+	t.Parallel()
 	ready, changed := make(chan struct{}, 1), make(chan wire.DeviceState, 64)
 	r := newTappedRig(t, []host.Device{{Name: "phone-a", Kind: host.KindFake, PlatformName: "iOS"}}, 10, taps{
 		sessions: func(s orchestrator.SessionStore) orchestrator.SessionStore { return lateRequeue{s, ready} },

@@ -83,6 +83,7 @@ func (c *snap) spend(f func([]byte) (int, error), b []byte) (int, error) {
 // A client whose connection breaks again and again notices nothing: each command runs once, in order, is answered, and is
 // one line of the log.
 func TestStreamOutlivesItsConnections(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1, 10)
 	s := r.running(t, api.CreateSession{})
 	driver := <-r.drivers
@@ -211,6 +212,7 @@ func (d *towards) dial(ctx context.Context, network, _ string) (net.Conn, error)
 // A stream goes on at whichever orchestrator goes on with its session: what was on its way is run once and answered, and its client
 // notices nothing.
 func TestStreamGoesOnAtAnotherOrchestrator(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		ttl  time.Duration
 		goes func(*mate)
@@ -219,6 +221,7 @@ func TestStreamGoesOnAtAnotherOrchestrator(t *testing.T) {
 		"died":        {shortLease, (*mate).die},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newSeveral(t, c.ttl, 0, "eu-1", "eu-2")
 			s, d := r.running(t, api.CreateSession{})
 			var where towards

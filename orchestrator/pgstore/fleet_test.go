@@ -310,6 +310,7 @@ func TestOneTokenOnTwoMachines(t *testing.T) {
 // TestStolenDatabase takes every value of every row for a private key, beside the preshared keys that are there,
 // and tries to join and to be a host with it.
 func TestStolenDatabase(t *testing.T) {
+	t.Parallel()
 	dsn := postgres.Database(t)
 	r := startReplica(t, dsn, 1, zap.NewNop())
 	joined, waiting := r.token(t, "joined"), r.token(t, "waiting")

@@ -15,6 +15,7 @@ import (
 
 // TestRemovedHostIsCutOffOnEveryGateway: at once, and neither its key nor its token opens anything any more.
 func TestRemovedHostIsCutOffOnEveryGateway(t *testing.T) {
+	t.Parallel()
 	dsn := postgres.Database(t)
 	replicas := []*replica{startReplica(t, dsn, 1, zap.NewNop()), startReplica(t, dsn, 2, zap.NewNop())}
 	token := replicas[0].token(t, "mac")

@@ -23,11 +23,20 @@ var postgres pgtest.Shared
 
 func TestMain(m *testing.M) { os.Exit(postgres.Run(m)) }
 
+// schema is what the first Open of a database makes.
+func schema(ctx context.Context, dsn string) error {
+	s, err := pgstore.Open(ctx, dsn, "", zap.NewNop())
+	if err == nil {
+		s.Close()
+	}
+	return err
+}
+
 // open gives a store on an empty database with two accounts, and a host with so many free devices.
 func open(t *testing.T, devices int) *pgstore.Store {
 	t.Helper()
 	ctx := t.Context()
-	s, err := pgstore.Open(ctx, postgres.Database(t), "eu-1", zap.NewNop())
+	s, err := pgstore.Open(ctx, postgres.Filled(t, "schema", schema), "eu-1", zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

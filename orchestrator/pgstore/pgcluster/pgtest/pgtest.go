@@ -29,6 +29,7 @@ type Shared struct {
 	err     error // of the one attempt to start
 	dir     string
 	made    int
+	filled  map[string]string // databases that are copied, by the names of what is in them
 }
 
 // Run runs the tests and stops the cluster; TestMain exits with what it returns.
@@ -56,10 +57,48 @@ func (s *Shared) Run(m *testing.M) (code int) {
 // Database makes an empty database, dropped when the test ends, and returns its DSN.
 func (s *Shared) Database(tb testing.TB) string {
 	tb.Helper()
+	return s.database(tb, func(ctx context.Context, c *pgcluster.Cluster, name string) error { return c.CreateDatabase(ctx, name) })
+}
+
+// Filled is like Database, but what fill puts into an empty one is there: once for all tests that ask for the same content, since it
+// is copied. fill ends its connections.
+func (s *Shared) Filled(tb testing.TB, content string, fill func(ctx context.Context, dsn string) error) string {
+	tb.Helper()
+	return s.database(tb, func(ctx context.Context, c *pgcluster.Cluster, name string) error {
+		of, err := s.fill(ctx, c, content, fill)
+		if err != nil {
+			return err
+		}
+		return c.CopyDatabase(ctx, name, of)
+	})
+}
+
+func (s *Shared) fill(ctx context.Context, c *pgcluster.Cluster, content string, fill func(context.Context, string) error) (name string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name, ok := s.filled[content]; ok {
+		return name, nil
+	}
+	name = fmt.Sprintf("filled_%d", len(s.filled)+1)
+	if err := c.CreateDatabase(ctx, name); err != nil {
+		return "", err
+	}
+	if err := fill(ctx, c.DSN(name)); err != nil {
+		return "", fmt.Errorf("fill a database with %s: %w", content, err)
+	}
+	if s.filled == nil {
+		s.filled = map[string]string{}
+	}
+	s.filled[content] = name
+	return name, nil
+}
+
+func (s *Shared) database(tb testing.TB, create func(ctx context.Context, c *pgcluster.Cluster, name string) error) string {
+	tb.Helper()
 	c, name := s.next(tb)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := c.CreateDatabase(ctx, name); err != nil {
+	if err := create(ctx, c, name); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
@@ -93,5 +132,6 @@ func (s *Shared) start() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
+	// Nothing of it is kept: there is nothing that would have to survive the machine.
 	s.cluster, s.err = pgcluster.Start(ctx, pgcluster.Config{Dir: s.dir, Settings: []string{"fsync=off"}})
 }
