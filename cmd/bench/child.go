@@ -57,6 +57,7 @@ func startDaemon(ctx context.Context, dir string, cluster *pgcluster.Cluster, da
 	d.cmd = exec.Command(bin, "--state-dir", filepath.Join(dir, "state"), "--development",
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web),
 		"--tunnel-backend", "netstack", "--tunnel-listen-port", strconv.Itoa(udp), "--tunnel-endpoint", fmt.Sprintf("127.0.0.1:%d", udp),
+		"--quota-concurrent", "1000000", "--quota-queued", "1000000", "--quota-creates-per-minute", "1000000", // one account has them all
 		"--eu-s3-endpoint", "http://127.0.0.1:9", "--eu-s3-bucket", "bench", "--eu-s3-access-key", "none")
 	d.cmd.Env = append(os.Environ(), "DRIFTSTACK_SERVICE_TOKEN="+benchToken, "DRIFTSTACK_DATABASE_URL="+cluster.DSN(database),
 		"DRIFTSTACK_KEY_DATABASE_URL="+cluster.DSN(keys), "DRIFTSTACK_EU_S3_SECRET_KEY=none")
