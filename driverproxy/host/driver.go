@@ -104,8 +104,8 @@ func (d *driver) send(ctx context.Context, method, path string, content []byte) 
 // neverReached says that the driver has not seen the command.
 func neverReached(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// ready waits until the driver answers.
-func (d *driver) ready(ctx context.Context, died <-chan struct{}) error {
+// ready waits until the driver answers. Of one whose supervisor is gone nobody hears that it died.
+func (d *driver) ready(ctx context.Context, died, unsupervised <-chan struct{}) error {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for {
@@ -119,6 +119,8 @@ func (d *driver) ready(ctx context.Context, died <-chan struct{}) error {
 		case <-again.C:
 		case <-died:
 			return errDriverExited
+		case <-unsupervised:
+			return errSupervisor
 		case <-ctx.Done():
 			return fmt.Errorf("host: the driver does not answer: %w", context.Cause(ctx))
 		}

@@ -390,3 +390,25 @@ func TestFreshSessionsCookies(t *testing.T) {
 		t.Errorf("deleteAllCookies was asked for %d times, want the client's", n)
 	}
 }
+
+// TestSupervisorKilledAtStart: a driver that goes with its supervisor before it has answered is not waited for, but started anew.
+func TestSupervisorKilledAtStart(t *testing.T) {
+	t.Parallel()
+	i := newIPhone(t)
+	i.set(t, safari.SlowStart, "10m")
+	i.run(t, i.cfg)
+	eventually(t, "the driver starts", func() bool { return i.count(t, "start") == 1 })
+	i.clear(t, safari.SlowStart)
+	if err := syscall.Kill(pidOf(i.state, host.SuperviseCommand), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	i.clock.until(t, "it is ready", i.isReady)
+	if took := time.Since(begin); took > startPatience {
+		t.Errorf("it took %s", took)
+	}
+	i.works(t, "s1")
+}
+
+// startPatience is far below what a driver has to start.
+const startPatience = 30 * time.Second

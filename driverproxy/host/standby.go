@@ -158,7 +158,7 @@ func (s *standby) startDriver(ctx context.Context) error {
 			return err
 		}
 		s.driver = newDriver("127.0.0.1:"+strconv.Itoa(port), s.agent.cfg.SlowStart)
-		if err = s.driver.ready(ctx, gone); err == nil {
+		if err = s.driver.ready(ctx, gone, s.supervisor.over); err == nil {
 			s.exits = append(s.exits, exit{exitDriver, gone})
 			s.driverPid = pid
 			return nil
