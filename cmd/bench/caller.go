@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// caller makes one GET request again and again over a connection of its own. It is as cheap as a client can be, so that on a
+// caller makes requests, mostly one GET again and again, over a connection of its own. It is as cheap as a client can be, so that on a
 // machine of two cores it is the servers that are measured: net/http's client takes as much of them as the orchestrator.
 type caller struct {
 	conn    net.Conn
@@ -51,19 +51,25 @@ func openCallers(ctx context.Context, u *undo, want int, addresses ...string) ([
 // call makes the request once and says how long it took.
 func (c *caller) call() (time.Duration, error) {
 	begin := time.Now()
-	if _, err := c.conn.Write(c.request); err != nil {
-		return 0, err
+	_, err := c.exchange(c.request, c.want)
+	return time.Since(begin), err
+}
+
+// exchange sends a request and gives the body of the answer.
+func (c *caller) exchange(request []byte, want int) ([]byte, error) {
+	if _, err := c.conn.Write(request); err != nil {
+		return nil, err
 	}
 	resp, err := http.ReadResponse(c.answers, nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	_, err = io.Copy(io.Discard, resp.Body)
+	body, err := io.ReadAll(resp.Body)
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return 0, err
+		return nil, err
 	}
-	if resp.StatusCode != c.want {
-		return 0, fmt.Errorf("%s: status %d, not %d", c.request, resp.StatusCode, c.want)
+	if resp.StatusCode != want {
+		return nil, fmt.Errorf("%s: status %d, not %d: %s", request, resp.StatusCode, want, body)
 	}
-	return time.Since(begin), nil
+	return body, nil
 }

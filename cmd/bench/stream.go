@@ -191,7 +191,7 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 	if err := enrolHost(ctx, store); err != nil {
 		return nil, err
 	}
-	g := ground{cluster: cluster, store: store, directory: loopback{store}, dial: (&net.Dialer{}).DialContext, serve: func(h http.Handler) (addr string, err error) {
+	g := ground{name: "bench", cluster: cluster, store: store, directory: loopback{store}, dial: (&net.Dialer{}).DialContext, serve: func(h http.Handler) (addr string, err error) {
 		addr, err = f.serve(h)
 		for _, v := range via {
 			if err == nil {
@@ -205,6 +205,7 @@ func openFleet(ctx context.Context, devices int, via ...func(addr string) (strin
 
 // ground is what a fleet stands on: its database, and the way between orchestrator and host.
 type ground struct {
+	name      string // of the orchestrator
 	cluster   *pgcluster.Cluster
 	store     *pgstore.Store
 	directory driverproxy.Directory
@@ -271,7 +272,7 @@ func enrolHost(ctx context.Context, store *pgstore.Store) error {
 
 func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger) (orchestrator.Deps, error) {
 	store := g.store
-	d := orchestrator.Deps{ID: uuid.NewString(), Sessions: store, Hosts: store, Log: log, Now: time.Now, QueueLimit: 1000, LeaseTTL: 15 * time.Second}
+	d := orchestrator.Deps{ID: uuid.NewString(), Sessions: store, Hosts: store, Replicas: store, Log: log, Now: time.Now, QueueLimit: 1000, LeaseTTL: 15 * time.Second}
 	key := filepath.Join(dir, "root.key")
 	if err := profilestate.CreateRootKey(key); err != nil {
 		return d, err
@@ -299,7 +300,7 @@ func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger
 		return d, err
 	}
 	f.add(within(d.Recorder.Close))
-	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: "bench", Epoch: "1", Directory: g.directory, Log: log})
+	d.Fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: g.name, Epoch: d.ID, Directory: g.directory, Log: log})
 	return d, nil
 }
 

@@ -110,7 +110,7 @@ func openTunnelled(ctx context.Context) (_ *fleet, _ *tunnelled, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t := &tunnelled{addr: site.gateway.Addr().String(), ground: ground{cluster: cluster, store: site.store, directory: site.store, dial: link.DialContext, serve: func(h http.Handler) (string, error) {
+	t := &tunnelled{addr: site.gateway.Addr().String(), ground: ground{name: "bench", cluster: cluster, store: site.store, directory: site.store, dial: link.DialContext, serve: func(h http.Handler) (string, error) {
 		served.Store(&h)
 		return site.info.Fleet(), nil
 	}}}

@@ -165,6 +165,23 @@ func (c *Cluster) Run(ctx context.Context, db, script string) (string, error) {
 	return c.psqlWith(ctx, db, strings.NewReader(script), "-1", "-f", "-")
 }
 
+// Pgbench runs a script of pgbench, which comes with the server, as the cluster's owner and returns its report.
+func (c *Cluster) Pgbench(ctx context.Context, db, script string, args ...string) (string, error) {
+	server, err := filepath.EvalSymlinks(c.bin.postgres)
+	if err != nil {
+		return "", fmt.Errorf("pgbench: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(server), "pgbench"), append(args, "-n", "-f", "/dev/stdin", c.DSN(db))...)
+	cmd.Env, cmd.Stdin = environ(), strings.NewReader(script)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("pgbench: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return string(out), nil
+}
+
 // Stop shuts Postgres down (clients are cut off, data is flushed) and returns when no process of it is left. When ctx
 // ends first Postgres is killed, which loses nothing that was committed. Stopping twice is harmless.
 func (c *Cluster) Stop(ctx context.Context) error {
