@@ -110,6 +110,14 @@ gather:
 			break gather
 		}
 	}
+	for more := true; more && len(batch) < batchMost; { // what came meanwhile has somebody waiting as well
+		select {
+		case e := <-j.in:
+			take(e)
+		default:
+			more = false
+		}
+	}
 	if len(batch) > 0 {
 		_, err := backoff.Retry(ctx, func() (struct{}, error) {
 			c, cancel := context.WithTimeout(ctx, 10*time.Second)

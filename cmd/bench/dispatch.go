@@ -34,13 +34,12 @@ const (
 	queueRounds         = 15
 )
 
-// benchDispatch measures what it takes to place sessions: orchestrators with their HTTP servers, agents of simulated hosts and the
-// clients in this process, a real Postgres beside it. Real are all of the orchestrator and of the agent (driverproxy/host) with fake
-// drivers, each with a listener of its own, and their websockets over loopback TCP; not there is the tunnel.
+// benchDispatch measures what it takes to place sessions: orchestrators with their HTTP servers, hosts and clients in this process, a
+// real Postgres beside it. All of the orchestrator is real, and so are the hosts' websockets, over loopback TCP. The hosts are
+// simulated, see simHost; the drivers are fake; there is no tunnel.
 func benchDispatch(ctx context.Context, only string) (_ []figure, err error) {
 	var u undo
 	defer func() { err = errors.Join(err, u.close()) }()
-	raiseFiles()
 	dir, cluster, err := openCluster(ctx, &u)
 	if err != nil {
 		return nil, err

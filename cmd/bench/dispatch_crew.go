@@ -5,17 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
@@ -62,16 +59,8 @@ func (d *dispatchBench) open(ctx context.Context, u *undo, database string, devi
 		}
 	}
 	for i, m := range members {
-		var list []host.Device
-		for n := range min(devices, devicesPerHost) {
-			list = append(list, fakeDevice(n))
-		}
-		f.start(func(ctx context.Context) error {
-			return host.Run(ctx, host.Config{
-				Name: m.name, Agent: "bench", StateDir: filepath.Join(d.dir, database, m.name), Orchestrators: host.Fixed(addrs[i]...),
-				Dial: (&net.Dialer{}).DialContext, Devices: list, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() },
-			})
-		})
+		h := newSimHost(helloOf(m.name, min(devices, devicesPerHost)))
+		f.start(func(ctx context.Context) error { return h.run(ctx, addrs[i]) })
 	}
 	return c, c.up(ctx, devices, hosts*replicas)
 }
@@ -123,10 +112,6 @@ func from(addr netip.Addr, h http.Handler) http.Handler {
 		r.RemoteAddr = remote
 		h.ServeHTTP(w, r)
 	})
-}
-
-func fakeDevice(n int) host.Device {
-	return host.Device{Name: fmt.Sprint("d", n), Kind: host.KindFake, Model: "fake", PlatformName: "none"}
 }
 
 // helloOf is what a host with such devices says.
@@ -224,9 +209,4 @@ func (c *dispatchClient) live() (time.Duration, error) {
 func (c *dispatchClient) send(request []byte) ([]byte, error) {
 	c.turn++
 	return c.to[c.turn%len(c.to)].exchange(request, http.StatusOK)
-}
-
-// raiseFiles makes room for the drivers' listeners and connections, where it may; else what there is must do.
-func raiseFiles() {
-	_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: residentFiles, Max: residentFiles})
 }

@@ -16,21 +16,28 @@ const claimSQL = `
 SELECT (c.claimed).id, (c.claimed).term, (c.claimed).account, coalesce((c.claimed).profile, ''), (c.claimed).host, (c.claimed).device,
        (c.claimed).recording, (c.claimed).placement, coalesce((c.claimed).want_caps::text, ''),
        (c.claimed).idle_seconds, (c.claimed).max_seconds, (c.claimed).command_seconds, c.seq, true,
-       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8
+       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, ` + soon + `
 FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5) c`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
-	rows, err := s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	claims, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
-		var waited float64
-		c, _, err := scanClaim(row, &waited)
-		c.Waited = time.Duration(waited * float64(time.Second))
-		return c, err
+	var claims []orchestrator.Claim
+	err := s.lasting(ctx, func(on execer) error {
+		rows, err := on.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
+		if err != nil {
+			return err
+		}
+		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
+			var waited float64
+			c, _, err := scanClaim(row, &waited, new(string))
+			c.Waited = time.Duration(waited * float64(time.Second))
+			return c, err
+		})
+		return err
 	})
+	for _, c := range claims {
+		s.news.tell(chanSession, c.Session)
+	}
 	return claims, unavailable(err)
 }
 
@@ -48,31 +55,36 @@ func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.
 
 // Running implements orchestrator.SessionStore.
 func (s *Store) Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error {
-	return s.fenced(ctx, `
-		WITH s AS (UPDATE sessions SET state = 'running', running_at = now(), caps = $3, want_caps = NULL
-		           WHERE id = $1 AND term = $2 AND state = 'starting' RETURNING id)
-		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term, jsonOrNull(capabilities))
+	err := s.fenced(ctx, `
+		UPDATE sessions SET state = 'running', running_at = now(), caps = $3, want_caps = NULL
+		WHERE id = $1 AND term = $2 AND state = 'starting'`, session, term, jsonOrNull(capabilities))
+	s.news.tell(chanSession, session)
+	return err
 }
 
 // Finishing implements orchestrator.SessionStore.
 func (s *Store) Finishing(ctx context.Context, session string, term int64) error {
-	return s.fenced(ctx, `
-		WITH s AS (UPDATE sessions SET state = 'finishing'
-		           WHERE id = $1 AND term = $2 AND state IN ('starting', 'running') RETURNING id)
-		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term)
+	err := s.fenced(ctx, `UPDATE sessions SET state = 'finishing' WHERE id = $1 AND term = $2 AND state IN ('starting', 'running')`, session, term)
+	s.news.tell(chanSession, session)
+	return err
 }
 
 // Finish implements orchestrator.SessionStore.
 func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail string, generation int64) error {
-	return s.fenced(ctx, `
+	err := s.lasting(ctx, func(on execer) error {
+		return fencedOn(ctx, on, `
 		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL,
 		                              want_caps = NULL, caps = NULL
 		           WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING id),
 		     d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
 		     e AS (INSERT INTO session_events (session, seq, at, kind, term, reason)
 		           SELECT id, $6, $7, 'ended', $2, $3 FROM s ON CONFLICT DO NOTHING)
-		SELECT pg_notify('`+chanSession+`', id), pg_notify('`+chanQueue+`', '') FROM s`,
-		last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
+		SELECT `+soon+` FROM s`,
+			last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
+	})
+	s.news.tell(chanSession, last.Session)
+	s.news.tell(chanQueue, "")
+	return unavailable(err)
 }
 
 // Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host
@@ -110,15 +122,16 @@ func (s *Store) Cancel(ctx context.Context, session string) error {
 	return nil
 }
 
-// reapSQL ends sessions of several accounts at once, and so has the lock that claims have; see claim_sessions.
+// late is a condition on sessions: nobody holds it any more, or its time in the queue is up.
+const late = `((state = 'queued' AND queue_until <= now())
+    OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
+        AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1))))`
+
+// reapSQL ends sessions of several accounts at once, and so has the lock that claims have, where there are any; see claim_sessions.
 const reapSQL = `
-WITH l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got),
+WITH l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got WHERE EXISTS (SELECT FROM sessions WHERE ` + late + `)),
 late AS (
-    SELECT id, state FROM sessions
-    WHERE NOT (SELECT got FROM l) AND ((state = 'queued' AND queue_until <= now())
-       OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
-           AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1))))
-    FOR UPDATE SKIP LOCKED),
+    SELECT id, state FROM sessions WHERE NOT (SELECT got FROM l) AND ` + late + ` FOR UPDATE SKIP LOCKED),
 s AS (
     UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,
            reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END

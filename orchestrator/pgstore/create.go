@@ -59,7 +59,7 @@ WITH old AS (SELECT session, request = $28 AS same FROM idempotency_keys
 SELECT chk.account, profile, device, held, coalesce(old, ''), same,
        coalesce((SELECT queue_ok FROM quota), true), coalesce((SELECT creates_ok FROM quota), true),
        coalesce((SELECT max_queued FROM quota), 0), coalesce((SELECT max_creates FROM quota), 0), coalesce((SELECT recent FROM quota), '{}'),
-       (SELECT created_at FROM ins), (SELECT pg_notify('` + chanQueue + `', '') FROM ins) IS NULL FROM chk`
+       (SELECT created_at FROM ins), ` + soon + ` FROM chk`
 
 // admission is what createSQL says.
 type admission struct {
@@ -114,13 +114,16 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 		return time.Time{}, err
 	}
 	var v admission
-	err = s.pool.QueryRow(ctx, createSQL, append(w.args(), want,
+	args := append(w.args(), want,
 		n.ID, n.Account, n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), object(n.Labels),
 		rand.IntN(16), n.QueueLimit, limit(n.Limits.Queued), limit(n.Limits.CreatesPerMinute),
 		n.Key.Key, n.Key.Request[:], n.Want.OSVersion, n.Priority, n.Want.Platform,
-		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf)...,
-	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(bool))
+		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf)
+	err = s.lasting(ctx, func(on execer) error {
+		return on.QueryRow(ctx, createSQL, args...).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK,
+			&v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(string))
+	})
 	switch {
 	case violates(err, "sessions_profile"):
 		return time.Time{}, s.held(ctx, n.Profile)
@@ -128,6 +131,8 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 		return time.Time{}, unavailable(err)
 	case v.holds():
 		return time.Time{}, s.held(ctx, n.Profile)
+	case v.at != nil:
+		s.news.tell(chanQueue, "")
 	}
 	return v.judge(n)
 }

@@ -78,8 +78,8 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	}))
 }
 
-func putDevice(ctx context.Context, tx pgx.Tx, host string, d wire.Device, shape int64) error {
-	_, err := tx.Exec(ctx, `
+func putDevice(ctx context.Context, on execer, host string, d wire.Device, shape int64) error {
+	_, err := on.Exec(ctx, `
 		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape, host_cordoned)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, (SELECT cordoned_at IS NOT NULL FROM hosts WHERE name = $1))
 		ON CONFLICT (host, name) DO UPDATE SET kind = $3, model = $4, platform_name = $5, platform_version = $6, labels = $7,
@@ -95,13 +95,13 @@ func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) e
 	if err != nil {
 		return err
 	}
-	return unavailable(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if err := putDevice(ctx, tx, host, d, shape); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, `SELECT pg_notify('`+chanQueue+`', '')`)
-		return err
-	}))
+	if err := putDevice(ctx, s.pool, host, d, shape); err != nil {
+		return unavailable(err)
+	}
+	if d.State == wire.DeviceReady {
+		s.news.tell(chanQueue, "")
+	}
+	return nil
 }
 
 // HostDown implements driverproxy.Directory. Nothing is claimed on a host that is not connected, so that what cannot be

@@ -26,7 +26,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Channels of LISTEN/NOTIFY. A payload is an identifier or empty.
+// Channels of LISTEN/NOTIFY. A payload is an identifier or empty. What happens in every session's life is told by [news].
 const (
 	chanQueue   = "driftstack_queue"   // a session was queued or a device became free
 	chanAdopt   = "driftstack_adopt"   // a session was handed over
@@ -46,6 +46,7 @@ type Store struct {
 	shapes remembered
 
 	beats beats
+	news  *news
 }
 
 // Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
@@ -69,6 +70,7 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 		pool.Close()
 		return nil, err
 	}
+	s.news = newNews(pool, log)
 	return s, nil
 }
 
@@ -97,6 +99,7 @@ func connect(ctx context.Context, dsn string, conns int32) (*pgxpool.Pool, error
 // Close waits for running statements and closes every connection.
 func (s *Store) Close() {
 	s.beats.close()
+	s.news.close()
 	s.pool.Close()
 }
 
@@ -161,9 +164,36 @@ func violates(err error, constraint string) bool {
 	return errors.As(err, &pg) && pg.ConstraintName == constraint
 }
 
+// soon, in a statement's text, has its commit not wait for the disk. Postgres writes commits in order, so that what is committed later,
+// and did wait, is never there without it.
+const soon = `set_config('synchronous_commit', 'off', true)`
+
+// lasting runs a statement that commits soon, and waits for the disk after it: whoever wants the rows that it locked, an account's above
+// all, does not wait for the disk as well. Both are on one connection: a database that crashed in between gives an error, not a commit.
+func (s *Store) lasting(ctx context.Context, run func(execer) error) error {
+	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		if err := run(c); err != nil {
+			return err
+		}
+		_, err := c.Exec(ctx, `SELECT pg_logical_emit_message(true, '', '')`) // a transaction that leaves nothing but its commit
+		return err
+	})
+}
+
+// execer is a pool, a connection or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // fenced runs a statement that must change one row of a session whose term is still ours.
 func (s *Store) fenced(ctx context.Context, sql string, args ...any) error {
-	tag, err := s.pool.Exec(ctx, sql, args...)
+	return fencedOn(ctx, s.pool, sql, args...)
+}
+
+func fencedOn(ctx context.Context, on execer, sql string, args ...any) error {
+	tag, err := on.Exec(ctx, sql, args...)
 	if err != nil {
 		return unavailable(err)
 	}
