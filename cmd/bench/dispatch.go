@@ -281,10 +281,16 @@ func (d *dispatchBench) openQueue(ctx context.Context, u *undo, length int) (*qu
 // fill queues what is missing.
 func (q *queueBench) fill(ctx context.Context) error {
 	_, err := q.bench.cluster.Run(ctx, q.database, `
+		ALTER TABLE sessions DISABLE TRIGGER USER; -- one row at a time they take a minute
 		INSERT INTO sessions (id, account, want, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, piece)
 		SELECT gen_random_uuid()::text, 'account-' || n % `+strconv.Itoa(dispatchAccounts)+`, (SELECT min(id) FROM wants), false, 'eu', 3600, 3600, 3600, now() + interval '1 hour', n % 16
 		FROM generate_series(1, `+strconv.Itoa(q.length)+` - (SELECT count(*) FROM sessions WHERE state = 'queued')) n;
-		INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM sessions WHERE state = 'queued' ON CONFLICT DO NOTHING;`)
+		INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM sessions WHERE state = 'queued' ON CONFLICT DO NOTHING;
+		ALTER TABLE sessions ENABLE TRIGGER USER;
+		UPDATE account_load l SET queued = (SELECT count(*) FROM sessions WHERE account = l.account AND state = 'queued');
+		INSERT INTO lanes (account, want, pass) SELECT DISTINCT s.account, s.want, l.pass FROM sessions s JOIN account_load l USING (account)
+			WHERE s.state = 'queued' ON CONFLICT DO NOTHING;
+		UPDATE queue_room r SET queued = (SELECT count(*) FROM sessions WHERE piece = r.piece AND state = 'queued');`)
 	return err
 }
 

@@ -16,8 +16,9 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// enrolled is a condition on a row s of shapes: a device that is not removed has it, on the host that is wanted as $3.
-const enrolled = `EXISTS (SELECT FROM devices d WHERE d.shape = s.id AND ($3 = '' OR d.host = $3) AND ` + notRevoked + `)`
+// enrolled is a condition on a row s of shapes: a device that is not removed has it, on the host that is wanted as $3. The order is the
+// index's: it keeps the planner from reading all devices, which looks cheap where the first one has the shape.
+const enrolled = `(SELECT true FROM devices d WHERE d.shape = s.id AND ($3 = '' OR d.host = $3) AND ` + notRevoked + ` ORDER BY d.host LIMIT 1) IS NOT NULL`
 
 // createSQL admits and queues in one statement. The account's row is locked before its limits are looked at, and then a piece of
 // the queue's room that is not full, so that both are as they are now, not as they were when the statement began: racing

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 func (s *Store) exec(t testing.TB, sql string, args ...any) {
@@ -246,4 +248,54 @@ func (s *Store) Counts(t testing.TB) (wrong []string) {
 // AgeKeys makes every idempotency key so much older.
 func (s *Store) AgeKeys(t testing.TB, by time.Duration) {
 	s.exec(t, `UPDATE idempotency_keys SET created_at = created_at - make_interval(secs => $1)`, by.Seconds())
+}
+
+// Explained is the same store, with every plan that is carried out shown, those inside functions and triggers too.
+func (s *Store) Explained(t testing.TB, show func(plan string)) *Store {
+	t.Helper()
+	cfg := s.pool.Config()
+	cfg.MaxConns = 2 // so that statements come often enough to each for a plan of their own to be given up
+	cfg.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if strings.Contains(n.Message, "plan:") {
+			show(n.Message)
+		}
+	}
+	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, `LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+			SET auto_explain.log_level = notice`)
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Store{pool: pool, name: s.name, log: s.log, news: newNews(pool, s.log)}
+	t.Cleanup(e.Close)
+	return e
+}
+
+// Crowd adds hosts with devices, queued sessions of both accounts and running ones, as if they had come through the store. Statistics are fresh.
+func (s *Store) Crowd(t testing.TB, hosts, devicesEach, queued, running int) {
+	t.Helper()
+	s.exec(t, `INSERT INTO hosts (name, number, public_key) SELECT 'crowd-' || n, 1000 + n, 'key-' || n FROM generate_series(1, $1::int) n`, hosts)
+	s.exec(t, `INSERT INTO host_links (host, orchestrator) SELECT 'crowd-' || n, 'eu-1' FROM generate_series(1, $1::int) n`, hosts)
+	s.exec(t, `
+		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, state, shape)
+		SELECT 'crowd-' || h, 'phone-' || n, 'fake', 'iPhone 15', 'iOS', '', 'ready', (SELECT min(id) FROM shapes)
+		FROM generate_series(1, $1::int) h, generate_series(1, $2::int) n`, hosts, devicesEach)
+	s.exec(t, `ALTER TABLE sessions DISABLE TRIGGER USER`) // one row at a time they take longer than the test may
+	const columns = `INSERT INTO sessions (id, account, want, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, piece, created_at, state,
+		term, holder, lease_until, host, device, started_at)
+		SELECT $2 || n, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, (SELECT min(id) FROM wants), false, 'eu', 60, 3600, 60, now() + interval '1 hour', n % 16,
+		    now() - n * interval '1 ms', $3, `
+	s.exec(t, columns+`0, '', NULL, '', '', NULL FROM generate_series(1, $1::int) n`, queued, "queued-", "queued")
+	s.exec(t, columns+`1, 'other', now() + interval '1 hour', 'crowd-' || 1 + n % 50, 'phone-' || 1 + n / 50, now() FROM generate_series(1, $1::int) n`, running, "running-", "running")
+	s.exec(t, `ALTER TABLE sessions ENABLE TRIGGER USER`)
+	s.exec(t, `UPDATE devices d SET session = s.id FROM sessions s WHERE s.host = d.host AND s.device = d.name AND s.state = 'running'`)
+	s.exec(t, `INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM sessions ON CONFLICT DO NOTHING`)
+	s.exec(t, `UPDATE account_load l SET queued = (SELECT count(*) FROM sessions WHERE account = l.account AND state = 'queued'),
+		active = (SELECT count(*) FROM sessions WHERE account = l.account AND state = 'running')`)
+	s.exec(t, `INSERT INTO lanes (account, want, pass) SELECT DISTINCT account, want, 0 FROM sessions WHERE state = 'queued' ON CONFLICT DO NOTHING`)
+	s.exec(t, `UPDATE queue_room r SET queued = (SELECT count(*) FROM sessions WHERE piece = r.piece AND state = 'queued')`)
+	s.exec(t, `ANALYZE`)
 }

@@ -282,7 +282,8 @@ func address(number *int) string {
 // DeviceFree says whether any device could take a session now.
 func (s *Store) DeviceFree(ctx context.Context) (bool, error) {
 	var free bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM devices d WHERE state = 'ready' AND session IS NULL AND `+open+` AND `+takes+`)`).Scan(&free)
+	err := s.pool.QueryRow(ctx, `
+		SELECT (SELECT true FROM devices d WHERE state = 'ready' AND session IS NULL AND `+open+` AND `+takes+` ORDER BY shape, used_at LIMIT 1) IS NOT NULL`).Scan(&free)
 	return free, unavailable(err)
 }
 

@@ -1,0 +1,156 @@
+package pgstore_test
+
+import (
+	"regexp"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+)
+
+var scanned = regexp.MustCompile(`Seq Scan on (sessions|devices)\b`)
+
+// plans are those of what is done, by what it is called.
+type plans struct {
+	mu   sync.Mutex
+	seen int                            // guarded by mu
+	bad  map[string]map[string]struct{} // guarded by mu; plans with a sequential scan, by table
+}
+
+func (p *plans) show(plan string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen++
+	for _, m := range scanned.FindAllStringSubmatch(plan, -1) {
+		if p.bad[m[1]] == nil {
+			p.bad[m[1]] = map[string]struct{}{}
+		}
+		p.bad[m[1]][plan] = struct{}{}
+	}
+}
+
+func TestPlans(t *testing.T) { testPlans(t, 20_000) } // what makes an index worth while; TestSoakPlans has 100,000
+
+// testPlans: with 10,000 devices and so many queued sessions, nothing that sessions pass on their way reads all sessions, or all devices.
+// What counts all that are queued, and all devices, has to read them.
+func testPlans(t *testing.T, queued int) {
+	base := open(t, 20)
+	mustCreate(t, base, wish("a")) // has the row of what all want
+	mustClaim(t, base)
+	begin := time.Now()
+	base.Crowd(t, 50, 200, queued, 500)
+	t.Logf("seeded in %s", time.Since(begin))
+	p := &plans{bad: map[string]map[string]struct{}{}}
+	s := base.Explained(t, p.show)
+	for _, step := range []struct {
+		name  string
+		do    func(*testing.T, *pgstore.Store)
+		scans []string // tables that have to be read
+	}{
+		{"life", life, nil},
+		{"turns", turns, nil},
+		{"watch", watch, nil},
+		{"list", list, nil},
+		{"fleet", func(t *testing.T, s *pgstore.Store) { must(t, second(s.Fleet(t.Context()))) }, []string{"devices", "sessions"}},
+	} {
+		p.mu.Lock()
+		p.seen, p.bad = 0, map[string]map[string]struct{}{}
+		p.mu.Unlock()
+		for range 7 { // the sixth time a statement's plan may be for whatever its parameters are
+			step.do(t, s)
+		}
+		p.mu.Lock()
+		if p.seen < 7 {
+			t.Errorf("%s: only %d plans were shown", step.name, p.seen)
+		}
+		for table, found := range p.bad {
+			for plan := range found {
+				if !slices.Contains(step.scans, table) {
+					t.Errorf("%s reads all %s: %s", step.name, table, plan)
+				}
+			}
+		}
+		p.mu.Unlock()
+	}
+}
+
+// life is what a session passes.
+func life(t *testing.T, s *pgstore.Store) {
+	ctx := t.Context()
+	n := wish("a")
+	n.QueueLimit, n.Key = 1_000_000, orchestrator.Idempotency{Key: uuid.NewString()}
+	must(t, second(s.Offers(ctx, n.Want)))
+	mustCreate(t, s, n)
+	got, err := s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 2, 0)
+	must(t, err)
+	if len(got) != 2 {
+		t.Fatalf("%d sessions were claimed", len(got))
+	}
+	c := got[0]
+	must(t, second(s.Renew(ctx, c.Session, c.Term, time.Minute)))
+	must(t, s.Running(ctx, c.Session, c.Term, nil))
+	must(t, s.AppendEvents(ctx, []orchestrator.Event{{Session: c.Session, Term: c.Term, Seq: c.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRunning}}))
+	must(t, s.Finishing(ctx, c.Session, c.Term))
+	must(t, finish(s, c, orchestrator.Completed))
+	must(t, s.DeviceChanged(ctx, c.Host, wire.Device{Name: c.Device, Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: wire.DeviceReady}))
+	again := orchestrator.Event{Session: got[1].Session, Term: got[1].Term, Seq: got[1].LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRequeued}
+	must(t, second(s.Requeue(ctx, again)))
+}
+
+// turns is what happens to a session otherwise.
+func turns(t *testing.T, s *pgstore.Store) {
+	ctx := t.Context()
+	c, ok, err := claim(ctx, s, "test", []string{"mac-1"}, time.Minute)
+	if err != nil || !ok {
+		t.Fatalf("claim: %v %v", ok, err)
+	}
+	must(t, s.Running(ctx, c.Session, c.Term, nil))
+	must(t, s.HandOver(ctx, orchestrator.Event{Session: c.Session, Term: c.Term, Seq: c.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventHandedOver}))
+	if c, ok, err = s.Adopt(ctx, "test", []string{"mac-1"}, time.Minute); err != nil || !ok {
+		t.Fatalf("adopt: %v %v", ok, err)
+	}
+	must(t, s.Cancel(ctx, c.Session))
+	must(t, finish(s, c, orchestrator.Cancelled))
+	n := wish("b")
+	n.QueueLimit, n.Queue = 1_000_000, 0
+	mustCreate(t, s, n)
+	ended, err := s.Reap(ctx)
+	if must(t, err); len(ended) != 1 {
+		t.Fatalf("%d sessions were reaped", len(ended))
+	}
+}
+
+// watch is what orchestrators do every second, with nothing to do, and when hosts come.
+func watch(t *testing.T, s *pgstore.Store) {
+	ctx := t.Context()
+	must(t, second(s.Reap(ctx)))
+	must(t, second(s.EndDrained(ctx)))
+	must(t, second(s.DeviceFree(ctx)))
+	must(t, second(s.Whereabouts(ctx, "queued-1")))
+	if _, ok, err := s.Adopt(ctx, "test", []string{"mac-1"}, time.Minute); err != nil || ok {
+		t.Fatalf("adopt: %v %v", ok, err)
+	}
+	must(t, second(s.Claim(ctx, "test", []string{"nowhere"}, time.Minute, 64, 0)))
+	must(t, s.HostUp(ctx, wire.Hello{Protocol: wire.Version, Host: "crowd-50", Devices: []wire.Device{{Name: "phone-200", Kind: "fake", State: wire.DeviceBusy}}}))
+}
+
+func list(t *testing.T, s *pgstore.Store) {
+	ctx := t.Context()
+	must(t, second(s.Get(ctx, "queued-1")))
+	for _, f := range []pgstore.SessionFilter{{}, {Account: "a"}, {Host: "crowd-1"}, {State: "running"}, {State: "queued", Account: "b"}, {Profile: "none"}, {Labels: api.Labels{"a": "b"}}} {
+		f.Limit = 20
+		page, err := s.List(ctx, f)
+		must(t, err)
+		if page.Next != "" {
+			f.Cursor = page.Next
+			must(t, second(s.List(ctx, f)))
+		}
+	}
+}
