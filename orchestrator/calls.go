@@ -22,7 +22,7 @@ const createLimit = 10 * time.Second
 
 // Create queues a session, also when its caller leaves meanwhile: a statement that is cut short may have been carried out, and
 // nobody would know of the session, nor cancel it. One of which the database does not say whether it was queued is ended as soon as
-// that answers again: whoever asked for it was told that there is none. Errors as SessionStore.Create, and *UnmatchedError.
+// that answers again: whoever asked for it was told that there is none. Errors as SessionStore.Create, *NoDeviceError and *UnmatchedError.
 //
 // The same request again under the same idempotency key gives the session that it made, as it is now; "" is no key. Under a key,
 // such a session stays: whoever asked for it asks again.
@@ -83,6 +83,8 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 	at, err := o.deps.Sessions.Create(ctx, n)
 	var repeated *RepeatedError
 	switch {
+	case errors.Is(err, ErrNoSuchDevice):
+		return api.Session{}, o.named(ctx, n, err)
 	case errors.As(err, &repeated):
 		return o.deps.Sessions.Get(ctx, repeated.Session)
 	case errors.Is(err, ErrUnavailable) && key.Key == "":
@@ -108,7 +110,7 @@ func (o *Orchestrator) match(ctx context.Context, n *NewSession, wants webdriver
 		return err
 	}
 	if len(offers) == 0 {
-		return ErrNoSuchDevice
+		return o.named(ctx, *n, ErrNoSuchDevice)
 	}
 	m, err := wants.Match(offers)
 	var w *webdriver.Error

@@ -40,6 +40,11 @@ type SessionStore interface {
 	Create(ctx context.Context, s NewSession) (time.Time, error)
 	// Offers is what enrolled devices that are wanted have to offer, each once.
 	Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error)
+	// Shapes are what enrolled devices are matched by, with what each misses of what n wants.
+	Shapes(ctx context.Context, n NewSession) ([]Shape, error)
+	// Prospect is what would become of a session that Create were called with now, and what each enrolled device has against it. Errors
+	// that Create has are in it; *InvalidError is returned.
+	Prospect(ctx context.Context, n NewSession) (Prospect, error)
 	// Claim gives queued sessions to free devices of the hosts, up to most, in fair order: see claim_sessions in pgstore. concurrent is how
 	// many an account may have at once that has no quota of its own; zero is no limit.
 	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]Claim, error)
@@ -64,6 +69,8 @@ type SessionStore interface {
 	Reap(ctx context.Context) ([]Reason, error)
 	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
 	AppendEvents(ctx context.Context, events []Event) error
+	// QueuePlace is where a session waits; ok is false when it is not queued. concurrent is as with Claim.
+	QueuePlace(ctx context.Context, session string, concurrent int) (at api.QueuePlace, ok bool, err error)
 	// Get returns one session. ErrNotFound.
 	Get(ctx context.Context, session string) (api.Session, error)
 }

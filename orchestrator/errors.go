@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
@@ -109,6 +110,26 @@ var (
 type InvalidError struct{ Field, Problem string }
 
 func (e *InvalidError) Error() string { return e.Field + ": " + e.Problem }
+
+// NoDeviceError is an ErrNoSuchDevice that says why: which keys of what is wanted no enrolled device has.
+type NoDeviceError struct {
+	Keys    []api.Refusal // empty: no device is enrolled
+	Nearest bool          // each is met by some device: they are what the nearest one misses
+}
+
+func (e *NoDeviceError) Error() string {
+	if len(e.Keys) == 0 {
+		return "no device is enrolled; `driftctl hosts add NAME` invites a host"
+	}
+	var says []string
+	for _, k := range e.Keys {
+		says = append(says, k.Says)
+	}
+	return strings.Join(says, "; ")
+}
+
+// Unwrap gives ErrNoSuchDevice.
+func (e *NoDeviceError) Unwrap() error { return ErrNoSuchDevice }
 
 // UnmatchedError is an ErrNoSuchDevice that says why: no enrolled device can meet the capabilities.
 type UnmatchedError struct{ Why *webdriver.Error }

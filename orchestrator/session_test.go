@@ -32,6 +32,18 @@ func (c creating) Offers(ctx context.Context, want api.DeviceWant) (offers []web
 	return offers, ctx.Err()
 }
 
+// Shapes is what the offers are made of.
+func (c creating) Shapes(_ context.Context, n NewSession) (shapes []Shape, err error) {
+	for _, o := range c.offers {
+		s := Shape{Device: api.Device{Browser: o.Browser, PlatformName: o.Platform}}
+		if n.Want.Platform != "" && !strings.EqualFold(o.Platform, n.Want.Platform) {
+			s.Misses = []api.Key{api.KeyPlatform}
+		}
+		shapes = append(shapes, s)
+	}
+	return shapes, nil
+}
+
 func (c creating) Create(ctx context.Context, _ NewSession) (time.Time, error) {
 	c.seen(ctx)
 	return time.Time{}, ctx.Err()
@@ -57,7 +69,7 @@ func TestPlatformNameIsAWish(t *testing.T) {
 		{``, "", "", ""}, {`{}`, "iOS", "iOS", ""}, {`{"platformName":"iOS"}`, "", "iOS", ""}, {`{"platformName":"ios"}`, "iOS", "ios", ""},
 		{`{"platformName":"ANY"}`, "iPadOS", "iPadOS", ""}, {`{"platformName":null}`, "", "", ""}, {`{"platformName":""}`, "", "", ""},
 		{`{"platformName":"iOS"}`, "iPadOS", "", `platformName "iOS": there is iPadOS`}, {`{"platformName":"` + strings.Repeat("x", 65) + `"}`, "", "", "there is iOS, iPadOS"},
-		{`{}`, "android", "", ErrNoSuchDevice.Error()}, {``, strings.Repeat("x", 65), "", "device.platform"},
+		{`{}`, "android", "", "no enrolled device has platform android; the enrolled ones have iOS, iPadOS"}, {``, strings.Repeat("x", 65), "", "device.platform"},
 	} {
 		s, err := o.Create(t.Context(), api.CreateSession{Account: "a", Device: api.DeviceWant{Platform: c.asked}, Capabilities: []byte(c.caps)}, "")
 		var invalid *InvalidError

@@ -93,8 +93,9 @@ type cli struct {
 		} `cmd:"" help:"List sessions, newest first."`
 		Get struct {
 			ID string `arg:""`
-		} `cmd:"" help:"Show one session."`
-		Cancel struct {
+		} `cmd:"" help:"Show one session; of a queued one also where in the queue it is, and about how long it has to wait."`
+		Explain explainCmd `cmd:"" help:"Say what would become of a session that is created now: on which device it would start, where it would be queued, or why it would be refused; and of each device what keeps it from taking it. Nothing is created."`
+		Cancel  struct {
 			ID string `arg:""`
 		} `cmd:"" help:"End a session wherever it is; its profile is saved first."`
 	} `cmd:"" help:"Sessions."`
@@ -208,7 +209,12 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		})
 	case "sessions get <id>":
 		v, err := fleet.Session(ctx, c.Sessions.Get.ID)
+		if err == nil && v.Queue != nil && !p.json {
+			defer fmt.Fprintf(out, "\nqueued: %s\n", queuePlace(v.Queue))
+		}
 		return p.objectOr(v, err)
+	case "sessions explain":
+		return c.Sessions.Explain.run(ctx, fleet, p)
 	case "sessions cancel <id>":
 		v, err := fleet.Cancel(ctx, c.Sessions.Cancel.ID)
 		return p.objectOr(v, err)

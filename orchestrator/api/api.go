@@ -42,6 +42,7 @@ type Session struct {
 	Recording    bool         `json:"recording"`
 	Timeouts     Timeouts     `json:"timeouts"`
 	Priority     int          `json:"priority,omitempty" doc:"Among the account's own queued sessions."`
+	Queue        *QueuePlace  `json:"queue,omitempty" doc:"Where it waits; of one queued session, not in lists."`
 	Generation   int64        `json:"profile_generation,omitempty" doc:"Generation of the profile that this session published."`
 	CreatedAt    time.Time    `json:"created_at"`
 	StartedAt    *time.Time   `json:"started_at,omitempty" doc:"When a device was claimed."`

@@ -79,6 +79,11 @@ func (c *Client) CreateSession(ctx context.Context, r api.CreateSession) (s api.
 	return s, c.call(ctx, http.MethodPost, "/v1/sessions", r, &s)
 }
 
+// Explain says what would become of a session that is created now, and why, with at most so many devices. Nothing is created.
+func (c *Client) Explain(ctx context.Context, r api.CreateSession, devices int) (e api.Explanation, err error) {
+	return e, c.call(ctx, http.MethodPost, "/v1/sessions:explain?limit="+strconv.Itoa(devices), r, &e)
+}
+
 // Session is one session as it is now.
 func (c *Client) Session(ctx context.Context, id string) (s api.Session, err error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(id), nil, &s)

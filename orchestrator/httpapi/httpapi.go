@@ -87,6 +87,7 @@ func (s *server) control(mux *http.ServeMux) {
 	a := humago.New(mux, c)
 
 	reg(a, http.MethodPost, "/v1/sessions", "create-session", "Queue a session", http.StatusCreated, s.createSession)
+	reg(a, http.MethodPost, "/v1/sessions:explain", "explain-session", "Say what would become of a session, and of each device why, without creating it", 0, s.explainSession)
 	reg(a, http.MethodGet, "/v1/sessions", "list-sessions", "List sessions, newest first", 0, s.listSessions)
 	reg(a, http.MethodGet, "/v1/sessions/{id}", "get-session", "Get a session, or wait for a state of it", 0, s.getSession)
 	reg(a, http.MethodDelete, "/v1/sessions/{id}", "cancel-session", "End a session", http.StatusAccepted, s.cancelSession)
@@ -191,6 +192,14 @@ func (s *server) createSession(ctx context.Context, in *struct {
 	return &body[api.Session]{v}, s.problem(err)
 }
 
+func (s *server) explainSession(ctx context.Context, in *struct {
+	Limit int `query:"limit" minimum:"0" maximum:"1000" default:"50" doc:"How many devices are listed."`
+	Body  api.CreateSession
+}) (*body[api.Explanation], error) {
+	v, err := s.Orchestrator.Explain(ctx, in.Body, in.Limit)
+	return &body[api.Explanation]{v}, s.problem(err)
+}
+
 func (s *server) listSessions(ctx context.Context, in *struct {
 	Origin
 	Account string   `query:"account" maxLength:"128"`
@@ -238,9 +247,12 @@ func (s *server) getSession(ctx context.Context, in *struct {
 	case "ended":
 		reached = orchestrator.HasEnded
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(in.TimeoutSeconds)*time.Second)
+	waiting, cancel := context.WithTimeout(ctx, time.Duration(in.TimeoutSeconds)*time.Second)
 	defer cancel()
-	v, err := s.Orchestrator.Wait(ctx, in.ID, reached)
+	v, err := s.Orchestrator.Wait(waiting, in.ID, reached)
+	if err == nil {
+		v = s.Orchestrator.Place(ctx, v)
+	}
 	return &body[api.Session]{s.shown(v, in.Origin)}, s.problem(err)
 }
 

@@ -22,6 +22,9 @@ type problem struct {
 	Type   string `json:"type"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
+	Errors []struct {
+		Location string `json:"location"`
+	} `json:"errors"`
 }
 
 type w3c struct {

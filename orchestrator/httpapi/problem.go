@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
 )
 
 // Problem types, RFC 9457. They are names, not pages.
@@ -80,6 +81,7 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	var quota *orchestrator.QuotaError
 	var conflict *orchestrator.ConflictError
 	var unmatched *orchestrator.UnmatchedError
+	var none *orchestrator.NoDeviceError
 	var end *orchestrator.EndError
 	var missing *orchestrator.MissingError
 	var streams *orchestrator.TooManyStreamsError
@@ -106,6 +108,16 @@ func problemOf(err error, log *zap.Logger) *huma.ErrorModel {
 	case errors.As(err, &unmatched):
 		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device", Detail: unmatched.Error(),
 			Errors: []*huma.ErrorDetail{{Location: "capabilities", Message: unmatched.Error()}}}
+	case errors.As(err, &none):
+		p := &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device", Detail: none.Error()}
+		for _, k := range none.Keys {
+			at := "device." + string(k.Key)
+			if k.Key == api.KeyBrowser || k.Key == api.KeyBiDi {
+				at = "capabilities"
+			}
+			p.Errors = append(p.Errors, &huma.ErrorDetail{Location: at, Message: k.Says, Value: k.Wanted})
+		}
+		return p
 	case errors.Is(err, orchestrator.ErrNoSuchDevice):
 		return &huma.ErrorModel{Type: typeNoDevice, Status: http.StatusUnprocessableEntity, Title: "No such device",
 			Detail: "no enrolled device could ever match what was asked for; GET /v1/devices lists them"}

@@ -115,16 +115,31 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 		return time.Time{}, err
 	}
 	var v admission
-	args := append(w.args(), want,
+	err = s.lasting(ctx, func(on execer) (err error) {
+		v, err = admit(ctx, on, n, w, want)
+		return err
+	})
+	at, err := s.verdict(ctx, n, v, err)
+	if err == nil {
+		s.news.tell(chanQueue, "")
+	}
+	return at, err
+}
+
+// admit is createSQL, in a transaction that its caller commits or undoes.
+func admit(ctx context.Context, on querier, n orchestrator.NewSession, w wanted, want int64) (v admission, err error) {
+	err = on.QueryRow(ctx, createSQL, append(w.args(), want,
 		n.ID, n.Account, n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), object(n.Labels),
 		rand.IntN(16), n.QueueLimit, limit(n.Limits.Queued), limit(n.Limits.CreatesPerMinute),
 		n.Key.Key, n.Key.Request[:], n.Want.OSVersion, n.Priority, n.Want.Platform,
-		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf)
-	err = s.lasting(ctx, func(on execer) error {
-		return on.QueryRow(ctx, createSQL, args...).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK,
-			&v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(string))
-	})
+		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf)...,
+	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(string))
+	return v, err
+}
+
+// verdict is what admit has come to.
+func (s *Store) verdict(ctx context.Context, n orchestrator.NewSession, v admission, err error) (time.Time, error) {
 	switch {
 	case violates(err, "sessions_profile"):
 		return time.Time{}, s.held(ctx, n.Profile)
@@ -132,8 +147,6 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 		return time.Time{}, unavailable(err)
 	case v.holds():
 		return time.Time{}, s.held(ctx, n.Profile)
-	case v.at != nil:
-		s.news.tell(chanQueue, "")
 	}
 	return v.judge(n)
 }

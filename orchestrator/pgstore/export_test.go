@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"encoding/base64"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -298,4 +299,58 @@ func (s *Store) Crowd(t testing.TB, hosts, devicesEach, queued, running int) {
 	s.exec(t, `INSERT INTO lanes (account, want, pass) SELECT DISTINCT account, want, 0 FROM sessions WHERE state = 'queued' ON CONFLICT DO NOTHING`)
 	s.exec(t, `UPDATE queue_room r SET queued = (SELECT count(*) FROM sessions WHERE piece = r.piece AND state = 'queued')`)
 	s.exec(t, `ANALYZE`)
+}
+
+// Weigh gives an account a weight.
+func (s *Store) Weigh(t testing.TB, account string, weight int) {
+	s.exec(t, `UPDATE account_load SET weight = $2 WHERE account = $1`, account, weight)
+}
+
+// AgeStarted makes a session one that has had its device for so much longer.
+func (s *Store) AgeStarted(t testing.TB, session string, by time.Duration) {
+	s.exec(t, `UPDATE sessions SET started_at = started_at - make_interval(secs => $2) WHERE id = $1`, session, by.Seconds())
+}
+
+// ShuffleDevices makes each device one that was used last at another time.
+func (s *Store) ShuffleDevices(t testing.TB) {
+	s.exec(t, `UPDATE devices SET used_at = now() - random() * interval '1 day'`)
+}
+
+// ManyQueued adds accounts with so many queued sessions each, half of which want a model, and devices of another host. The triggers do not see
+// them: what they count is put there.
+func (s *Store) ManyQueued(t testing.TB, accounts, sessions, devices int, want, model int64) {
+	s.exec(t, `INSERT INTO accounts (id, recordings) SELECT 'm' || i, 'eu' FROM generate_series(1, $1) i`, accounts)
+	s.exec(t, `INSERT INTO account_load (account, queued, busy_ms) SELECT 'm' || i, $2, 60000 FROM generate_series(1, $1) i`, accounts, sessions)
+	s.exec(t, `INSERT INTO lanes (account, want, pass) SELECT 'm' || i, w, 0 FROM generate_series(1, $1) i, unnest(ARRAY[$2, $3]::bigint[]) w`, accounts, want, model)
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{`SET LOCAL session_replication_role = replica`, `
+		INSERT INTO sessions (id, account, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, want, created_at)
+		SELECT 'm' || a || '-' || i, 'm' || a, false, 'eu', 60, 3600, 60, now() + interval '1 hour', CASE WHEN i % 2 = 0 THEN ` + strconv.FormatInt(want, 10) + ` ELSE ` + strconv.FormatInt(model, 10) + ` END,
+		       now() - make_interval(secs => i) FROM generate_series(1, ` + strconv.Itoa(accounts) + `) a, generate_series(1, ` + strconv.Itoa(sessions) + `) i`} {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.exec(t, `INSERT INTO devices (host, name, kind, model, platform_name, platform_version, state, shape)
+		SELECT d.host, 'many-' || i, d.kind, d.model, d.platform_name, d.platform_version, 'busy', d.shape FROM devices d, generate_series(1, $1) i WHERE d.name = 'phone-0'`, devices)
+	s.exec(t, `ANALYZE sessions, devices, lanes, account_load`)
+}
+
+// WantOf is the want of a session.
+func (s *Store) WantOf(t testing.TB, session string) (id int64) {
+	if err := s.pool.QueryRow(t.Context(), `SELECT want FROM sessions WHERE id = $1`, session).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// ExplainPlace is the plan of a place in the queue.
+func (s *Store) ExplainPlace(t testing.TB, session string) string {
+	return s.explain(t, placeSQL, session, []int64{1}, 1<<30)
 }

@@ -90,6 +90,11 @@ func (w wanted) args() []any {
 // wantRow is $1 to $10 as a row of wants, for misfits.
 const wantRow = `ROW (0, '', $1, $2, $3, $4, $5::integer[], $6::integer[], $7, $8, $9::jsonb, $10, now())::wants`
 
+const putWantSQL = `
+INSERT INTO wants (kind, model, host, platform, least, below, browser, bidi, labels, country, digest)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (digest) DO UPDATE SET used_at = now() RETURNING id`
+
 // want is the id of what a session wants.
 func (s *Store) want(ctx context.Context, w wanted) (int64, error) {
 	digest, err := digestOf(w)
@@ -97,10 +102,7 @@ func (s *Store) want(ctx context.Context, w wanted) (int64, error) {
 		return 0, err
 	}
 	return s.wants.get(digest, func() (id int64, err error) {
-		err = s.pool.QueryRow(ctx, `
-			INSERT INTO wants (kind, model, host, platform, least, below, browser, bidi, labels, country, digest)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-			ON CONFLICT (digest) DO UPDATE SET used_at = now() RETURNING id`, append(w.args(), digest[:])...).Scan(&id)
+		err = s.pool.QueryRow(ctx, putWantSQL, append(w.args(), digest[:])...).Scan(&id)
 		return id, err
 	})
 }
