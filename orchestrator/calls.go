@@ -35,13 +35,13 @@ func (o *Orchestrator) Create(ctx context.Context, r api.CreateSession, idempote
 	if err != nil {
 		return api.Session{}, err
 	}
-	return o.createFirst(ctx, r, wants, key)
+	return o.createFirst(ctx, r, wants, key, "")
 }
 
 // CreateFirst is Create with the first of the capability objects in wants that an enrolled device can meet; the request's own are
-// not looked at.
+// not looked at. The session is for a client that waits here: Attend it.
 func (o *Orchestrator) CreateFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession) (api.Session, error) {
-	return o.createFirst(ctx, r, wants, Idempotency{})
+	return o.createFirst(ctx, r, wants, Idempotency{}, o.deps.ID)
 }
 
 // maxIdempotencyKey is in characters.
@@ -69,7 +69,7 @@ func idempotency(header string, r api.CreateSession) (Idempotency, error) {
 	return Idempotency{Key: key, Request: sha256.Sum256(b)}, nil
 }
 
-func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession, key Idempotency) (api.Session, error) {
+func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession, key Idempotency, waiter string) (api.Session, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
 	n, err := plan(uuid.NewString(), r, o.deps)
@@ -79,7 +79,7 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 	if err := o.match(ctx, &n, wants); err != nil {
 		return api.Session{}, err
 	}
-	n.Key = key
+	n.Key, n.Waiter = key, waiter
 	at, err := o.deps.Sessions.Create(ctx, n)
 	var repeated *RepeatedError
 	switch {

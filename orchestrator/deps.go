@@ -64,9 +64,13 @@ type SessionStore interface {
 	Requeue(ctx context.Context, last Event) (again bool, err error)
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
-	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; it says
-	// as what, for each.
-	Reap(ctx context.Context) ([]Reason, error)
+	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; and with
+	// waiters those that are queued for clients of another orchestrator than self which is gone. It says as what, for each.
+	Reap(ctx context.Context, self string, waiters bool) ([]Reason, error)
+	// Confirm says that the client of a session that is starting under term is there.
+	Confirm(ctx context.Context, session string, term int64) error
+	// Confirmed says whether that was said, and whether the orchestrator that could say it is gone.
+	Confirmed(ctx context.Context, session string, term int64) (confirmed, gone bool, err error)
 	// AppendEvents stores events of sessions this process holds; those of a lost term are dropped.
 	AppendEvents(ctx context.Context, events []Event) error
 	// QueuePlace is where a session waits; ok is false when it is not queued. concurrent is as with Claim.

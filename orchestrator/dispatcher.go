@@ -38,6 +38,9 @@ type Orchestrator struct {
 	mu         sync.Mutex
 	live       map[string]*live     // guarded by mu; by session
 	unanswered map[string]time.Time // guarded by mu; see unwanted.go
+	attended   map[string]bool      // guarded by mu; sessions that clients wait for here, see attend.go
+
+	answering steady // the database, as reap sees it; reap's own
 }
 
 // New returns an Orchestrator that runs nothing yet.
@@ -51,7 +54,7 @@ func New(d Deps) *Orchestrator {
 	o := &Orchestrator{
 		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(), measures: newMeasures(),
 		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
-		live: map[string]*live{}, unanswered: map[string]time.Time{},
+		live: map[string]*live{}, unanswered: map[string]time.Time{}, attended: map[string]bool{},
 	}
 	o.journal.stored = o.measures.stored
 	return o
@@ -159,8 +162,9 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
-	ended, err := o.deps.Sessions.Reap(ctx)
+	ended, err := o.deps.Sessions.Reap(ctx, o.deps.ID, o.answering.longEnough(o.deps.Now()))
 	if err != nil {
+		o.answering = steady{}
 		o.log.Warn("sessions cannot be reaped", zap.Error(err))
 	}
 	for _, r := range ended {

@@ -22,7 +22,7 @@
 //
 // A session is one value that flows down one function, in run.go. Each stage's result is the next one's argument:
 //
-//	claim → lease → open recording → start driver → restore profile → serve commands
+//	claim → lease → confirm that its client is there → open recording → start driver → restore profile → serve commands
 //	      → stop recording → capture profile → seal → release device → finish
 //
 // An adopted session has the stages before serve behind it: it gets its lease, its profile as it is stored, and its driver
@@ -101,6 +101,21 @@
 // during an adoption does, for the lease time and a little more. One that was sent and not answered has an unknown outcome, and the
 // holder is asked whether it is there before it gets another. A request waits for its answer as long as Postgres says that the session is where
 // it was sent, and 12 s longer. Once forwarded, websockets are relayed until either end closes them.
+//
+// # Two phases
+//
+// A session of W3C New Session is for a client that waits for it; one of POST /v1/sessions is not. The row says at which orchestrator
+// the client waits (sessions.waiter). A claim gives such a session its device, and is confirmed before anything is done on it:
+//
+//	client ══ POST /session ══▶ A: queued, waiter A ─▶ Postgres ◀─ claim ── B: starting, term 1
+//	       is it still there?   A ◀──── notification ───┤
+//	                            A ── confirmed = 1 ────▶├──── notification ────▶ B: start the driver
+//	                                                    └ not within 5 s, or A is gone ▶ B: ended(cancelled); the device was not touched
+//
+// A client that leaves has its session cancelled by A at once, and A confirms nothing for it. With A dies the waiting: what it had queued is not
+// confirmed, so that it costs nobody a device, and whoever sees A's announcements missing for 15 s, or its name taken by a new process, ends
+// it. Whoever sees the database answer for 15 s on end, that is: after an outage, or a pause of its own, the others may not have had the time
+// to announce themselves. Where A claims itself, it looks into its own list instead.
 //
 // A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
 // trusted, or while a stage's own limit lasts.

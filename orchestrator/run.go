@@ -71,6 +71,9 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 			end = endWith(Internal, nil)
 		}
 	}()
+	if err := o.awaited(ctx, l); err != nil {
+		return o.ended(ctx, l, "nobody waits for the session", "", err), 0
+	}
 	profile, err := o.openProfile(ctx, l)
 	if err != nil {
 		return o.ended(ctx, l, "profile cannot be opened", ProfileConflict, err), 0

@@ -48,6 +48,7 @@ type NewSession struct {
 	QueueLimit   int    // sessions that may be queued at once
 	Limits       Limits // of accounts that have none of their own
 	Key          Idempotency
+	Waiter       string // the orchestrator whose client waits for it, and without whom it is ended; "": nobody has to wait
 }
 
 // Idempotency makes a request one that can be sent again: the same key with the same request gives the same session.
@@ -76,6 +77,7 @@ type Claim struct {
 	Command      time.Duration
 	LastEvent    int64 // the newest event's Seq
 
+	Waiter string        // of a claim: see NewSession
 	Waited time.Duration // since its creation, by the database's clock; of a claim
 
 	Adopted bool          // it runs already, on the device: its former holder is gone

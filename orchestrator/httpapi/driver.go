@@ -125,7 +125,7 @@ func (s *server) newSession(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.Orchestrator.StartWithin(req))
 	defer cancel()
-	v, err = s.Orchestrator.Wait(ctx, v.ID, orchestrator.IsRunning)
+	v, err = s.Orchestrator.Attend(ctx, v.ID)
 	if err == nil && v.State == api.Running && r.Context().Err() == nil {
 		a, err := webdriver.ValueAnswer(map[string]any{"sessionId": v.ID, "capabilities": s.shown(v, originOf(r)).Capabilities})
 		if err != nil {

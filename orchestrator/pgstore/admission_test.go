@@ -187,7 +187,7 @@ func TestAdmissionAndClaims(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if _, err := s.Reap(context.Background()); err != nil {
+				if _, err := s.Reap(context.Background(), "self", true); err != nil {
 					t.Error(err)
 				}
 			}

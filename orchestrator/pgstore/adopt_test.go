@@ -120,14 +120,14 @@ func TestReapLeavesWhatCanBeAdopted(t *testing.T) {
 	for _, id := range []string{c.Session, starting.Session} {
 		s.AgeLease(t, id, time.Minute+time.Second)
 	}
-	if n, err := s.Reap(t.Context()); len(n) != 1 || err != nil {
+	if n, err := s.Reap(t.Context(), "self", true); len(n) != 1 || err != nil {
 		t.Fatalf("reaped %v, %v: the one that was starting should be", n, err)
 	}
 	if v, err := s.Get(t.Context(), starting.Session); err != nil || v.Reason != "lease_lost" {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	s.AgeLease(t, c.Session, orchestrator.AdoptWindow)
-	if n, err := s.Reap(t.Context()); len(n) != 1 || err != nil {
+	if n, err := s.Reap(t.Context(), "self", true); len(n) != 1 || err != nil {
 		t.Fatalf("reaped %v, %v", n, err)
 	}
 	if v, err := s.Get(t.Context(), c.Session); err != nil || v.Reason != "lease_lost" {

@@ -16,7 +16,7 @@ const claimSQL = `
 SELECT (c.claimed).id, (c.claimed).term, (c.claimed).account, coalesce((c.claimed).profile, ''), (c.claimed).host, (c.claimed).device,
        (c.claimed).recording, (c.claimed).placement, coalesce((c.claimed).want_caps::text, ''),
        (c.claimed).idle_seconds, (c.claimed).max_seconds, (c.claimed).command_seconds, c.seq, true,
-       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, ` + soon + `
+       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, (c.claimed).waiter, ` + soon + `
 FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5) c`
 
 // Claim implements orchestrator.SessionStore.
@@ -29,8 +29,9 @@ func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl ti
 		}
 		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
 			var waited float64
-			c, _, err := scanClaim(row, &waited, new(string))
-			c.Waited = time.Duration(waited * float64(time.Second))
+			var waiter string
+			c, _, err := scanClaim(row, &waited, &waiter, new(string))
+			c.Waiter, c.Waited = waiter, time.Duration(waited*float64(time.Second))
 			return c, err
 		})
 		return err
@@ -39,6 +40,23 @@ func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl ti
 		s.news.tell(chanSession, c.Session)
 	}
 	return claims, unavailable(err)
+}
+
+// waiterLive is a condition on a row with a waiter: that process announces itself.
+const waiterLive = `EXISTS (SELECT FROM replicas r WHERE r.id = waiter AND r.seen_at > now() - interval '` + replicaLive + `')`
+
+// Confirm implements orchestrator.SessionStore.
+func (s *Store) Confirm(ctx context.Context, session string, term int64) error {
+	_, err := s.pool.Exec(ctx, `
+		WITH s AS (UPDATE sessions SET confirmed = $2 WHERE id = $1 AND term = $2 AND state = 'starting' AND confirmed <> $2 RETURNING id)
+		SELECT pg_notify('`+chanSession+`', id) FROM s`, session, term)
+	return unavailable(err)
+}
+
+// Confirmed implements orchestrator.SessionStore.
+func (s *Store) Confirmed(ctx context.Context, session string, term int64) (confirmed, gone bool, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT confirmed = $2, NOT `+waiterLive+` FROM sessions WHERE id = $1`, session, term).Scan(&confirmed, &gone)
+	return confirmed, gone, unavailable(err)
 }
 
 // Renew implements orchestrator.SessionStore.
@@ -122,19 +140,28 @@ func (s *Store) Cancel(ctx context.Context, session string) error {
 	return nil
 }
 
-// late is a condition on sessions: nobody holds it any more, or its time in the queue is up.
+// late is a condition on sessions: nobody holds it any more, its time in the queue is up, or its client's orchestrator is gone.
 const late = `((state = 'queued' AND queue_until <= now())
+    OR (state = 'queued' AND waiter <> '' AND waiter = ANY (ARRAY (SELECT waiter FROM gone)))
     OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
         AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1))))`
 
-// reapSQL ends sessions of several accounts at once, and so has the lock that claims have, where there are any; see claim_sessions.
+// reapSQL ends sessions of several accounts at once, and so has the lock that claims have, where there are any; see claim_sessions. Where $3
+// says so, those are ended as well whose waiter is gone, other than $2. The recursion looks at one row a waiter.
 const reapSQL = `
-WITH l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got WHERE EXISTS (SELECT FROM sessions WHERE ` + late + `)),
+WITH RECURSIVE waiters AS (
+    (SELECT waiter FROM sessions WHERE state = 'queued' AND waiter <> '' AND $3 ORDER BY waiter LIMIT 1)
+    UNION ALL
+    SELECT (SELECT s.waiter FROM sessions s WHERE s.state = 'queued' AND s.waiter <> '' AND s.waiter > w.waiter ORDER BY s.waiter LIMIT 1)
+    FROM waiters w WHERE w.waiter IS NOT NULL),
+gone AS MATERIALIZED (SELECT waiter FROM waiters WHERE waiter <> $2 AND NOT ` + waiterLive + `),
+l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got WHERE EXISTS (SELECT FROM sessions WHERE ` + late + `)),
 late AS (
-    SELECT id, state FROM sessions WHERE NOT (SELECT got FROM l) AND ` + late + ` FOR UPDATE SKIP LOCKED),
+    SELECT id, CASE WHEN state <> 'queued' THEN 'lease_lost' WHEN queue_until <= now() THEN 'device_unavailable' ELSE 'cancelled' END AS reason
+    FROM sessions WHERE NOT (SELECT got FROM l) AND ` + late + ` FOR UPDATE SKIP LOCKED),
 s AS (
-    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL,
-           reason = CASE late.state WHEN 'queued' THEN 'device_unavailable' ELSE 'lease_lost' END
+    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL, reason = late.reason,
+           detail = CASE late.reason WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone' ELSE detail END
     FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
 d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
 e AS (
@@ -145,8 +172,8 @@ SELECT reason, pg_notify('` + chanSession + `', id) IS NULL, pg_notify('` + chan
 
 // Reap implements orchestrator.SessionStore. Whoever adopts a running session has AdoptWindow for it. The device of a session
 // that is ended here is free once its host says so: the host ends what nobody comes for.
-func (s *Store) Reap(ctx context.Context) ([]orchestrator.Reason, error) {
-	rows, err := s.pool.Query(ctx, reapSQL, orchestrator.AdoptWindow.Seconds())
+func (s *Store) Reap(ctx context.Context, self string, waiters bool) ([]orchestrator.Reason, error) {
+	rows, err := s.pool.Query(ctx, reapSQL, orchestrator.AdoptWindow.Seconds(), self, waiters)
 	if err != nil {
 		return nil, unavailable(err)
 	}

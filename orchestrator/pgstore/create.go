@@ -50,9 +50,9 @@ WITH old AS (SELECT session, request = $28 AS same FROM idempotency_keys
              SELECT $14, $13, left(pro.name, 249) || ' (fork)', pro.archetype, pro.description FROM pro, room WHERE $32 = 'fork'),
      ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_platform, want_browser,
                                    want_bidi, want_os, want_country, want, want_caps, recording, placement, idle_seconds, max_seconds,
-                                   command_seconds, queue_until, labels, priority, piece, profile_mode, forked_from)
+                                   command_seconds, queue_until, labels, priority, piece, profile_mode, forked_from, waiter)
              SELECT $12, $13, NULLIF($14, ''), $15, $1, $2, $3, $9, $31, $7, $8, $29, $10, $11, $16, $17, a.recordings, $18, $19,
-                    $20, now() + make_interval(secs => $21), $22, $30, room.piece, $32, NULLIF($33, '')
+                    $20, now() + make_interval(secs => $21), $22, $30, room.piece, $32, NULLIF($33, ''), $34
              FROM accounts a, room WHERE a.id = $13
              RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins),
@@ -133,7 +133,7 @@ func admit(ctx context.Context, on querier, n orchestrator.NewSession, w wanted,
 		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), object(n.Labels),
 		rand.IntN(16), n.QueueLimit, limit(n.Limits.Queued), limit(n.Limits.CreatesPerMinute),
 		n.Key.Key, n.Key.Request[:], n.Want.OSVersion, n.Priority, n.Want.Platform,
-		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf)...,
+		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf, n.Waiter)...,
 	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(string))
 	return v, err
 }

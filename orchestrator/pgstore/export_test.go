@@ -160,7 +160,7 @@ func (s *Store) ExplainAdopt(t testing.TB, hosts []string) string {
 	return s.explain(t, adoptSQL, "test", hosts, 60.0, 60.0)
 }
 
-func (s *Store) ExplainReap(t testing.TB) string { return s.explain(t, reapSQL, 60.0) }
+func (s *Store) ExplainReap(t testing.TB) string { return s.explain(t, reapSQL, 60.0, "self", true) }
 
 func (s *Store) explain(t testing.TB, sql string, args ...any) (plan string) {
 	t.Helper()
@@ -353,4 +353,9 @@ func (s *Store) WantOf(t testing.TB, session string) (id int64) {
 // ExplainPlace is the plan of a place in the queue.
 func (s *Store) ExplainPlace(t testing.TB, session string) string {
 	return s.explain(t, placeSQL, session, []int64{1}, 1<<30)
+}
+
+// AgeReplica makes a process one that announced itself so much earlier.
+func (s *Store) AgeReplica(t testing.TB, id string, by time.Duration) {
+	s.exec(t, `UPDATE replicas SET seen_at = seen_at - make_interval(secs => $2) WHERE id = $1`, id, by.Seconds())
 }

@@ -276,7 +276,7 @@ func (m *model) reap() {
 			late++
 		}
 	}
-	if n, err := m.store.Reap(context.Background()); err != nil || len(n) != late {
+	if n, err := m.store.Reap(context.Background(), "self", true); err != nil || len(n) != late {
 		m.t.Errorf("reaped %v, want %d: %v", n, late, err)
 	}
 }
@@ -369,7 +369,7 @@ func TestNeverTwoHolders(t *testing.T) {
 						}
 					}
 				}
-				if _, err := s.Reap(context.WithoutCancel(ctx)); err != nil {
+				if _, err := s.Reap(context.WithoutCancel(ctx), "self", true); err != nil {
 					t.Error(err)
 				}
 			}

@@ -282,7 +282,7 @@ func TestReapEndsWhatNobodyHolds(t *testing.T) {
 	}
 	mustCreate(t, s, late)
 	mustCreate(t, s, held)
-	if n, err := s.Reap(t.Context()); len(n) != 2 || err != nil {
+	if n, err := s.Reap(t.Context(), "self", true); len(n) != 2 || err != nil {
 		t.Fatalf("reaped %v, %v", n, err)
 	}
 	for id, want := range map[string]string{late.ID: "device_unavailable", lost.ID: "lease_lost", held.ID: ""} {

@@ -1,0 +1,82 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Those that are silent are taken for gone only once the database has been asked again and again for long enough: not after an
+// outage, nor after a pause of our own.
+func TestSteady(t *testing.T) {
+	var s steady
+	now := time.Unix(1000, 0)
+	run := func(d time.Duration) (enough bool) {
+		for end := now.Add(d); now.Before(end); {
+			now = now.Add(tick)
+			enough = s.longEnough(now)
+		}
+		return enough
+	}
+	if run(settled) || !run(2*tick) {
+		t.Error("from the start")
+	}
+	now = now.Add(time.Minute) // stopped
+	if run(tick) || run(settled-tick) || !run(2*tick) {
+		t.Error("after a pause")
+	}
+	s = steady{} // as reap does after an error
+	if run(settled) || !run(2*tick) {
+		t.Error("after an outage")
+	}
+}
+
+// unconfirmed is a store in which nobody says that a client is there, until confirm is closed; its waiter is silent and not known to be gone.
+type unconfirmed struct {
+	SessionStore
+	confirm chan struct{}
+	asked   int
+}
+
+func (u *unconfirmed) Confirmed(context.Context, string, int64) (confirmed, gone bool, err error) {
+	u.asked++
+	select {
+	case <-u.confirm:
+		return true, false, nil
+	default:
+		return false, false, ErrUnavailable // which is no answer either
+	}
+}
+
+// A claim waits for its confirmation, also when the notification of it is lost, and not for ever.
+func TestAwaitedHasALimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &unconfirmed{confirm: make(chan struct{})}
+		o := New(Deps{ID: "here", Log: zap.NewNop(), Sessions: u})
+		wait := func(waiter string) (time.Duration, error) {
+			began := time.Now()
+			err := o.awaited(t.Context(), newLive(Claim{Session: "s", Term: 1, Waiter: waiter}, o.journal, time.Now))
+			return time.Since(began), err
+		}
+		if took, err := wait("there"); took != confirmLimit || !errors.Is(err, errNobodyWaits) || u.asked < 5 {
+			t.Errorf("unconfirmed: %s, %v, asked %d times", took, err, u.asked)
+		}
+		if took, err := wait("here"); took != confirmLimit || !errors.Is(err, errNobodyWaits) {
+			t.Errorf("here, and its client has left: %s, %v", took, err)
+		}
+		time.AfterFunc(2500*time.Millisecond, func() { close(u.confirm) })
+		if took, err := wait("there"); took != 3*time.Second || err != nil {
+			t.Errorf("confirmed, and not told: %s, %v", took, err)
+		}
+		o.attend("s", true)
+		for _, waiter := range []string{"here", ""} {
+			if took, err := wait(waiter); took != 0 || err != nil {
+				t.Errorf("%q: %s, %v", waiter, took, err)
+			}
+		}
+	})
+}
