@@ -83,7 +83,7 @@ type cli struct {
 		Host   string `help:"Only what was done to this host and its devices."`
 		Limit  int    `default:"50" help:"At most so many, 1 to 1000."`
 		Before int64  `help:"Only older entries: the number that the page before ended with."`
-	} `cmd:"" help:"List what operators did to hosts and devices, who and why, newest first."`
+	} `cmd:"" help:"List what operators did to hosts, devices and quotas, who and why, newest first."`
 	Sessions struct {
 		Ls struct {
 			Account string   `help:"Only this account's."`
@@ -120,6 +120,7 @@ type cli struct {
 			ID         string `arg:""`
 			Recordings string `required:"" enum:"eu,replicated" help:"Where its recordings are kept: eu or replicated."`
 		} `cmd:"" help:"Create or change an account."`
+		Quota quotaCmd `cmd:"" help:"Show what an account may have and has: sessions at once, queued, created within 60 s, and its weight in the queue. With flags, change those first."`
 	} `cmd:"" help:"Accounts."`
 }
 
@@ -235,6 +236,8 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 			}
 		}
 		return fmt.Errorf("there is no verified copy in %s: the recording is %s, placement %s", c.Recordings.URL.Region, v.State, v.Placement)
+	case "accounts quota <id>":
+		return c.Accounts.Quota.run(ctx, fleet, p)
 	case "accounts put <id>":
 		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings})
 		return p.objectOr(v, err)

@@ -99,6 +99,9 @@ func (p printer) auditRow(e api.AuditEntry) table.Row {
 	if e.Device != "" {
 		what += "/" + e.Device
 	}
+	if e.Account != "" {
+		what = "account " + e.Account
+	}
 	detail := e.Detail
 	if e.Session != "" {
 		detail = strings.TrimPrefix(detail+"; session "+e.Session, "; ")

@@ -55,6 +55,16 @@ func (c *Client) Audit(ctx context.Context, host string, limit int, before int64
 	return l, c.call(ctx, http.MethodGet, "/v1/audit?"+q.Encode(), nil, &l)
 }
 
+// Quota is what an account may have, and has.
+func (c *Client) Quota(ctx context.Context, account string) (q api.AccountQuota, err error) {
+	return q, c.call(ctx, http.MethodGet, "/v1/accounts/"+url.PathEscape(account)+"/quota", nil, &q)
+}
+
+// PutQuota replaces what an account may have.
+func (c *Client) PutQuota(ctx context.Context, account string, p api.PutQuota) (q api.AccountQuota, err error) {
+	return q, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(account)+"/quota", p, &q)
+}
+
 // Fleet is what there is, and what it does, as of one moment.
 func (c *Client) Fleet(ctx context.Context) (f api.Fleet, err error) {
 	return f, c.call(ctx, http.MethodGet, "/v1/fleet", nil, &f)

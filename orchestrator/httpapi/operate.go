@@ -40,6 +40,8 @@ func (s *server) operate(a huma.API) {
 	reg(a, http.MethodPost, "/v1/hosts/{name}/devices/{device}/cordon", "cordon-device", "Keep new sessions off a device; one on it goes on", http.StatusNoContent, s.cordonDevice)
 	reg(a, http.MethodPost, "/v1/hosts/{name}/devices/{device}/uncordon", "uncordon-device", "Let a device take sessions again", http.StatusNoContent, s.uncordonDevice)
 	reg(a, http.MethodPost, "/v1/hosts/{name}/devices/{device}/release", "force-release", "Take a device from its session at once", http.StatusAccepted, s.forceRelease)
+	reg(a, http.MethodGet, "/v1/accounts/{id}/quota", "get-quota", "Get what an account may have, and has", 0, s.getQuota)
+	reg(a, http.MethodPut, "/v1/accounts/{id}/quota", "put-quota", "Change what an account may have", 0, s.putQuota)
 	reg(a, http.MethodGet, "/v1/fleet", "get-fleet", "Count hosts, devices and sessions, and who waits, as of one moment", 0, s.fleet)
 	reg(a, http.MethodGet, "/v1/audit", "list-audit", "Read what operators did, newest first", 0, s.listAudit)
 }
@@ -110,6 +112,20 @@ func (s *server) forceRelease(ctx context.Context, in *struct {
 }) (*body[api.Released], error) {
 	session, err := s.Store.ForceRelease(ctx, in.Name, in.Device, in.act(in.Body.Reason))
 	return &body[api.Released]{api.Released{Session: session}}, s.problem(err)
+}
+
+func (s *server) getQuota(ctx context.Context, in *ByID) (*body[api.AccountQuota], error) {
+	v, err := s.Store.Quota(ctx, in.ID)
+	return &body[api.AccountQuota]{v}, s.problem(err)
+}
+
+func (s *server) putQuota(ctx context.Context, in *struct {
+	ByID
+	Operator
+	Body api.PutQuota
+}) (*body[api.AccountQuota], error) {
+	v, err := s.Store.PutQuota(ctx, in.ID, in.Body.Quota, in.act(in.Body.Reason))
+	return &body[api.AccountQuota]{v}, s.problem(err)
 }
 
 func (s *server) listAudit(ctx context.Context, in *struct {

@@ -9,15 +9,15 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// entry is what is done to a host or one of its devices.
+// entry is what is done to a host or one of its devices, or to an account.
 type entry struct {
-	action, host, device, session, detail string
+	action, host, device, session, detail, account string
 }
 
 // write adds a line to the audit log, with what it tells of: both are stored, or neither.
 func write(b *pgx.Batch, by orchestrator.Act, e entry) {
-	b.Queue(`INSERT INTO audit (actor, action, host, device, session, reason, detail) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		by.By, e.action, e.host, e.device, e.session, by.Reason, e.detail)
+	b.Queue(`INSERT INTO audit (actor, action, host, device, session, reason, detail, account) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		by.By, e.action, e.host, e.device, e.session, by.Reason, e.detail, e.account)
 }
 
 // AuditFilter narrows Audit; an empty field fits every entry.
@@ -30,7 +30,7 @@ type AuditFilter struct {
 // Audit is one page of the audit log, newest first.
 func (s *Store) Audit(ctx context.Context, f AuditFilter) (api.AuditList, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT id, at, actor, action, host, device, session, reason, detail FROM audit
+		SELECT id, at, actor, action, host, device, session, reason, detail, account FROM audit
 		WHERE ($1 = '' OR host = $1) AND ($2 = 0 OR id < $2) ORDER BY id DESC LIMIT $3`, f.Host, f.Before, f.Limit+1)
 	if err != nil {
 		return api.AuditList{}, unavailable(err)
