@@ -121,7 +121,7 @@ func turns(t *testing.T, s *pgstore.Store) {
 	n := wish("b")
 	n.QueueLimit, n.Queue = 1_000_000, 0
 	mustCreate(t, s, n)
-	ended, err := s.Reap(ctx)
+	ended, err := s.Reap(ctx, "self", true)
 	if must(t, err); len(ended) != 1 {
 		t.Fatalf("%d sessions were reaped", len(ended))
 	}
@@ -130,7 +130,7 @@ func turns(t *testing.T, s *pgstore.Store) {
 // watch is what orchestrators do every second, with nothing to do, and when hosts come.
 func watch(t *testing.T, s *pgstore.Store) {
 	ctx := t.Context()
-	must(t, second(s.Reap(ctx)))
+	must(t, second(s.Reap(ctx, "self", true)))
 	must(t, second(s.EndDrained(ctx)))
 	must(t, second(s.DeviceFree(ctx)))
 	must(t, second(s.Whereabouts(ctx, "queued-1")))
