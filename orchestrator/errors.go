@@ -84,6 +84,16 @@ func (e *EndError) Error() string {
 	return s
 }
 
+// with is the error with more detail; who has the error itself may be reading it.
+func (e *EndError) with(detail string) *EndError {
+	more := *e
+	if more.Detail != "" {
+		detail = more.Detail + "; " + detail
+	}
+	more.Detail = detail
+	return &more
+}
+
 func (e *EndError) Unwrap() error { return e.cause }
 
 // Ended is why a session that has ended takes no more commands.

@@ -27,6 +27,7 @@ const (
 	EventRecordingSealed  EventKind = "recording_sealed"  // BytesOut, Took is its duration, Partial
 	EventRecordingFailed  EventKind = "recording_failed"  // the session went on without it
 	EventProfileSaved     EventKind = "profile_saved"     // Generation, BytesOut, Took, counts
+	EventProfileCandidate EventKind = "profile_candidate" // as profile_saved, but beside the current generation: it lost a login
 	EventProfileNotSaved  EventKind = "profile_not_saved" // Reason; the generation before it stays
 	EventDeviceNotCleaned EventKind = "device_not_cleaned"
 	EventEnded            EventKind = "ended" // Reason

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"go.uber.org/zap"
 
@@ -64,19 +65,19 @@ func (p *openedProfile) restore(ctx context.Context, dev device) error {
 }
 
 // save captures, seals and publishes the profile, and returns the new generation's number. When it cannot, the
-// generation before stays the current one and the log says so.
-func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int64 {
+// generation before stays the current one and the log says so. So it does when the new one is only a candidate, and then the ending says so too.
+func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) (*EndError, int64) {
 	if p.l.claim.Profile == "" || p.l.claim.Mode == api.ProfileReadonly {
-		return 0
+		return end, 0
 	}
 	switch end.Reason {
 	case HostLost, DriverFailed, LeaseLost, CommandDeadline, StreamOverflow, ForceReleased:
 		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: end.Reason})
-		return 0
+		return end, 0
 	}
 	if p.snapshot == nil {
 		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: ProfileConflict})
-		return 0
+		return end, 0
 	}
 	ctx, cancel := p.o.cleanup(ctx, captureLimit)
 	defer cancel()
@@ -89,11 +90,17 @@ func (p *openedProfile) save(ctx context.Context, dev device, end *EndError) int
 		}
 		p.o.log.Warn("profile not saved", zap.String("session", p.l.claim.Session), zap.String("profile", p.l.claim.Profile), cause(err))
 		p.l.emit(Event{Kind: EventProfileNotSaved, Reason: reason})
-		return 0
+		return end, 0
 	}
-	p.l.emit(Event{Kind: EventProfileSaved, Generation: next.Number, BytesOut: next.Bytes, Took: p.o.deps.Now().Sub(begin),
+	kind := EventProfileSaved
+	if next.State == profilestate.Candidate {
+		kind = EventProfileCandidate
+		end = end.with(fmt.Sprintf("generation %d of the profile is only a candidate: %s. If that was meant, make it current with "+
+			"`driftctl profiles promote %s %d`", next.Number, next.Reason, p.ref.Profile, next.Number))
+	}
+	p.l.emit(Event{Kind: kind, Generation: next.Number, BytesOut: next.Bytes, Took: p.o.deps.Now().Sub(begin),
 		Captured: n.Captured, Kept: n.Kept, Removed: n.Removed})
-	return next.Number
+	return end, next.Number
 }
 
 func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.Generation, profilestate.Counts, error) {
@@ -104,8 +111,16 @@ func (p *openedProfile) capture(ctx context.Context, dev device) (profilestate.G
 	}
 	// Committing again is safe: the compare-and-swap lets one of the attempts win.
 	var next profilestate.Generation
-	err = p.o.patiently(ctx, func() (err error) {
-		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.head, snapshot, p.writer())
+	err = p.o.patiently(ctx, func() error {
+		by := p.writer()
+		lost, err := p.o.deps.Profiles.LostLogins(ctx, p.ref, p.head, p.snapshot, snapshot)
+		if err != nil {
+			return err
+		}
+		if lost > 0 {
+			by.Candidate = fmt.Sprintf("the session lost login cookies that the profile had: %d", lost)
+		}
+		next, err = p.o.deps.Profiles.Commit(ctx, p.ref, p.head, snapshot, by)
 		return err
 	})
 	return next, report.Counts(), err

@@ -112,7 +112,7 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 		return leave(err), 0
 	}
 	rec.stop(ctx, dev) // before the capture: what it does is not part of the customer's recording
-	return end, profile.save(ctx, dev, end)
+	return profile.save(ctx, dev, end)
 }
 
 // ended classifies a stage's failure; as is the reason when the failure does not say more.

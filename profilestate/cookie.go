@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"golang.org/x/net/publicsuffix"
 )
 
 // cookieKey is what makes a cookie one cookie. The leading dot of a domain counts: a host-only cookie and a domain
@@ -21,6 +23,19 @@ func (k cookieKey) compare(o cookieKey) int {
 func (c Cookie) host() string { return strings.TrimPrefix(c.Domain, ".") }
 
 func (c Cookie) hostOnly() bool { return !strings.HasPrefix(c.Domain, ".") }
+
+// public says whether the cookie would reach the sites of strangers: its domain is a public suffix, such as co.uk or github.io. Browsers
+// refuse it from a site; Add Cookie need not. The list changes, so this is asked of what comes in, not of what is stored.
+func (c Cookie) public() bool {
+	if c.hostOnly() {
+		return false
+	}
+	if _, err := netip.ParseAddr(c.host()); err == nil {
+		return true // an address has no subdomains
+	}
+	suffix, _ := publicsuffix.PublicSuffix(c.host())
+	return suffix == c.host()
+}
 
 func (c Cookie) expired(now time.Time) bool {
 	return c.Expires != SessionCookie && c.Expires <= float64(now.Unix())

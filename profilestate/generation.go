@@ -67,7 +67,7 @@ type Generation struct {
 	Previous int64  // the generation it came after
 	Source   Source
 	State    State
-	Reason   string // why it is quarantined
+	Reason   string // why it is quarantined, or only a candidate
 	At       time.Time
 }
 
@@ -86,7 +86,7 @@ type Writer struct {
 	Session   string // that holds the profile under Term; "" for the control plane, which may write while nobody holds it
 	Term      int64
 	Source    Source // "" is FromSession
-	Candidate bool   // publish it beside the current one, not as it
+	Candidate string // why it is published beside the current one, not as it; "": it becomes the current one
 }
 
 // Index knows the generations of profiles. A profile that does not exist, or was deleted, is an error of the

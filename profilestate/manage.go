@@ -16,6 +16,11 @@ func (s *Store) Import(ctx context.Context, ref Ref, data []byte) (Generation, e
 	if err != nil {
 		return Generation{}, err
 	}
+	for i, c := range snapshot.Cookies { // in canonical order, as for Decode
+		if c.public() {
+			return Generation{}, &FormatError{fmt.Sprintf("cookies[%d]", i), string(ReasonPublic)}
+		}
+	}
 	if err := ref.check(); err != nil {
 		return Generation{}, err
 	}

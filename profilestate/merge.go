@@ -69,7 +69,7 @@ func (m *merger) cookies() {
 		switch {
 		case seen && had && have == item.made:
 			m.keep(c, Captured) // as the restore left it, so what it was made from still says more
-		case seen && have.check() != nil:
+		case seen && (have.check() != nil || have.public()):
 			m.keep(c, Kept)
 		case seen:
 			m.keep(have, Captured)
@@ -82,11 +82,14 @@ func (m *merger) cookies() {
 		}
 	}
 	for _, c := range present {
-		if c.check() != nil {
+		switch {
+		case c.check() != nil:
 			m.report.cookie(c, Unsupported, ReasonMalformed)
-			continue
+		case c.public():
+			m.report.cookie(c, Unsupported, ReasonPublic)
+		default:
+			m.keep(c, Captured)
 		}
-		m.keep(c, Captured)
 	}
 }
 

@@ -159,12 +159,12 @@ func TestMergePrefersWhatTheBrowserWasGiven(t *testing.T) {
 
 func TestMergeKeepsAPlaceForCookies(t *testing.T) {
 	seen := observed{
-		looks: []look{{page: at("http://app.example:8080/robots.txt"), cookies: []Cookie{
-			cookieOf("app.example", "/", "host", "v"), cookieOf(".example", "/", "wide", "v")}}},
-		storage: map[string][]Entry{"http://app.example:8080": nil, "http://unrelated.test": nil},
+		looks: []look{{page: at("http://app.site.example:8080/robots.txt"), cookies: []Cookie{
+			cookieOf("app.site.example", "/", "host", "v"), cookieOf(".site.example", "/", "wide", "v")}}},
+		storage: map[string][]Entry{"http://app.site.example:8080": nil, "http://unrelated.test": nil},
 	}
 	next, _ := merge(nil, seen, Report{}, time.Unix(1e9, 0))
-	if len(next.Origins) != 1 || next.Origins[0].Origin != "http://app.example:8080" {
+	if len(next.Origins) != 1 || next.Origins[0].Origin != "http://app.site.example:8080" {
 		t.Fatalf("origins %v: want the one place from which both cookies can be set", next.Origins)
 	}
 	stops, nowhere := plan(next)

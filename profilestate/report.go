@@ -49,6 +49,7 @@ const (
 	ReasonValue       Reason = "its value changed"
 	ReasonAttributes  Reason = "its attributes changed"
 	ReasonExpiry      Reason = "its expiry changed"
+	ReasonPublic      Reason = "its domain is a public suffix: it would reach the sites of others"
 	ReasonMalformed   Reason = "it cannot be written as storageState"
 	ReasonLimit       Reason = "there is no room for it"
 )

@@ -295,8 +295,8 @@ func (s *Store) commit(ctx context.Context, ref Ref, head Head, snapshot *Snapsh
 	if w.Source == "" {
 		next.Source = FromSession
 	}
-	if w.Candidate {
-		next.State = Candidate
+	if w.Candidate != "" {
+		next.State, next.Reason = Candidate, w.Candidate
 	}
 	if head.Current.Volume != s.volume { // a profile that has a generation here has a folder
 		if err := s.makeFolder(filepath.Dir(s.path(next.File))); err != nil {

@@ -149,7 +149,7 @@ func (x *testIndex) Publish(_ context.Context, w Writer, ref Ref, head Head, nex
 			return ErrConflict
 		}
 		p.Generations[next.Number], p.Last = next, next.Number
-		if !w.Candidate {
+		if w.Candidate == "" {
 			p.Current = next.Number
 		}
 		return nil
@@ -199,7 +199,7 @@ func (x *testIndex) MakeCurrent(_ context.Context, ref Ref, head Head, number in
 		case !ok || g.State == Quarantined || p.Current != head.Current.Number || p.Last != head.Last:
 			return ErrConflict
 		}
-		g.State = Good
+		g.State, g.Reason = Good, ""
 		p.Generations[number], p.Current = g, number
 		return nil
 	})

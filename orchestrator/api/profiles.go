@@ -65,7 +65,7 @@ type Generation struct {
 	Number    int64     `json:"number"`
 	Current   bool      `json:"current"`
 	State     string    `json:"state" enum:"good,candidate,quarantined" doc:"candidate: never current unless promoted. quarantined: its file is damaged, and nothing opens it."`
-	Reason    string    `json:"reason,omitempty" doc:"Why it is quarantined."`
+	Reason    string    `json:"reason,omitempty" doc:"Why it is quarantined, or only a candidate."`
 	Source    string    `json:"source" enum:"session,import,clone"`
 	Session   string    `json:"session,omitempty" doc:"That saved it."`
 	Previous  int64     `json:"previous,omitempty" doc:"The generation it came after."`

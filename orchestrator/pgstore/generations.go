@@ -55,15 +55,15 @@ const publishSQL = `
 	      AND ` + destroyedEpoch + ` = $15 AND EXISTS (SELECT FROM held)
 	    RETURNING id),
 	ins AS (
-	    INSERT INTO generations (profile, number, file, volume, digest, bytes, term, state, source, previous, created_at, session)
-	    SELECT id, $3, $4, $5, $6, $7, $8, $9, $10, $12, $11, $16 FROM swap)
+	    INSERT INTO generations (profile, number, file, volume, digest, bytes, term, state, source, previous, created_at, session, reason)
+	    SELECT id, $3, $4, $5, $6, $7, $8, $9, $10, $12, $11, $16, $17 FROM swap)
 	SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM swap), ` + destroyedEpoch + ` = $15`
 
 // Publish implements profilestate.Index: one compare-and-swap, under the term of a session that has not ended and
 // holds the profile, or while none does. *ProfileHeldError.
 func (s *Store) Publish(ctx context.Context, w profilestate.Writer, ref profilestate.Ref, head profilestate.Head, next profilestate.Generation) error {
 	args := []any{ref.Profile, ref.Account, next.Number, next.File, next.Volume, next.Digest[:], next.Bytes, next.Term, string(next.State), string(next.Source),
-		next.At, head.Current.Number, head.Current.Digest[:], head.Last, head.Destroyed, w.Session}
+		next.At, head.Current.Number, head.Current.Digest[:], head.Last, head.Destroyed, w.Session, next.Reason}
 	var held, swapped, live bool
 	var err error
 	if w.Session == "" {
@@ -112,7 +112,7 @@ func (s *Store) Quarantine(ctx context.Context, ref profilestate.Ref, number int
 func (s *Store) MakeCurrent(ctx context.Context, ref profilestate.Ref, head profilestate.Head, number int64) error {
 	return s.holding(ctx, ref, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
-			WITH good AS (UPDATE generations SET state = 'good' WHERE profile = $1 AND number = $2 AND state <> 'quarantined' RETURNING number)
+			WITH good AS (UPDATE generations SET state = 'good', reason = '' WHERE profile = $1 AND number = $2 AND state <> 'quarantined' RETURNING number)
 			UPDATE profiles SET generation = $2 WHERE id = $1 AND generation = $3 AND last_generation = $4 AND EXISTS (SELECT FROM good)`,
 			ref.Profile, number, head.Current.Number, head.Last)
 		if err == nil && tag.RowsAffected() == 0 {

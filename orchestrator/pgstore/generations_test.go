@@ -151,20 +151,20 @@ func TestGenerations(t *testing.T) {
 	s := open(t, 1)
 	ctx := t.Context()
 	ref := profile(t, s)
-	add := func(number int64, candidate bool) {
+	add := func(number int64, candidate string) {
 		t.Helper()
 		g := generation(number, 0, "", uuid.NewString())
-		if candidate {
-			g.State = profilestate.Candidate
+		if candidate != "" {
+			g.State, g.Reason = profilestate.Candidate, candidate
 		}
 		if err := s.Publish(ctx, profilestate.Writer{Candidate: candidate}, ref, head(t, s, ref), g); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for n := range int64(4) {
-		add(n+1, false)
+		add(n+1, "")
 	}
-	add(5, true)
+	add(5, "lost a login")
 	if h := head(t, s, ref); h.Current.Number != 4 || h.Last != 5 {
 		t.Fatalf("a candidate became current: %+v", h)
 	}
@@ -183,13 +183,13 @@ func TestGenerations(t *testing.T) {
 		t.Error(err)
 	}
 	list, err := s.Generations(ctx, ref)
-	if err != nil || len(list) != 5 || list[0].State != profilestate.Candidate || list[2].State != profilestate.Quarantined || list[2].Reason != "why" {
+	if err != nil || len(list) != 5 || list[0].State != profilestate.Candidate || list[0].Reason != "lost a login" || list[2].State != profilestate.Quarantined || list[2].Reason != "why" {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	if err := s.MakeCurrent(ctx, ref, h, 5); err != nil {
 		t.Fatal(err)
 	}
-	if now := head(t, s, ref).Current; now.Number != 5 || now.State != profilestate.Good {
+	if now := head(t, s, ref).Current; now.Number != 5 || now.State != profilestate.Good || now.Reason != "" {
 		t.Errorf("%+v", now)
 	}
 	for number, want := range map[int64]error{5: profilestate.ErrCurrent, 9: profilestate.ErrNoGeneration, 1: nil} {
