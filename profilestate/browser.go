@@ -16,7 +16,8 @@ import (
 // Driver runs W3C commands in one session. Errors that the driver answered wrap *webdriver.Error; any other error means
 // that the session cannot be reached.
 type Driver interface {
-	// Do sends one command. path is below /session/{session id}; body is nil for commands without one.
+	// Do sends one command, or a batch of them as package batch has it. path is below /session/{session id}; body is nil for commands
+	// without one.
 	Do(ctx context.Context, method, path string, body []byte) (value json.RawMessage, err error)
 }
 
@@ -36,6 +37,7 @@ type browser struct {
 	original json.RawMessage // timeouts to give back
 	last     float64         // timeOrigin of the document seen last
 	slow     int             // pages that timed out
+	ready    []answered      // by ahead
 }
 
 // pageError says that a page could not be used; the session itself is well.
@@ -46,6 +48,11 @@ type pageError struct {
 
 func (e *pageError) Error() string { return string(e.why) }
 
+// send is do past what ahead has.
+func (b *browser) send(ctx context.Context, method, path string, body, value any) error {
+	return (&browser{d: b.d}).do(ctx, method, path, body, value)
+}
+
 func (b *browser) do(ctx context.Context, method, path string, body, value any) error {
 	var raw []byte
 	if body != nil {
@@ -54,7 +61,12 @@ func (b *browser) do(ctx context.Context, method, path string, body, value any) 
 			return err
 		}
 	}
-	answer, err := b.d.Do(ctx, method, path, raw)
+	answer, err := json.RawMessage(nil), error(nil)
+	if len(b.ready) > 0 {
+		answer, err = b.next(method, path, raw)
+	} else {
+		answer, err = b.d.Do(ctx, method, path, raw)
+	}
 	if codeOf(err) == webdriver.UnexpectedAlertOpen {
 		// Unless the customer's capabilities say otherwise the driver has dismissed the alert by saying so.
 		_, _ = b.d.Do(ctx, "POST", "/alert/dismiss", []byte("{}"))
@@ -101,8 +113,18 @@ func outcomeUnknown(err error) bool {
 	return errors.As(err, &w) && w.Data["outcome"] == "unknown"
 }
 
-// begin bounds page loads: a customer's own limit may be minutes, and the default is five.
-func (b *browser) begin(ctx context.Context) error {
+// begin runs ahead what a restore or capture does first, and bound with it.
+func (b *browser) begin(ctx context.Context, before ...command) error {
+	look, err := scriptCommand(storageScript, lookArguments("", storageJob{want: "nothing"}, false, ""))
+	if err != nil {
+		return err
+	}
+	first := append(before, command{"GET", "/timeouts", nil}, command{"POST", "/timeouts", timeouts(pageLimit)}, look)
+	return b.ahead(ctx, time.Time{}, slices.Values([][]command{first}))
+}
+
+// bound bounds page loads: a customer's own limit may be minutes, and the default is five.
+func (b *browser) bound(ctx context.Context) error {
 	if err := b.do(ctx, "GET", "/timeouts", nil, &b.original); fatal(err) {
 		return err
 	}
@@ -110,7 +132,7 @@ func (b *browser) begin(ctx context.Context) error {
 		return err
 	}
 	// Which document is there now tells later whether a navigation has arrived at another.
-	p, err := b.look(ctx, "", storageJob{want: "nothing"}, false)
+	p, err := b.look(ctx, "", storageJob{want: "nothing"}, false, "")
 	if fatal(err) {
 		return err
 	}
@@ -119,7 +141,11 @@ func (b *browser) begin(ctx context.Context) error {
 }
 
 func (b *browser) setTimeouts(ctx context.Context, page time.Duration) error {
-	return b.do(ctx, "POST", "/timeouts", map[string]int64{"pageLoad": page.Milliseconds(), "script": scriptLimit.Milliseconds()}, nil)
+	return b.do(ctx, "POST", "/timeouts", timeouts(page), nil)
+}
+
+func timeouts(page time.Duration) map[string]int64 {
+	return map[string]int64{"pageLoad": page.Milliseconds(), "script": scriptLimit.Milliseconds()}
 }
 
 // end gives the session's own limits back.
@@ -161,11 +187,12 @@ func (p page) below(dir string) bool {
 // storageScript looks at the document, writes localStorage and reads all of it back, in one command. Text crosses as
 // JSON inside a string, in which JSON.stringify escapes unpaired surrogates; as plain strings they would be corrupted.
 // Nothing is written on a page of another origin, nor on one that brings scripts unless told so: those run first and see,
-// or overwrite, a half-restored state.
+// or overwrite, a half-restored state. Given the address that is expected it fails where anything else came, and ends a batch with it.
 const storageScript = `
-const [origin, want, items, tolerant] = JSON.parse(arguments[0]);
+const [origin, want, items, tolerant, expected] = JSON.parse(arguments[0]);
 const r = {origin: String(self.origin), url: location.href, ready: document.readyState, time: performance.timeOrigin,
   scripts: document.scripts.length, storage: 'untouched', items: []};
+if (expected && (r.url !== expected || r.origin !== origin || r.ready === 'loading' || r.scripts > 0)) throw new Error('another page');
 if (r.origin !== origin || r.ready === 'loading' || (r.scripts > 0 && !tolerant)) return JSON.stringify(r);
 try {
   if (want === 'write') {
@@ -177,25 +204,30 @@ try {
     r.items.push({name: name, value: localStorage.getItem(name)});
   }
   r.storage = 'ok';
-} catch (e) { r.items = []; r.storage = 'denied'; }
+} catch (e) { if (expected) throw e; r.items = []; r.storage = 'denied'; }
 return JSON.stringify(r);`
 
 // cookieScript sets the cookies that Add Cookie refuses: those with an empty name or value.
 const cookieScript = `for (const c of JSON.parse(arguments[0])) document.cookie = c;`
 
 func (b *browser) script(ctx context.Context, script string, arg any, result any) error {
-	text, err := json.Marshal(arg)
+	c, err := scriptCommand(script, arg)
 	if err != nil {
 		return err
 	}
 	var out string
-	if err := b.do(ctx, "POST", "/execute/sync", map[string]any{"script": script, "args": []string{string(text)}}, &out); err != nil || result == nil {
+	if err := b.do(ctx, c.method, c.path, c.body, &out); err != nil || result == nil {
 		return err
 	}
 	if err := json.Unmarshal([]byte(out), result); err != nil {
 		return errUnreadable
 	}
 	return nil
+}
+
+func scriptCommand(script string, arg any) (command, error) {
+	text, err := json.Marshal(arg)
+	return command{"POST", "/execute/sync", map[string]any{"script": script, "args": []string{string(text)}}}, err
 }
 
 // storageJob is what to do with an origin's localStorage.
@@ -205,10 +237,14 @@ type storageJob struct {
 }
 
 // look runs storageScript on the current document.
-func (b *browser) look(ctx context.Context, origin string, job storageJob, tolerant bool) (page, error) {
+func (b *browser) look(ctx context.Context, origin string, job storageJob, tolerant bool, expected string) (page, error) {
 	var p page
-	err := b.script(ctx, storageScript, []any{origin, job.want, job.items, tolerant}, &p)
+	err := b.script(ctx, storageScript, lookArguments(origin, job, tolerant, expected), &p)
 	return p, err
+}
+
+func lookArguments(origin string, job storageJob, tolerant bool, expected string) []any {
+	return []any{origin, job.want, job.items, tolerant, expected}
 }
 
 // inert are paths at which a site most likely serves a document without scripts, or none: the document of a 404 will do.
@@ -266,14 +302,18 @@ func (b *browser) visit(ctx context.Context, target, origin string, job storageJ
 		return page{}, &pageError{why: ReasonUnreachable}
 	}
 	for waited := time.Duration(0); ; waited += settleEvery {
-		p, err := b.look(ctx, origin, job, tolerant)
+		expected := ""
+		if len(b.ready) > 0 {
+			expected = target
+		}
+		p, err := b.look(ctx, origin, job, tolerant, expected)
 		if fatal(err) {
 			return page{}, err
 		}
 		// A script that meets a navigation which the driver did not wait for fails with it; it is harmless to repeat.
 		arrived := err == nil && p.TimeOrigin != b.last && p.Ready != "loading"
 		if arrived && p.Origin != origin {
-			b.last = p.TimeOrigin
+			b.last, b.ready = p.TimeOrigin, nil
 			return page{}, strayed(p, origin)
 		}
 		if arrived || err == nil && p.URL == target && p.Storage == "ok" && p.Scripts == 0 {
@@ -285,6 +325,7 @@ func (b *browser) visit(ctx context.Context, target, origin string, job storageJ
 			}
 			return p, nil
 		}
+		b.ready = nil // the batch should have ended here; if it did not, the next look tells where the browser is now
 		if waited >= settleLimit {
 			return page{}, &pageError{why: ReasonUnreachable} // no document came: 204, a download
 		}

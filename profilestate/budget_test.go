@@ -112,6 +112,8 @@ func (o *ocean) Do(ctx context.Context, _, path string, body []byte) (json.RawMe
 		return json.Marshal(string(p))
 	case "/cookie":
 		return json.RawMessage("[]"), nil
+	case batchPath:
+		return runBatch(ctx, o, body)
 	case "/timeouts":
 		return json.RawMessage("{}"), nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"path"
 	"slices"
@@ -42,10 +43,13 @@ type capturer struct {
 const foldersPerOrigin = 8 // looked into for cookies, besides the root
 
 func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error {
+	if err := c.b.begin(ctx, command{"POST", "/frame", topFrame}); err != nil {
+		return err
+	}
 	if err := c.topWindow(ctx); err != nil {
 		return err
 	}
-	if err := c.b.begin(ctx); err != nil {
+	if err := c.b.bound(ctx); err != nil {
 		return err
 	}
 	here, err := c.current(ctx)
@@ -55,8 +59,12 @@ func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error
 	t := newTour(append(slices.Clone(v.Origins), here), previous)
 	looking, stop := inTime(ctx)
 	defer stop()
+	until, _ := looking.Deadline()
 	for i, origin := range t.order {
-		err := c.origin(looking, origin, t.folders[origin])
+		err := c.b.ahead(looking, until, t.ahead(i))
+		if err == nil {
+			err = c.origin(looking, origin, t.folders[origin])
+		}
 		if err != nil && looking.Err() != nil && ctx.Err() == nil {
 			c.leave(t.order[i:])
 			return nil // a command may still run, and everything after it would wait for it
@@ -88,10 +96,11 @@ func (c *capturer) leave(origins []string) {
 	}
 }
 
+var topFrame = map[string]any{"id": nil}
+
 // topWindow leaves frames and closed windows.
 func (c *capturer) topWindow(ctx context.Context) error {
-	top := map[string]any{"id": nil}
-	err := c.b.do(ctx, "POST", "/frame", top, nil)
+	err := c.b.do(ctx, "POST", "/frame", topFrame, nil)
 	if codeOf(err) == webdriver.NoSuchWindow {
 		var handles []string
 		if err := c.b.do(ctx, "GET", "/window/handles", nil, &handles); err != nil {
@@ -103,7 +112,7 @@ func (c *capturer) topWindow(ctx context.Context) error {
 		if err := c.b.do(ctx, "POST", "/window", map[string]string{"handle": handles[0]}, nil); err != nil {
 			return err
 		}
-		err = c.b.do(ctx, "POST", "/frame", top, nil)
+		err = c.b.do(ctx, "POST", "/frame", topFrame, nil)
 	}
 	if codeOf(err) == webdriver.Timeout {
 		return c.b.newWindow(ctx)
@@ -154,11 +163,7 @@ const loadedScript = `return String(performance.getEntriesByType('navigation')[0
 // origin reads one origin's localStorage and cookies from inert documents.
 func (c *capturer) origin(ctx context.Context, origin string, folders []string) error {
 	for _, dir := range append(folders, "/") {
-		job := storageJob{want: "nothing"}
-		if dir == "/" {
-			job.want = "read"
-		}
-		p, err := c.b.open(ctx, origin, dir, job)
+		p, err := c.b.open(ctx, origin, dir, jobAt(dir))
 		var unusable *pageError
 		if errors.As(err, &unusable) {
 			if dir == "/" {
@@ -182,6 +187,14 @@ func (c *capturer) origin(ctx context.Context, origin string, folders []string) 
 		}
 	}
 	return nil
+}
+
+// jobAt is what a capture does there: an origin has one localStorage, whatever the folder.
+func jobAt(dir string) storageJob {
+	if dir == "/" {
+		return storageJob{want: "read"}
+	}
+	return storageJob{want: "nothing"}
 }
 
 // tour is where a capture looks.
@@ -213,6 +226,20 @@ func newTour(visited []string, previous *Snapshot) tour {
 		}
 	}
 	return t
+}
+
+// ahead is what origin does at each page from the i-th origin on, where all goes well.
+func (t *tour) ahead(i int) iter.Seq[[]command] {
+	return func(yield func([]command) bool) {
+		for _, origin := range t.order[i:] {
+			for _, dir := range append(t.folders[origin], "/") {
+				list, err := opening(origin, dir, jobAt(dir))
+				if err != nil || !yield(append(list, command{"GET", "/cookie", nil})) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (t *tour) folder(origin, dir string) {

@@ -49,9 +49,15 @@ func (b *browser) cookies(ctx context.Context, now time.Time) ([]Cookie, error) 
 	return out, nil
 }
 
-// addCookie sets a cookie through the driver. Without a domain the cookie belongs to the current host alone; naming the
-// domain would give it a leading dot and with it to all subdomains.
+// addCookie sets a cookie through the driver.
 func (b *browser) addCookie(ctx context.Context, c Cookie) error {
+	a := c.add()
+	return b.do(ctx, a.method, a.path, a.body, nil)
+}
+
+// add is the command that sets the cookie. Without a domain the cookie belongs to the current host alone; naming the
+// domain would give it a leading dot and with it to all subdomains.
+func (c Cookie) add() command {
 	v := driverCookie{Name: c.Name, Value: c.Value, Path: c.Path, Secure: c.Secure, HTTPOnly: c.HTTPOnly, SameSite: c.SameSite}
 	if !c.hostOnly() {
 		v.Domain = c.host()
@@ -60,7 +66,7 @@ func (b *browser) addCookie(ctx context.Context, c Cookie) error {
 		e := float64(int64(min(c.Expires, maxExpiry)))
 		v.Expiry = &e
 	}
-	return b.do(ctx, "POST", "/cookie", map[string]driverCookie{"cookie": v}, nil)
+	return command{"POST", "/cookie", map[string]driverCookie{"cookie": v}}
 }
 
 // needsScript says whether only document.cookie can set the cookie.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 	"time"
@@ -49,10 +50,16 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 	if err := r.b.begin(ctx); err != nil {
 		return err
 	}
+	if err := r.b.bound(ctx); err != nil {
+		return err
+	}
 	stops, nowhere := plan(todo)
 	r.why = make(map[cookieKey]Reason)
 	r.postpone(nowhere, ReasonUnreachable)
-	for _, st := range stops {
+	for i, st := range stops {
+		if err := r.b.ahead(ctx, r.until, stopsAhead(stops[i:])); err != nil {
+			return err
+		}
 		if err := r.stop(ctx, st); err != nil {
 			return err
 		}
@@ -76,6 +83,8 @@ func (r *restorer) impossible(c Cookie) bool {
 	switch {
 	case c.expired(r.now):
 		r.report.cookie(c, Dropped, ReasonExpired)
+	case c.public():
+		r.report.cookie(c, Unsupported, ReasonPublic)
 	case c.needsScript() && c.HTTPOnly:
 		r.report.cookie(c, Unsupported, ReasonEmptyValue)
 	default:
@@ -88,7 +97,7 @@ func (r *restorer) impossible(c Cookie) bool {
 func (r *restorer) stop(ctx context.Context, st *stop) error {
 	why := ReasonUnreachable
 	for _, origin := range st.origins {
-		if r.outOfTime() {
+		if len(r.b.ready) == 0 && r.outOfTime() {
 			why = ReasonTimeout
 			break
 		}
@@ -112,6 +121,39 @@ func (r *restorer) stop(ctx context.Context, st *stop) error {
 	}
 	r.postpone(st.cookies, why)
 	return nil
+}
+
+// stopsAhead is what stop does at each of them, where all goes well.
+func stopsAhead(stops []*stop) iter.Seq[[]command] {
+	return func(yield func([]command) bool) {
+		for _, st := range stops {
+			list, err := opening(st.origins[0], st.dir, st.job)
+			if err != nil {
+				return // stop says so
+			}
+			var assignments []string
+			for _, c := range st.cookies {
+				if c.needsScript() {
+					assignments = append(assignments, c.assignment())
+				} else {
+					list = append(list, c.add())
+				}
+			}
+			if len(assignments) > 0 {
+				set, err := scriptCommand(cookieScript, assignments)
+				if err != nil {
+					return
+				}
+				list = append(list, set)
+			}
+			if len(st.cookies) > 0 {
+				list = append(list, command{"GET", "/cookie", nil})
+			}
+			if !yield(list) {
+				return
+			}
+		}
+	}
 }
 
 // outOfTime ends the tour between two pages: a command that is cut off would still run in the browser that the customer

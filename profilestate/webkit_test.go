@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/batch"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
@@ -156,9 +157,34 @@ func (s *safari) Do(ctx context.Context, method, path string, body []byte) (json
 			s.t.Logf("%s %s took %v", method, path, took.Round(time.Millisecond))
 		}
 	}()
+	if path == batchPath {
+		return runBatch(ctx, s, body)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second) // a driver that hangs fails the test, at this command
 	defer cancel()
 	return s.k.call(ctx, method, "/session/"+s.id+path, body)
+}
+
+// runBatch is what a driver host does.
+func runBatch(ctx context.Context, d Driver, body []byte) (json.RawMessage, error) {
+	b, refused := batch.Parse(body)
+	if refused != nil {
+		return nil, refused
+	}
+	r := b.Run(ctx, batch.Driver{Now: time.Now, Do: func(ctx context.Context, c webdriver.Command) (webdriver.Answer, error) {
+		v, err := d.Do(ctx, c.Method, c.Path, c.Body)
+		var w *webdriver.Error
+		if errors.As(err, &w) {
+			return w.Answer(), nil
+		}
+		if err != nil {
+			return webdriver.Answer{}, err
+		}
+		return webdriver.ValueAnswer(v)
+	}})
+	a := r.Answer()
+	var v json.RawMessage
+	return v, a.Value(&v)
 }
 
 func (s *safari) must(method, path, body string) json.RawMessage {

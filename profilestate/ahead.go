@@ -1,0 +1,111 @@
+package profilestate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/driftstack/fleet/driverproxy/batch"
+)
+
+// command is a W3C command that has not been sent.
+type command struct {
+	method, path string
+	body         any
+}
+
+// answered is a command that was run ahead of its time, and what came of it.
+type answered struct {
+	method, path string
+	body         []byte
+	value        json.RawMessage
+	err          error
+}
+
+const (
+	batchPath  = "/driftstack/batch"
+	aheadBytes = 4 << 20 // of one batch; what is larger is as well sent alone
+)
+
+// errAstray is a defect: the browser has gone further than what the restore or capture does next, and is on another page.
+var errAstray = errors.New("the commands that were run ahead are not those that are needed")
+
+// ahead runs commands that are about to be needed beside the driver, in one round trip; do answers with what came of them. Each list is
+// what is done on one page, if all goes well. The batch ends at the first command that does not go well, so that the browser is where do left
+// it whenever its answers are used up: from there on commands are sent one by one, and can look at what is wrong.
+// No more pages are opened than have time until then, however slow they are.
+func (b *browser) ahead(ctx context.Context, until time.Time, pages iter.Seq[[]command]) error {
+	if len(b.ready) > 0 {
+		return nil
+	}
+	left := batch.MaxSteps // pages
+	if !until.IsZero() {
+		left = int(time.Until(until) / pageLimit)
+	}
+	var steps []batch.Step
+	size := 0
+	for page := range pages {
+		if left--; left < 0 || len(steps)+len(page) > batch.MaxSteps {
+			break
+		}
+		list, n, err := stepsOf(page)
+		if err != nil {
+			return err
+		}
+		if size += n; size > aheadBytes {
+			break
+		}
+		steps = append(steps, list...)
+	}
+	if len(steps) < 2 {
+		return nil
+	}
+	var r batch.Response
+	if err := b.send(ctx, "POST", batchPath, batch.Request{Steps: steps}, &r); fatal(err) {
+		return err
+	} else if err != nil || len(r.Results) != len(steps) {
+		return nil // the host has none of it, and none of it was run
+	}
+	for i, s := range steps {
+		v := r.Results[i]
+		if v.Outcome == batch.NotRun {
+			break
+		}
+		b.ready = append(b.ready, answered{s.Method, s.Path, s.Body, v.Value, v.Err()})
+	}
+	return nil
+}
+
+func stepsOf(page []command) (steps []batch.Step, size int, err error) {
+	for _, c := range page {
+		s := batch.Step{Method: c.method, Path: c.path}
+		if c.body != nil {
+			if s.Body, err = json.Marshal(c.body); err != nil {
+				return nil, 0, err
+			}
+		}
+		steps = append(steps, s)
+		size += len(s.Body)
+	}
+	return steps, size, nil
+}
+
+// next answers a command that was run ahead.
+func (b *browser) next(method, path string, body []byte) (json.RawMessage, error) {
+	a := b.ready[0]
+	if a.method != method || a.path != path || !slices.Equal(a.body, body) {
+		return nil, errAstray
+	}
+	b.ready = b.ready[1:]
+	return a.value, a.err
+}
+
+// opening is what open does where all goes well.
+func opening(origin, dir string, job storageJob) ([]command, error) {
+	target := inert(origin, dir)[0]
+	look, err := scriptCommand(storageScript, lookArguments(origin, job, false, target))
+	return []command{{"POST", "/url", map[string]string{"url": target}}, look}, err
+}
