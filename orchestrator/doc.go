@@ -211,7 +211,7 @@
 //
 // Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
 //
-//	rank 0  orchestrator/api orchestrator/place driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
+//	rank 0  orchestrator/api orchestrator/place driverproxy/batch driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
 //	rank 1  tunnel/…  driverproxy/…  profilestate  recorder/…                                          (never one another)
 //	rank 2  orchestrator
 //	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client
