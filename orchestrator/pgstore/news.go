@@ -22,6 +22,7 @@ type news struct {
 	log  *zap.Logger
 
 	wake chan struct{} // has room for one
+	once sync.Once     // closes stop
 	stop chan struct{}
 	done chan struct{}
 
@@ -51,9 +52,9 @@ func (n *news) tell(channel, payload string) {
 	}
 }
 
-// close tells what is left.
+// close tells what is left. Again, it does nothing.
 func (n *news) close() {
-	close(n.stop)
+	n.once.Do(func() { close(n.stop) })
 	<-n.done
 }
 
