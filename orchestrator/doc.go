@@ -80,7 +80,7 @@
 //
 // Known limits. The report of the profile's restore is lost with its orchestrator, so that an adopted session's capture takes nothing for deleted: a
 // cookie that the customer removed before stays in the profile. It looks at the sites of the profile and at the pages that the host
-// remembers. Commands of the last moment before a kill, or before Postgres crashes, may be missing from the log of a session that runs. A host
+// remembers. Commands of the last moment before a kill may be missing from the log of a session that runs. A host
 // tries for 32 s to find who takes its recording; one whose adoption takes longer ends as partial.
 //
 // # Several orchestrators

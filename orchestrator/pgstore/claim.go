@@ -16,25 +16,21 @@ const claimSQL = `
 SELECT (c.claimed).id, (c.claimed).term, (c.claimed).account, coalesce((c.claimed).profile, ''), (c.claimed).host, (c.claimed).device,
        (c.claimed).recording, (c.claimed).placement, coalesce((c.claimed).want_caps::text, ''),
        (c.claimed).idle_seconds, (c.claimed).max_seconds, (c.claimed).command_seconds, c.seq, true,
-       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, (c.claimed).waiter, ` + soon + `
+       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, (c.claimed).waiter
 FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5) c`
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
-	var claims []orchestrator.Claim
-	err := s.lasting(ctx, func(on execer) error {
-		rows, err := on.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
-		if err != nil {
-			return err
-		}
-		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
-			var waited float64
-			var waiter string
-			c, _, err := scanClaim(row, &waited, &waiter, new(string))
-			c.Waiter, c.Waited = waiter, time.Duration(waited*float64(time.Second))
-			return c, err
-		})
-		return err
+	rows, err := s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	claims, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
+		var waited float64
+		var waiter string
+		c, _, err := scanClaim(row, &waited, &waiter)
+		c.Waiter, c.Waited = waiter, time.Duration(waited*float64(time.Second))
+		return c, err
 	})
 	for _, c := range claims {
 		s.news.tell(chanSession, c.Session)
@@ -89,20 +85,18 @@ func (s *Store) Finishing(ctx context.Context, session string, term int64) error
 
 // Finish implements orchestrator.SessionStore.
 func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail string, generation int64) error {
-	err := s.lasting(ctx, func(on execer) error {
-		return fencedOn(ctx, on, `
+	err := s.fenced(ctx, `
 		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL,
 		                              want_caps = NULL, caps = NULL
 		           WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING id),
 		     d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
 		     e AS (INSERT INTO session_events (session, seq, at, kind, term, reason)
 		           SELECT id, $6, $7, 'ended', $2, $3 FROM s ON CONFLICT DO NOTHING)
-		SELECT `+soon+` FROM s`,
-			last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
-	})
+		SELECT FROM s`,
+		last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
 	s.news.tell(chanSession, last.Session)
 	s.news.tell(chanQueue, "")
-	return unavailable(err)
+	return err
 }
 
 // Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host

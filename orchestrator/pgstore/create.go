@@ -60,7 +60,7 @@ WITH old AS (SELECT session, request = $28 AS same FROM idempotency_keys
 SELECT chk.account, profile, device, held, coalesce(old, ''), same,
        coalesce((SELECT queue_ok FROM quota), true), coalesce((SELECT creates_ok FROM quota), true),
        coalesce((SELECT max_queued FROM quota), 0), coalesce((SELECT max_creates FROM quota), 0), coalesce((SELECT recent FROM quota), '{}'),
-       (SELECT created_at FROM ins), ` + soon + ` FROM chk`
+       (SELECT created_at FROM ins) FROM chk`
 
 // admission is what createSQL says.
 type admission struct {
@@ -114,11 +114,7 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 	if err != nil {
 		return time.Time{}, err
 	}
-	var v admission
-	err = s.lasting(ctx, func(on execer) (err error) {
-		v, err = admit(ctx, on, n, w, want)
-		return err
-	})
+	v, err := admit(ctx, s.pool, n, w, want)
 	at, err := s.verdict(ctx, n, v, err)
 	if err == nil {
 		s.news.tell(chanQueue, "")
@@ -134,7 +130,7 @@ func admit(ctx context.Context, on querier, n orchestrator.NewSession, w wanted,
 		rand.IntN(16), n.QueueLimit, limit(n.Limits.Queued), limit(n.Limits.CreatesPerMinute),
 		n.Key.Key, n.Key.Request[:], n.Want.OSVersion, n.Priority, n.Want.Platform,
 		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf, n.Waiter)...,
-	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at, new(string))
+	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at)
 	return v, err
 }
 

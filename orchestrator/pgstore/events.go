@@ -13,12 +13,8 @@ import (
 // appendSQL stores a batch in one statement. It takes a column an array, in binary: a third of the cost of the same rows as JSON.
 // Rows of a term that is lost, and rows that a first attempt stored whose answer was lost, are passed over. The lock keeps the
 // sessions from being deleted meanwhile.
-//
-// Nobody waits for the disk: Postgres writes commits in order, so that the log of a session is there as soon as a later state of
-// it is. A Postgres that crashes may lose the last moment of the logs of sessions that run.
 const appendSQL = `
-WITH soon AS MATERIALIZED (SELECT ` + soon + `),
-held AS MATERIALIZED (
+WITH held AS MATERIALIZED (
     SELECT id, term FROM sessions WHERE id = ANY (ARRAY(SELECT DISTINCT unnest($1::text[]))) AND state <> 'ended' FOR KEY SHARE),
 new AS (
     INSERT INTO session_events (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
@@ -28,7 +24,7 @@ new AS (
                            $16::integer[], $17::integer[], $18::integer[], $19::integer[], $20::boolean[])
         AS e (session, seq, at, kind, term, route, status, took_us, driver_us, bytes_in, bytes_out, reason,
               generation, restored, altered, dropped, captured, kept, removed, partial)
-    WHERE (SELECT count(*) FROM soon) = 1 AND (e.session, e.term) IN (SELECT id, term FROM held)
+    WHERE (e.session, e.term) IN (SELECT id, term FROM held)
     ON CONFLICT DO NOTHING RETURNING session)
 SELECT DISTINCT session FROM new`
 

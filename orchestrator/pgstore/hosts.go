@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
@@ -76,6 +77,11 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 		}
 		return notify(ctx, tx, chanQueue, "")
 	}))
+}
+
+// execer is a pool or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
 func putDevice(ctx context.Context, on execer, host string, d wire.Device, shape int64) error {

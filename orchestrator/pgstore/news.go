@@ -90,7 +90,7 @@ func (n *news) send() error {
 	ctx, cancel := context.WithTimeout(context.Background(), newsLimit)
 	defer cancel()
 	_, err := n.pool.Exec(ctx, `
-		WITH soon AS MATERIALIZED (SELECT `+soon+`)
+		WITH soon AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) -- it changes nothing that could be lost
 		SELECT pg_notify(u.channel, u.payload) FROM soon, unnest($1::text[], $2::text[]) AS u(channel, payload)`, channels, payloads)
 	return err
 }

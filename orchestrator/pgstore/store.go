@@ -164,36 +164,9 @@ func violates(err error, constraint string) bool {
 	return errors.As(err, &pg) && pg.ConstraintName == constraint
 }
 
-// soon, in a statement's text, has its commit not wait for the disk. Postgres writes commits in order, so that what is committed later,
-// and did wait, is never there without it.
-const soon = `set_config('synchronous_commit', 'off', true)`
-
-// lasting runs a statement that commits soon, and waits for the disk after it: whoever wants the rows that it locked, an account's above
-// all, does not wait for the disk as well. Both are on one connection: a database that crashed in between gives an error, not a commit.
-func (s *Store) lasting(ctx context.Context, run func(execer) error) error {
-	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		if err := run(c); err != nil {
-			return err
-		}
-		_, err := c.Exec(ctx, `SELECT pg_logical_emit_message(true, '', '')`) // a transaction that leaves nothing but its commit
-		return err
-	})
-}
-
-// execer is a pool, a connection or a transaction.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
 // fenced runs a statement that must change one row of a session whose term is still ours.
 func (s *Store) fenced(ctx context.Context, sql string, args ...any) error {
-	return fencedOn(ctx, s.pool, sql, args...)
-}
-
-func fencedOn(ctx context.Context, on execer, sql string, args ...any) error {
-	tag, err := on.Exec(ctx, sql, args...)
+	tag, err := s.pool.Exec(ctx, sql, args...)
 	if err != nil {
 		return unavailable(err)
 	}
