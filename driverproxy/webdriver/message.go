@@ -107,7 +107,7 @@ const maxPath = 1<<16 - 1
 
 func plainPath(p string) bool {
 	for i := range len(p) {
-		if p[i] <= ' ' || p[i] >= 0x7f || p[i] == '?' || p[i] == '#' || p[i] == '\\' {
+		if p[i] <= ' ' || p[i] >= 0x7f || strings.IndexByte("?#\\\"<>^`{|}", p[i]) >= 0 { // RFC 3986 has none of them in a path
 			return false
 		}
 	}

@@ -138,7 +138,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	for _, path := range []string{"url", "/../status", "/a/./b", "/%2e%2e/x", "/%2E./x", "/a%2f..%2fb", "/a?b", "/a#b", "/a b", "/a\r\nX: y", "/é", "/%zz", `/a\b`, "/" + strings.Repeat("a", 1<<16)} {
+	for _, path := range []string{"url", "/../status", "/a/./b", "/%2e%2e/x", "/%2E./x", "/a%2f..%2fb", "/a?b", "/a#b", "/a b", "/a\r\nX: y", "/é", "/%zz", `/"`, "/{a}", "/a|b", "/<a>", "/^", "/`", `/a\b`, "/" + strings.Repeat("a", 1<<16)} {
 		if err := (Command{Method: "GET", Path: path}).Validate(); err == nil || err.Code != InvalidArgument {
 			t.Errorf("%.20q: %v, want invalid argument", path, err)
 		}
@@ -153,6 +153,7 @@ func FuzzCommand(f *testing.F) {
 	f.Add("POST", "/element/a%20b/value", []byte(`{"text":"x"}`))
 	f.Add("GET", "/cookie/%2e%2e", []byte(nil))
 	f.Add("DELETE", "", []byte("{}"))
+	f.Add("POST", `/"`, []byte("0"))
 	f.Fuzz(func(t *testing.T, method, where string, body []byte) {
 		c := Command{Method: method, Path: where, Body: body}
 		if err := c.Parameters(); err == nil && method == "POST" && len(body) <= 64<<10 {
