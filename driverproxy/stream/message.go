@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -58,8 +59,9 @@ func decode(b []byte) (message, error) {
 	if err := d.Decode(&m); err != nil {
 		return m, errors.New(`not a command: {"id", "method", "path", "body", "ack"}`)
 	}
+	_, end := d.Token() // unlike More it sees a stray bracket
 	switch command := m.Method != "" || m.Path != "" || m.Body != nil; {
-	case d.More():
+	case end != io.EOF:
 		return m, errors.New("data after the command")
 	case m.ID == nil && !command && m.Ack != nil:
 		return m, nil

@@ -309,6 +309,7 @@ func TestWhatIsNoCommandIsRefusedWithWords(t *testing.T) {
 		`{"method":"GET","path":"/url"}`: "id", `{"id":0,"method":"GET","path":"/url"}`: "id", `{"id":-1,"method":"GET","path":"/url"}`: "not a command",
 		`{"id":1.5,"method":"GET","path":"/url"}`: "not a command", `{"id":1,"method":"PATCH","path":"/url"}`: "method",
 		`{"id":1,"method":"GET","path":"url"}`: "path", `{"id":1,"method":"GET","path":"/url"} {}`: "after",
+		`{"id":1,"method":"GET","path":"/url"}}`: "after", `{"id":1,"method":"GET","path":"/url"} ]`: "after",
 		`{"id":2,"method":"GET","path":"/url"}`: "1 is the next", `{"id":18446744073709551615,"method":"GET","path":"/url"}`: "1 is the next",
 		`{"ack":1}`: "was not given", `{"id":1,"method":"GET","path":"/url","ack":1}`: "was not given", `{"ack":18446744073709551615}`: "was not given",
 		`{"ack":0,"path":"/url"}`: "id",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -208,7 +209,7 @@ func DecodeControl(b []byte) (Control, error) {
 	if err := d.Decode(&c); err != nil {
 		return Control{}, fmt.Errorf("wire: control message: %w", err)
 	}
-	if d.More() {
+	if _, err := d.Token(); err != io.EOF { // unlike More it sees a stray bracket
 		return Control{}, errors.New("wire: control message: data after the message")
 	}
 	c.clean()

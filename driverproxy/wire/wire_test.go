@@ -47,6 +47,7 @@ func TestControl(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "null", "{}", "[]", `{"heartbeat":{"seq":-1}}`, `{"heartbeat":{"seq":1},"release":{}}`, `{"heartbeat":{"seq":1}} {}`,
+		`{"heartbeat":{"seq":1}}}`, `{"heartbeat":{"seq":1}} ]`,
 		`{"heartbeat":{"seq":1,"x":1}}`, `{"x":{}}`, `{"heartbeat":{"seq":1}`} {
 		if c, err := DecodeControl([]byte(bad)); err == nil {
 			t.Errorf("%s was taken as %+v", bad, c)
