@@ -158,7 +158,12 @@ func parseNewSession(b []byte) (req api.CreateSession, n webdriver.NewSession, e
 	if len(n.Options) > 0 {
 		d := json.NewDecoder(bytes.NewReader(n.Options))
 		d.DisallowUnknownFields()
-		if err := d.Decode(&req); err != nil {
+		err := d.Decode(&req)
+		var wrong *json.UnmarshalTypeError // its own words are about our types
+		switch {
+		case errors.As(err, &wrong) && wrong.Field != "":
+			return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName + "." + wrong.Field, Problem: "does not take a JSON " + wrong.Value}
+		case err != nil:
 			return req, n, &orchestrator.InvalidError{Field: webdriver.OptionsName, Problem: strings.TrimPrefix(err.Error(), "json: ")}
 		}
 	}
