@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"crypto/mlkem/mlkemtest"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -140,7 +141,10 @@ func TestOfferRefused(t *testing.T) {
 }
 
 func FuzzReadOffer(f *testing.F) {
-	o := testOffer(f)
+	o, err := candidate{clamp([32]byte{1}), kemSeed{2}}.offer(Key{}) // the same in every process that fuzzes
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add([]byte(joinBody(f, o)))
 	b, err := json.Marshal(wire.Rekey{PublicKey: o.PublicKey.String(), EncapsulationKey: o.EncapsulationKey, Replaces: Key{1}.String()})
 	if err != nil {
@@ -168,20 +172,31 @@ func FuzzAccept(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a, err := o.Answer(PresharedKey{3})
+	ek, err := o.check()
 	if err != nil {
 		f.Fatal(err)
 	}
+	shared, ciphertext, err := mlkemtest.Encapsulate768(ek, make([]byte, 32)) // the same in every process that fuzzes
+	if err != nil {
+		f.Fatal(err)
+	}
+	psk, err := combine(PresharedKey{3}, shared, o, ciphertext)
+	if err != nil {
+		f.Fatal(err)
+	}
+	a := Answer{psk, ciphertext}
 	confirmation, err := a.Confirmation()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(a.Ciphertext, confirmation)
 	f.Add([]byte{}, confirmation)
-	f.Fuzz(func(t *testing.T, ciphertext, confirmation []byte) {
-		psk, err := c.accept(PresharedKey{3}, ciphertext, confirmation)
-		if (err == nil) != (bytes.Equal(ciphertext, a.Ciphertext) && psk == a.PresharedKey) {
-			t.Fatalf("%x %x: %v", ciphertext, confirmation, err)
+	f.Add(append([]byte{a.Ciphertext[0] ^ 1}, a.Ciphertext[1:]...), confirmation)
+	f.Add(a.Ciphertext, confirmation[1:])
+	f.Fuzz(func(t *testing.T, ciphertext, given []byte) {
+		psk, err := c.accept(PresharedKey{3}, ciphertext, given)
+		if its := bytes.Equal(ciphertext, a.Ciphertext) && bytes.Equal(given, confirmation); its != (err == nil) || its && psk != a.PresharedKey {
+			t.Fatalf("%x %x: %v", ciphertext, given, err)
 		}
 	})
 }
