@@ -200,8 +200,10 @@ func TestOtherOrchestratorAdopts(t *testing.T) {
 	if open, ever := d.Sessions(); open != 1 || ever != 1 {
 		t.Errorf("%d of %d driver sessions are open", open, ever)
 	}
-	if got := kinds(t, two, s.ID); !slices.Equal(got, []string{"queued", "starting", "driver_started", "running", "adopted"}) {
-		t.Errorf("log: %v", got)
+	log := strings.Join(kinds(t, two, s.ID), " ")
+	log = strings.ReplaceAll(log, "adopted handed_over ", "") // a holder that a busy machine starves hands over to itself, as often as it has to
+	if log != "queued starting driver_started running adopted" {
+		t.Errorf("log: %s", log)
 	}
 	one.die() // so that what follows is the second's
 	r.endsWell(t, two, s.ID)
