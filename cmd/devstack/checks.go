@@ -128,7 +128,7 @@ func (p *sample) checkRecording(ctx context.Context, v *visit, regions []string)
 		if slices.Contains(regions, region) {
 			want = 1
 		}
-		p.out.check(err == nil && n == want, "the %s bucket's disk holds %d objects with this hash, as it should%s", region, n, because("", err))
+		p.out.check(err == nil && n == want, "the %s bucket's disk holds %d of this hash, as it should%s", region, n, because("", err))
 	}
 	for i := range p.rows {
 		if p.rows[i].Session == v.session.ID {
