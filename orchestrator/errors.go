@@ -29,7 +29,7 @@ const (
 	ProfileHeld       Reason = "profile_held"       // another session uses the profile
 	ProfileConflict   Reason = "profile_conflict"   // the profile changed, or cannot be opened
 	RecordingFailed   Reason = "recording_failed"   // a recording was asked for and could not be opened
-	Quota             Reason = "quota"              // over the account's quota
+	Quota             Reason = "quota"              // its account had as many sessions as it may have at once, for queue_seconds
 	Drained           Reason = "drained"            // the orchestrator was stopped before the session had started, or its host's drain was over
 	Internal          Reason = "internal"           // a defect of ours
 	StreamOverflow    Reason = "stream_overflow"    // too many commands or answers are not acknowledged
@@ -59,7 +59,7 @@ func Endings() map[Reason]Ending {
 		ProfileHeld:       {http.StatusConflict, webdriver.SessionNotCreated, true, "another session uses the profile; wait until it has ended, or use it readonly or as a fork"},
 		ProfileConflict:   {http.StatusConflict, webdriver.SessionNotCreated, false, "the profile's saved state changed or cannot be opened; it was left as it is"},
 		RecordingFailed:   {http.StatusServiceUnavailable, webdriver.SessionNotCreated, true, "the recording could not be started; try again, or set recording to false"},
-		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the limit; try again later"},
+		Quota:             {http.StatusTooManyRequests, webdriver.SessionNotCreated, true, "over the account's quota; end sessions of it, try again later, or have the quota raised"},
 		Drained:           {http.StatusServiceUnavailable, webdriver.InvalidSessionID, true, "the session's host, or the orchestrator before it had started, was taken out of use for maintenance; start a new session"},
 		ForceReleased:     {http.StatusGone, webdriver.InvalidSessionID, true, "an operator took the device from the session; its profile was not saved. Start a new session"},
 		Internal:          {http.StatusInternalServerError, webdriver.UnknownError, true, "a defect of ours; start a new session and tell us the session id"},

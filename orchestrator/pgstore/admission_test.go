@@ -199,6 +199,27 @@ func TestAdmissionAndClaims(t *testing.T) {
 	}
 }
 
+// TestOverTimeInTheQueue: who waited for its own account's sessions is told so, not that there was no device.
+func TestOverTimeInTheQueue(t *testing.T) {
+	s := open(t, 1)
+	mustCreate(t, s, wish("a"))
+	second, other := wish("a"), wish("b")
+	second.Queue, other.Queue = time.Nanosecond, time.Nanosecond
+	mustCreate(t, s, second)
+	mustCreate(t, s, other)
+	if claims, err := s.Claim(t.Context(), "self", []string{"mac-1"}, time.Minute, 1, 1); err != nil || len(claims) != 1 {
+		t.Fatalf("%v, %v", claims, err)
+	}
+	if _, err := s.Reap(t.Context(), "self", true); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]string{second.ID: "quota", other.ID: "device_unavailable"} {
+		if v, err := s.Get(t.Context(), id); err != nil || string(v.Reason) != want {
+			t.Errorf("%s ended as %q %q, %v, want %s", v.Account, v.Reason, v.Detail, err, want)
+		}
+	}
+}
+
 // What nobody here may take, because its profile is with another orchestrator, keeps nothing else of its account from being claimed.
 func TestProfileElsewhereHoldsNobodyUp(t *testing.T) {
 	s := open(t, 1)

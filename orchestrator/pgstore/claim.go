@@ -151,11 +151,14 @@ WITH RECURSIVE waiters AS (
 gone AS MATERIALIZED (SELECT waiter FROM waiters WHERE waiter <> $2 AND NOT ` + waiterLive + `),
 l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got WHERE EXISTS (SELECT FROM sessions WHERE ` + late + `)),
 late AS (
-    SELECT id, CASE WHEN state <> 'queued' THEN 'lease_lost' WHEN queue_until <= now() THEN 'device_unavailable' ELSE 'cancelled' END AS reason
+    SELECT id, CASE WHEN state <> 'queued' THEN 'lease_lost' WHEN queue_until > now() THEN 'cancelled'
+        WHEN EXISTS (SELECT FROM lanes n WHERE n.account = sessions.account AND n.want = sessions.want AND NOT n.open) THEN 'quota'
+        ELSE 'device_unavailable' END AS reason
     FROM sessions WHERE NOT (SELECT got FROM l) AND ` + late + ` FOR UPDATE SKIP LOCKED),
 s AS (
     UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL, reason = late.reason,
-           detail = CASE late.reason WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone' ELSE detail END
+           detail = CASE late.reason WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone'
+               WHEN 'quota' THEN 'its account had as many sessions on devices as it may have at once' ELSE detail END
     FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
 d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
 e AS (
