@@ -1,12 +1,13 @@
 // Package client is the Go client of the orchestrator: dispatch a session, drive it by commands, a stream or batches, follow its log.
 //
-// Every error of a server that answered is a *[Problem]; everything else is the network's. Out of scope: retries, which
-// only the caller knows to be safe.
+// Every error of a server that answered is a *[Problem]; everything else is the network's. Creating a session is tried again where
+// that is safe, and streams and logs go on when their connection breaks. Out of scope: other retries, which only the caller knows to be safe.
 package client
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/tmaxmax/go-sse"
 
 	"github.com/driftstack/fleet/driverproxy/batch"
@@ -74,9 +76,37 @@ func New(base, token string) (*Client, error) {
 	return &Client{base: u, token: token, http: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}}, nil
 }
 
-// CreateSession queues a session.
-func (c *Client) CreateSession(ctx context.Context, r api.CreateSession) (s api.Session, err error) {
-	return s, c.call(ctx, http.MethodPost, "/v1/sessions", r, &s)
+const (
+	createTries = 4
+	createPause = 100 * time.Millisecond // before the second; longer each time
+	createWait  = 2 * time.Second        // a server that asks for more patience has its answer given to the caller
+)
+
+// CreateSession queues a session. It is tried a few times where the connection breaks or the server is not available for a moment, under one
+// Idempotency-Key: no try makes a second session.
+func (c *Client) CreateSession(ctx context.Context, r api.CreateSession) (api.Session, error) {
+	return c.CreateSessionOnce(ctx, r, rand.Text())
+}
+
+// CreateSessionOnce is CreateSession under an Idempotency-Key of the caller's: called again within 24 hours with the same request, as
+// after an error that leaves it open whether the session was made, it gives that session.
+func (c *Client) CreateSessionOnce(ctx context.Context, r api.CreateSession, key string) (s api.Session, err error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval = createPause
+	s, _ = backoff.Retry(ctx, func() (s api.Session, again error) {
+		err = c.callWith(ctx, http.MethodPost, "/v1/sessions", http.Header{"Idempotency-Key": {key}}, r, &s)
+		var p *Problem
+		switch refused := errors.As(err, &p); {
+		case err == nil || !refused:
+			return s, err
+		case p.Status != http.StatusServiceUnavailable && p.Status != http.StatusBadGateway || p.RetryAfter > createWait:
+			return s, backoff.Permanent(err)
+		case p.RetryAfter > 0:
+			return s, &backoff.RetryAfterError{Duration: p.RetryAfter}
+		}
+		return s, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxTries(createTries))
+	return s, err
 }
 
 // Explain says what would become of a session that is created now, and why, with at most so many devices. Nothing is created.
@@ -298,6 +328,11 @@ func (c *Client) send(ctx context.Context, method, path string, body io.Reader) 
 
 // call sends in as JSON and decodes the answer into out; either may be nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	return c.callWith(ctx, method, path, nil, in, out)
+}
+
+// callWith is call with header beside what is sent anyway.
+func (c *Client) callWith(ctx context.Context, method, path string, header http.Header, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -306,7 +341,12 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	resp, err := c.send(ctx, method, path, body)
+	req, err := c.request(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	maps.Copy(req.Header, header)
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return err
 	}
