@@ -109,9 +109,14 @@ type crowds struct {
 	open map[netip.Addr]int
 }
 
-// admit wraps c so that its end is noticed, or closes it and returns nil when its address has too many.
+// admit wraps c so that its end is noticed, or closes it and returns nil when its address has too many, or nobody is there any more.
 func (k *crowds) admit(c net.Conn, log *zap.Logger) net.Conn {
-	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	peer := c.RemoteAddr()
+	if peer == nil { // netstack's answer for a connection that was reset before it was accepted
+		_ = c.Close()
+		return nil
+	}
+	at, err := netip.ParseAddrPort(peer.String())
 	if err != nil {
 		return c
 	}

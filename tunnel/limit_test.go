@@ -140,3 +140,21 @@ func TestConnectionsAreBounded(t *testing.T) {
 		return err == nil
 	})
 }
+
+// resetConn is a connection as netstack hands it out that was reset before anybody accepted it: it does not know its other end any more.
+type resetConn struct {
+	net.Conn
+	closed bool
+}
+
+func (*resetConn) RemoteAddr() net.Addr { return nil }
+func (c *resetConn) Close() error       { c.closed = true; return nil }
+
+// TestResetBeforeAccept: an orchestrator with 10,000 hosts died of it.
+func TestResetBeforeAccept(t *testing.T) {
+	var k crowds
+	c := &resetConn{}
+	if k.admit(c, testLog(t)) != nil || !c.closed || len(k.open) > 0 {
+		t.Errorf("admitted, closed %v, counted %v", c.closed, k.open)
+	}
+}
