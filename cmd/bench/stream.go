@@ -55,10 +55,12 @@ type measurement struct {
 
 // measureAll runs the measurements, or the one that is asked for.
 func measureAll(ctx context.Context, part, only string, list []measurement) (all []figure, _ error) {
+	found := false
 	for _, m := range list {
 		if only != "" && only != m.name {
 			continue
 		}
+		found = true
 		begin := time.Now()
 		figures, err := m.run(ctx)
 		if err != nil {
@@ -70,7 +72,7 @@ func measureAll(ctx context.Context, part, only string, list []measurement) (all
 		fmt.Printf("%s %s: %.0fs\n", part, m.name, time.Since(begin).Seconds())
 		all = append(all, figures...)
 	}
-	if len(all) == 0 {
+	if !found {
 		return nil, fmt.Errorf("there is no measurement %q", only)
 	}
 	return all, nil
