@@ -80,6 +80,7 @@ const (
 	createTries = 4
 	createPause = 100 * time.Millisecond // before the second; longer each time
 	createWait  = 2 * time.Second        // a server that asks for more patience has its answer given to the caller
+	createLimit = 10 * time.Second       // no try begins after that
 )
 
 // CreateSession queues a session. It is tried a few times where the connection breaks or the server is not available for a moment, under one
@@ -105,7 +106,7 @@ func (c *Client) CreateSessionOnce(ctx context.Context, r api.CreateSession, key
 			return s, &backoff.RetryAfterError{Duration: p.RetryAfter}
 		}
 		return s, err
-	}, backoff.WithBackOff(wait), backoff.WithMaxTries(createTries))
+	}, backoff.WithBackOff(wait), backoff.WithMaxTries(createTries), backoff.WithMaxElapsedTime(createLimit))
 	return s, err
 }
 

@@ -210,7 +210,7 @@ func TestPostgresOnAFullDisk(t *testing.T) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
 	must(t, ballast.Close())
-	eventually(t, "requests are refused", func() bool { _, refused, _ := p.counts(); return refused > 3 })
+	eventually(t, "requests are refused", func() bool { _, refused, _ := p.counts(); return refused > 0 }) // after a few tries of the client
 	must(t, os.Remove(ballast.Name()))
 	select {
 	case <-pg.Done(): // it gives up where it cannot even write its log, and has to be started again; we do not
