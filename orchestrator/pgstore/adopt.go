@@ -65,10 +65,14 @@ func scanClaim(row pgx.Row, more ...any) (c orchestrator.Claim, ok bool, err err
 // HandOver implements orchestrator.SessionStore. The term is given up with the lease, so that nothing that its holder sent
 // before, and that arrives later, takes either back.
 func (s *Store) HandOver(ctx context.Context, last orchestrator.Event) error {
-	return s.fenced(ctx, `
+	tag, err := s.pool.Exec(ctx, `
 		WITH s AS (UPDATE sessions SET term = term + 1, holder = '', lease_until = now()
 		           WHERE id = $1 AND term = $2 AND state = 'running' RETURNING id),
 		     e AS (INSERT INTO session_events (session, seq, at, kind, term) SELECT id, $3, $4, $5, $2 FROM s ON CONFLICT DO NOTHING)
 		SELECT pg_notify('`+chanAdopt+`', ''), pg_notify('`+chanSession+`', id) FROM s`,
 		last.Session, last.Term, last.Seq, last.At, string(last.Kind))
+	if err == nil && tag.RowsAffected() == 0 {
+		return orchestrator.ErrLeaseLost
+	}
+	return unavailable(err)
 }

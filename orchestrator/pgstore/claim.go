@@ -2,8 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,50 +51,6 @@ func (s *Store) Confirm(ctx context.Context, session string, term int64) error {
 func (s *Store) Confirmed(ctx context.Context, session string, term int64) (confirmed, gone bool, err error) {
 	err = s.pool.QueryRow(ctx, `SELECT confirmed = $2, NOT `+waiterLive+` FROM sessions WHERE id = $1`, session, term).Scan(&confirmed, &gone)
 	return confirmed, gone, unavailable(err)
-}
-
-// Renew implements orchestrator.SessionStore.
-func (s *Store) Renew(ctx context.Context, session string, term int64, ttl time.Duration) (end orchestrator.Reason, err error) {
-	err = s.pool.QueryRow(ctx, `
-		UPDATE sessions SET lease_until = now() + make_interval(secs => $3)
-		WHERE id = $1 AND term = $2 AND state IN ('starting', 'running', 'finishing')
-		RETURNING CASE WHEN cancelled THEN coalesce(nullif(end_as, ''), 'cancelled') ELSE '' END`, session, term, ttl.Seconds()).Scan(&end)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", orchestrator.ErrLeaseLost
-	}
-	return end, unavailable(err)
-}
-
-// Running implements orchestrator.SessionStore.
-func (s *Store) Running(ctx context.Context, session string, term int64, capabilities json.RawMessage) error {
-	err := s.fenced(ctx, `
-		UPDATE sessions SET state = 'running', running_at = now(), caps = $3, want_caps = NULL
-		WHERE id = $1 AND term = $2 AND state = 'starting'`, session, term, jsonOrNull(capabilities))
-	s.news.tell(chanSession, session)
-	return err
-}
-
-// Finishing implements orchestrator.SessionStore.
-func (s *Store) Finishing(ctx context.Context, session string, term int64) error {
-	err := s.fenced(ctx, `UPDATE sessions SET state = 'finishing' WHERE id = $1 AND term = $2 AND state IN ('starting', 'running')`, session, term)
-	s.news.tell(chanSession, session)
-	return err
-}
-
-// Finish implements orchestrator.SessionStore.
-func (s *Store) Finish(ctx context.Context, last orchestrator.Event, detail string, generation int64) error {
-	err := s.fenced(ctx, `
-		WITH s AS (UPDATE sessions SET state = 'ended', reason = $3, detail = $4, generation = $5, ended_at = now(), lease_until = NULL,
-		                              want_caps = NULL, caps = NULL
-		           WHERE id = $1 AND term = $2 AND state <> 'ended' RETURNING id),
-		     d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
-		     e AS (INSERT INTO session_events (session, seq, at, kind, term, reason)
-		           SELECT id, $6, $7, 'ended', $2, $3 FROM s ON CONFLICT DO NOTHING)
-		SELECT FROM s`,
-		last.Session, last.Term, string(last.Reason), detail, generation, last.Seq, last.At)
-	s.news.tell(chanSession, last.Session)
-	s.news.tell(chanQueue, "")
-	return err
 }
 
 // Requeue implements orchestrator.SessionStore. The device refused the session, so it is taken for busy until its host

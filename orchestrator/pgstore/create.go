@@ -3,72 +3,90 @@ package pgstore
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
-// enrolled is a condition on a row s of shapes: a device that is not removed has it, on the host that is wanted as $3. The order is the
-// index's: it keeps the planner from reading all devices, which looks cheap where the first one has the shape.
-const enrolled = `(SELECT true FROM devices d WHERE d.shape = s.id AND ($3 = '' OR d.host = $3) AND ` + notRevoked + ` ORDER BY d.host LIMIT 1) IS NOT NULL`
+// enrolled is a condition on a row s of shapes and a row w of wants: a device that is not removed has the shape, on the host that is wanted. The order is
+// the index's: it keeps the planner from reading all devices, which looks cheap where the first one has the shape.
+const enrolled = `(SELECT true FROM devices d WHERE d.shape = s.id AND (w.host = '' OR d.host = w.host) AND ` + notRevoked + ` ORDER BY d.host LIMIT 1) IS NOT NULL`
 
-// createSQL admits and queues in one statement. The account's row is locked before its limits are looked at, and then a piece of
-// the queue's room that is not full, so that both are as they are now, not as they were when the statement began: racing
-// creates go over neither. The triggers on sessions count what is inserted.
-//
-// $1 to $10 is what is wanted, $11 its id.
+// createSQL admits and queues several in one statement. Their accounts' rows are locked before their limits are looked at, and then a piece of
+// the queue's room that has enough of it, so that both are as they are now, not as they were when the statement began: racing
+// creates go over neither. The trigger on sessions counts what is inserted. Where no piece has room for all, none is queued.
 const createSQL = `
-WITH old AS (SELECT session, request = $28 AS same FROM idempotency_keys
-             WHERE $27 <> '' AND account = $13 AND key = $27 AND created_at > now() - interval '24 hours'),
-     pro AS (SELECT id, name, archetype, description FROM profiles
-             WHERE id = CASE $32::text WHEN 'fork' THEN $33::text ELSE $14 END AND account = $13 AND deleted_at IS NULL),
-     held AS (SELECT id FROM sessions WHERE $14 <> '' AND profile = $14 AND state <> 'ended' AND profile_mode <> 'readonly' AND $32 <> 'readonly'),
-     chk AS (SELECT EXISTS (SELECT FROM accounts WHERE id = $13) AS account,
-                    $14 = '' OR EXISTS (SELECT FROM pro) AS profile,
-                    EXISTS (SELECT FROM shapes s WHERE misfits(` + wantRow + `, s) = '{}' AND ` + enrolled + `) AS device,
-                    EXISTS (SELECT FROM held) AS held, (SELECT session FROM old) AS old, coalesce((SELECT same FROM old), false) AS same),
-     load AS (SELECT l.account, l.queued, coalesce(l.max_queued, $25) AS max_queued, coalesce(l.max_creates, $26) AS max_creates,
-                     recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent
-              FROM account_load l, chk
-              WHERE l.account = $13 AND chk.account AND profile AND device AND NOT chk.held AND chk.old IS NULL FOR UPDATE OF l),
-     quota AS (SELECT account, max_queued, max_creates, recent, queued < max_queued AS queue_ok,
-                      (SELECT coalesce(sum(n), 0) FROM unnest(recent) n) < max_creates AS creates_ok FROM load),
-     room AS (SELECT piece FROM queue_room
-              WHERE EXISTS (SELECT FROM quota WHERE queue_ok AND creates_ok)
-                AND (SELECT sum(queued) FROM queue_room) < $24 -- where the limit was higher before, pieces have more than their part
-                AND queued < $24 / 16 + (piece < $24 % 16)::integer
-              ORDER BY (piece + $23) % 16 LIMIT 1 FOR UPDATE),
-     frk AS (INSERT INTO profiles (id, account, name, archetype, description)
-             SELECT $14, $13, left(pro.name, 249) || ' (fork)', pro.archetype, pro.description FROM pro, room WHERE $32 = 'fork'),
-     ins AS (INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_platform, want_browser,
-                                   want_bidi, want_os, want_country, want, want_caps, recording, placement, idle_seconds, max_seconds,
-                                   command_seconds, queue_until, labels, priority, piece, profile_mode, forked_from, waiter)
-             SELECT $12, $13, NULLIF($14, ''), $15, $1, $2, $3, $9, $31, $7, $8, $29, $10, $11, $16, $17, a.recordings, $18, $19,
-                    $20, now() + make_interval(secs => $21), $22, $30, room.piece, $32, NULLIF($33, ''), $34
-             FROM accounts a, room WHERE a.id = $13
-             RETURNING id, created_at),
+WITH n AS MATERIALIZED (
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::integer[], $8::integer[], $9::integer[], $10::float8[],
+                              $11::text[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::text[], $17::bytea[], $18::text[], $19::text[], $20::bigint[],
+                              $21::integer[], $22::integer[]) WITH ORDINALITY
+             AS n (id, account, profile, name, caps, recording, idle, longest, command, queue, labels, mode, fork_of, waiter, priority, key, request, os, platform, want,
+                   max_queued, max_creates, place)),
+     dev AS MATERIALIZED (
+         SELECT w.id, EXISTS (SELECT FROM shapes s WHERE misfits(w, s) = '{}' AND ` + enrolled + `) AS met FROM wants w WHERE w.id IN (SELECT n.want FROM n)),
+     chk AS MATERIALIZED (
+         SELECT n.place, a.recordings, a.id IS NOT NULL AS account, n.profile = '' OR p.id IS NOT NULL AS profile, dev.id IS NOT NULL AS want, coalesce(dev.met, false) AS device,
+                n.profile <> '' AND n.mode <> 'readonly' AND (
+                    SELECT true FROM sessions s WHERE s.profile = n.profile AND s.state <> 'ended' AND s.profile_mode <> 'readonly' LIMIT 1) IS NOT NULL AS held,
+                coalesce(k.session, '') AS old, coalesce(k.request = n.request, false) AS same, p.name AS of_name, p.archetype, p.description
+         FROM n LEFT JOIN dev ON dev.id = n.want LEFT JOIN accounts a ON a.id = n.account
+             LEFT JOIN profiles p ON p.id = CASE n.mode WHEN 'fork' THEN n.fork_of ELSE n.profile END AND p.account = n.account AND p.deleted_at IS NULL
+             LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - interval '24 hours'),
+     load AS MATERIALIZED (
+         SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent
+         FROM account_load l WHERE l.account IN (
+             SELECT n.account FROM n JOIN chk c USING (place) WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '')
+         ORDER BY l.account FOR UPDATE OF l),
+     quota AS MATERIALIZED (
+         SELECT q.*, queued + nth <= max_queued AS queue_ok, (SELECT coalesce(sum(r), 0) FROM unnest(recent) r) + nth <= max_creates AS creates_ok FROM (
+             SELECT n.place, l.queued, coalesce(l.max_queued, n.max_queued) AS max_queued, coalesce(l.max_creates, n.max_creates) AS max_creates, l.recent,
+                    row_number() OVER (PARTITION BY n.account ORDER BY n.place) AS nth
+             FROM n JOIN chk c USING (place) JOIN load l ON l.account = n.account
+             WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '') q),
+     let AS MATERIALIZED (SELECT count(*) AS n FROM quota WHERE queue_ok AND creates_ok),
+     room AS MATERIALIZED (
+         SELECT piece FROM queue_room
+         WHERE (SELECT let.n FROM let) > 0
+             AND (SELECT sum(queued) FROM queue_room) + (SELECT let.n FROM let) <= $23 -- where the limit was higher before, pieces have more than their part
+             AND queued + (SELECT let.n FROM let) <= $23 / 16 + (piece < $23 % 16)::integer
+         ORDER BY (piece + $24) % 16 LIMIT 1 FOR UPDATE),
+     frk AS (
+         INSERT INTO profiles (id, account, name, archetype, description)
+         SELECT n.profile, n.account, left(c.of_name, 249) || ' (fork)', c.archetype, c.description
+         FROM n JOIN chk c USING (place) JOIN quota q USING (place), room WHERE n.mode = 'fork' AND q.queue_ok AND q.creates_ok),
+     ins AS (
+         INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_platform, want_browser, want_bidi, want_os, want_country,
+                               want, want_caps, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels, priority, piece, profile_mode,
+                               forked_from, waiter)
+         SELECT n.id, n.account, nullif(n.profile, ''), n.name, w.kind, w.model, w.host, w.labels, n.platform, w.browser, w.bidi, n.os, w.country,
+                n.want, nullif(n.caps, '')::jsonb, n.recording, c.recordings, n.idle, n.longest, n.command, now() + make_interval(secs => n.queue), n.labels::jsonb,
+                n.priority, room.piece, n.mode, nullif(n.fork_of, ''), n.waiter
+         FROM n JOIN chk c USING (place) JOIN quota q USING (place) JOIN wants w ON w.id = n.want, room WHERE q.queue_ok AND q.creates_ok
+         RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins),
-     key AS (INSERT INTO idempotency_keys (account, key, request, session) SELECT $13, $27, $28, id FROM ins WHERE $27 <> '')
-SELECT chk.account, profile, device, held, coalesce(old, ''), same,
-       coalesce((SELECT queue_ok FROM quota), true), coalesce((SELECT creates_ok FROM quota), true),
-       coalesce((SELECT max_queued FROM quota), 0), coalesce((SELECT max_creates FROM quota), 0), coalesce((SELECT recent FROM quota), '{}'),
-       (SELECT created_at FROM ins) FROM chk`
+     key AS (INSERT INTO idempotency_keys (account, key, request, session) SELECT n.account, n.key, n.request, n.id FROM n JOIN ins USING (id) WHERE n.key <> '')
+SELECT c.account, c.profile, c.want, c.device, c.held, c.old, c.same, coalesce(q.queue_ok, true), coalesce(q.creates_ok, true),
+       coalesce(q.max_queued, 0), coalesce(q.max_creates, 0), coalesce(q.recent, '{}'), ins.created_at
+FROM n JOIN chk c USING (place) LEFT JOIN quota q USING (place) LEFT JOIN ins ON ins.id = n.id ORDER BY n.place`
 
 // admission is what createSQL says.
 type admission struct {
-	account, profile, device, held, same, queueOK, createsOK bool
-	old                                                      string
-	maxQueued, maxCreates                                    int
-	recent                                                   []int
-	at                                                       *time.Time
+	account, profile, want, device, held, same, queueOK, createsOK bool
+	old                                                            string
+	maxQueued, maxCreates                                          int
+	recent                                                         []int
+	at                                                             *time.Time
 }
 
 // Create implements orchestrator.SessionStore.
@@ -78,7 +96,7 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 		return time.Time{}, err
 	}
 	// A second look sees what the first one waited for: the same request under the same key, or a lock that two waited for in a
-	// circle. The third is for a key that is old and not swept yet.
+	// circle; or is for a want that was tidied away. The third is for a key that is old and not tidied away yet.
 	for attempt := 0; ; attempt++ {
 		at, err := s.create(ctx, n, w)
 		switch {
@@ -89,12 +107,18 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 				return time.Time{}, unavailable(err)
 			}
 			continue
+		case errors.Is(err, errNoWant), violates(err, "lanes_want_fkey"):
+			s.forgetWant(w)
+			continue
 		case deadlocked(err), n.Key.Key != "" && attempt == 0 && refused(err):
 			continue
 		}
 		return at, err
 	}
 }
+
+// errNoWant says that what is wanted is not in the database any more.
+var errNoWant = errors.New("what is wanted was forgotten")
 
 // refused says that an error may be the doing of the same request, which was let in meanwhile.
 func refused(err error) bool {
@@ -114,7 +138,7 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 	if err != nil {
 		return time.Time{}, err
 	}
-	v, err := admit(ctx, s.pool, n, w, want)
+	v, err := s.batches.creates.do(ctx, creation{n, want})
 	at, err := s.verdict(ctx, n, v, err)
 	if err == nil {
 		s.news.tell(chanQueue, "")
@@ -122,16 +146,56 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted)
 	return at, err
 }
 
+// creation is a session to be created, and the id of what it wants.
+type creation struct {
+	orchestrator.NewSession
+	want int64
+}
+
+func newCreates(pool *pgxpool.Pool) *batch[creation, admission] {
+	return &batch[creation, admission]{run: func(ctx context.Context, of []creation) ([]admission, error) {
+		all, err := admit(ctx, pool, of)
+		if err == nil && len(of) > 1 && slices.ContainsFunc(all, admission.full) { // there may be room for some
+			err = errAlone
+		}
+		return all, err
+	}}
+}
+
 // admit is createSQL, in a transaction that its caller commits or undoes.
-func admit(ctx context.Context, on querier, n orchestrator.NewSession, w wanted, want int64) (v admission, err error) {
-	err = on.QueryRow(ctx, createSQL, append(w.args(), want,
-		n.ID, n.Account, n.Profile, n.Name, jsonOrNull(n.Capabilities), n.Recording,
-		int(n.Idle.Seconds()), int(n.Max.Seconds()), int(n.Command.Seconds()), n.Queue.Seconds(), object(n.Labels),
-		rand.IntN(16), n.QueueLimit, limit(n.Limits.Queued), limit(n.Limits.CreatesPerMinute),
-		n.Key.Key, n.Key.Request[:], n.Want.OSVersion, n.Priority, n.Want.Platform,
-		string(cmp.Or(n.Mode, api.ProfileExclusive)), n.ForkOf, n.Waiter)...,
-	).Scan(&v.account, &v.profile, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at)
-	return v, err
+func admit(ctx context.Context, on querier, of []creation) ([]admission, error) {
+	text := func(what func(creation) string) []string { return column(of, what) }
+	number := func(what func(creation) int) []int { return column(of, what) }
+	seconds := func(what func(creation) time.Duration) []int {
+		return number(func(c creation) int { return int(what(c).Seconds()) })
+	}
+	labels := make([]string, len(of))
+	for i, c := range of {
+		b, err := json.Marshal(object(c.Labels))
+		if err != nil {
+			return nil, err
+		}
+		labels[i] = string(b)
+	}
+	rows, err := on.Query(ctx, createSQL,
+		text(func(c creation) string { return c.ID }), text(func(c creation) string { return c.Account }), text(func(c creation) string { return c.Profile }),
+		text(func(c creation) string { return c.Name }), text(func(c creation) string { return string(c.Capabilities) }),
+		column(of, func(c creation) bool { return c.Recording }), seconds(func(c creation) time.Duration { return c.Idle }),
+		seconds(func(c creation) time.Duration { return c.Max }), seconds(func(c creation) time.Duration { return c.NewSession.Command }),
+		column(of, func(c creation) float64 { return c.Queue.Seconds() }), labels,
+		text(func(c creation) string { return string(cmp.Or(c.Mode, api.ProfileExclusive)) }), text(func(c creation) string { return c.ForkOf }),
+		text(func(c creation) string { return c.Waiter }), number(func(c creation) int { return c.Priority }),
+		text(func(c creation) string { return c.Key.Key }), column(of, func(c creation) []byte { return c.Key.Request[:] }),
+		text(func(c creation) string { return c.Want.OSVersion }), text(func(c creation) string { return c.Want.Platform }),
+		column(of, func(c creation) int64 { return c.want }), number(func(c creation) int { return limit(c.Limits.Queued) }),
+		number(func(c creation) int { return limit(c.Limits.CreatesPerMinute) }), of[0].QueueLimit, rand.IntN(16))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v admission, err error) {
+		err = row.Scan(&v.account, &v.profile, &v.want, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at)
+		return v, err
+	})
 }
 
 // verdict is what admit has come to.
@@ -145,6 +209,11 @@ func (s *Store) verdict(ctx context.Context, n orchestrator.NewSession, v admiss
 		return time.Time{}, s.held(ctx, n.Profile)
 	}
 	return v.judge(n)
+}
+
+// full says that the queue had no room for what was admitted otherwise.
+func (v admission) full() bool {
+	return v.account && v.old == "" && v.profile && v.device && !v.held && v.queueOK && v.createsOK && v.at == nil
 }
 
 // holds says that the profile is held, and nothing else was wrong before that.
@@ -178,6 +247,8 @@ func (v admission) judge(n orchestrator.NewSession) (time.Time, error) {
 		err = &orchestrator.ConflictError{Problem: "the Idempotency-Key was used for another request within 24 hours; a new request needs a new key"}
 	case !v.profile:
 		err = &orchestrator.InvalidError{Field: "profile", Problem: "the account has no such profile; create one with POST /v1/profiles"}
+	case !v.want:
+		err = errNoWant
 	case !v.device:
 		err = orchestrator.ErrNoSuchDevice
 	case !v.queueOK:
@@ -208,20 +279,41 @@ func limit(n int) int {
 	return n
 }
 
+// newOffers reads what enrolled devices that are wanted offer.
+func newOffers(pool *pgxpool.Pool) *batch[wanted, []webdriver.Offer] {
+	return &batch[wanted, []webdriver.Offer]{run: func(ctx context.Context, wants []wanted) ([][]webdriver.Offer, error) {
+		rows := make([]map[string]any, len(wants))
+		for i, w := range wants {
+			rows[i] = w.row(i)
+		}
+		b, err := json.Marshal(rows)
+		if err != nil {
+			return nil, err
+		}
+		found, err := pool.Query(ctx, `
+			SELECT DISTINCT w.id, s.browser, s.bidi, s.platform_name FROM jsonb_populate_recordset(NULL::wants, $1::jsonb) AS w CROSS JOIN shapes s
+			WHERE misfits(w, s) = '{}' AND `+enrolled+` ORDER BY w.id, s.browser, s.bidi, s.platform_name`, string(b))
+		if err != nil {
+			return nil, err
+		}
+		offers := make([][]webdriver.Offer, len(wants))
+		var i int64
+		var o webdriver.Offer
+		_, err = pgx.ForEachRow(found, []any{&i, &o.Browser, &o.BiDi, &o.Platform}, func() error {
+			offers[i] = append(offers[i], o)
+			return nil
+		})
+		return offers, err
+	}}
+}
+
 // Offers implements orchestrator.SessionStore.
 func (s *Store) Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error) {
 	w, err := wantedOf(want, "", false)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.pool.Query(ctx, `
-		SELECT DISTINCT s.browser, s.bidi, s.platform_name FROM shapes s WHERE misfits(`+wantRow+`, s) = '{}' AND `+enrolled+`
-		ORDER BY s.browser, s.bidi, s.platform_name`, w.args()...)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	offers, err := pgx.CollectRows(rows, pgx.RowToStructByPos[webdriver.Offer])
-	return offers, unavailable(err)
+	return s.batches.offers.do(ctx, w)
 }
 
 // object keeps a map that is not there from becoming JSON's null.
@@ -230,11 +322,4 @@ func object(m map[string]string) map[string]string {
 		return map[string]string{}
 	}
 	return m
-}
-
-func jsonOrNull(b []byte) any {
-	if len(b) == 0 {
-		return nil
-	}
-	return string(b)
 }

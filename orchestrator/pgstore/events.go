@@ -67,14 +67,6 @@ func (s *Store) AppendEvents(ctx context.Context, events []orchestrator.Event) e
 	return unavailable(err)
 }
 
-func column[T any](events []orchestrator.Event, of func(orchestrator.Event) T) []T {
-	out := make([]T, len(events))
-	for i, e := range events {
-		out[i] = of(e)
-	}
-	return out
-}
-
 // Events is the part of a session's log after a Seq, in order, at most limit long.
 func (s *Store) Events(ctx context.Context, session string, after int64, limit int) ([]api.Event, error) {
 	rows, err := s.pool.Query(ctx, `

@@ -129,7 +129,11 @@ func (s *Store) tryOut(ctx context.Context, n orchestrator.NewSession, w wanted,
 	case err != nil:
 		return unavailable(err)
 	}
-	v, err := admit(ctx, tx, n, w, want)
+	var v admission
+	all, err := admit(ctx, tx, []creation{{n, want}})
+	if err == nil {
+		v = all[0]
+	}
 	if _, p.Refused = s.verdict(ctx, n, v, err); p.Refused != nil {
 		var invalid *orchestrator.InvalidError
 		if errors.As(p.Refused, &invalid) || errors.Is(p.Refused, orchestrator.ErrUnavailable) {

@@ -270,7 +270,7 @@ func (s *Store) Explained(t testing.TB, show func(plan string)) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Store{pool: pool, name: s.name, log: s.log, news: newNews(pool, s.log)}
+	e := &Store{pool: pool, name: s.name, log: s.log, news: newNews(pool, s.log), batches: newBatches(pool)}
 	t.Cleanup(e.Close)
 	return e
 }

@@ -3,12 +3,16 @@ package pgstore
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy"
@@ -64,12 +68,12 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 			return err
 		}
-		names := make([]string, 0, len(hello.Devices))
+		names, news := make([]string, 0, len(hello.Devices)), make([]deviceNews, 0, len(hello.Devices))
 		for i, d := range hello.Devices {
-			names = append(names, d.Name)
-			if err := putDevice(ctx, tx, hello.Host, d, shapes[i]); err != nil {
-				return err
-			}
+			names, news = append(names, d.Name), append(news, deviceNews{hello.Host, shapes[i], d})
+		}
+		if err := putDevices(ctx, tx, news); err != nil {
+			return err
 		}
 		// A device that is no longer there stays listed until no session holds it.
 		if _, err := tx.Exec(ctx, `DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`, hello.Host, names); err != nil {
@@ -79,20 +83,57 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 	}))
 }
 
+// deviceNews is what a host says of a device.
+type deviceNews struct {
+	host  string
+	shape int64
+	wire.Device
+}
+
+const putDevicesSQL = `
+INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape, host_cordoned)
+SELECT u.host, u.name, u.kind, u.model, u.platform_name, u.platform_version, u.labels::jsonb, u.state, u.reason, u.browser, u.bidi, u.country, u.shape,
+       (SELECT h.cordoned_at IS NOT NULL FROM hosts h WHERE h.name = u.host)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[],
+            $13::bigint[]) AS u (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape)
+ON CONFLICT (host, name) DO UPDATE SET kind = excluded.kind, model = excluded.model, platform_name = excluded.platform_name,
+    platform_version = excluded.platform_version, labels = excluded.labels, state = excluded.state, reason = excluded.reason, browser = excluded.browser,
+    bidi = excluded.bidi, country = excluded.country, shape = excluded.shape`
+
+// putDevices stores what hosts say, in the devices' order, in which everybody locks several. Of one device the last is true.
+func putDevices(ctx context.Context, on execer, news []deviceNews) error {
+	last := map[[2]string]deviceNews{}
+	for _, n := range news {
+		last[[2]string{n.host, n.Name}] = n
+	}
+	sorted := slices.SortedFunc(maps.Values(last), func(a, b deviceNews) int { return cmp.Or(cmp.Compare(a.host, b.host), cmp.Compare(a.Name, b.Name)) })
+	labels := make([]string, len(sorted))
+	for i, n := range sorted {
+		b, err := json.Marshal(object(n.Labels))
+		if err != nil {
+			return err
+		}
+		labels[i] = string(b)
+	}
+	text := func(of func(deviceNews) string) []string { return column(sorted, of) }
+	_, err := on.Exec(ctx, putDevicesSQL, text(func(n deviceNews) string { return n.host }), text(func(n deviceNews) string { return n.Name }),
+		text(func(n deviceNews) string { return n.Kind }), text(func(n deviceNews) string { return n.Model }),
+		text(func(n deviceNews) string { return n.PlatformName }), text(func(n deviceNews) string { return n.PlatformVersion }), labels,
+		text(func(n deviceNews) string { return string(n.State) }), text(func(n deviceNews) string { return n.Reason }),
+		text(func(n deviceNews) string { return cmp.Or(n.Browser, "safari") }), column(sorted, func(n deviceNews) bool { return n.BiDi }),
+		text(func(n deviceNews) string { return strings.ToUpper(n.Country) }), column(sorted, func(n deviceNews) int64 { return n.shape }))
+	return err
+}
+
 // execer is a pool or a transaction.
 type execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-func putDevice(ctx context.Context, on execer, host string, d wire.Device, shape int64) error {
-	_, err := on.Exec(ctx, `
-		INSERT INTO devices (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape, host_cordoned)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, (SELECT cordoned_at IS NOT NULL FROM hosts WHERE name = $1))
-		ON CONFLICT (host, name) DO UPDATE SET kind = $3, model = $4, platform_name = $5, platform_version = $6, labels = $7,
-		    state = $8, reason = $9, browser = $10, bidi = $11, country = $12, shape = $13`,
-		host, d.Name, d.Kind, d.Model, d.PlatformName, d.PlatformVersion, object(d.Labels), string(d.State), d.Reason,
-		cmp.Or(d.Browser, "safari"), d.BiDi, strings.ToUpper(d.Country), shape)
-	return err
+func newDeviceNews(pool *pgxpool.Pool) *batch[deviceNews, struct{}] {
+	return &batch[deviceNews, struct{}]{run: func(ctx context.Context, news []deviceNews) ([]struct{}, error) {
+		return make([]struct{}, len(news)), putDevices(ctx, pool, news)
+	}}
 }
 
 // DeviceChanged implements driverproxy.Directory.
@@ -101,8 +142,8 @@ func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) e
 	if err != nil {
 		return err
 	}
-	if err := putDevice(ctx, s.pool, host, d, shape); err != nil {
-		return unavailable(err)
+	if _, err := s.batches.devices.do(ctx, deviceNews{host, shape, d}); err != nil {
+		return err
 	}
 	if d.State == wire.DeviceReady {
 		s.news.tell(chanQueue, "")

@@ -87,6 +87,7 @@ func (s *Store) holding(ctx context.Context, ref profilestate.Ref, write func(pg
 }
 
 type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 

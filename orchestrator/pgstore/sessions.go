@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -33,17 +33,32 @@ func scanSession(row pgx.CollectableRow) (api.Session, error) {
 	return v, err
 }
 
+// newLooks reads sessions; one that is not there has no answer.
+func newLooks(pool *pgxpool.Pool) *batch[string, *api.Session] {
+	return &batch[string, *api.Session]{run: func(ctx context.Context, ids []string) ([]*api.Session, error) {
+		rows, err := pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions WHERE id = ANY ($1)`, ids)
+		if err != nil {
+			return nil, err
+		}
+		list, err := pgx.CollectRows(rows, scanSession)
+		found := map[string]*api.Session{}
+		for i := range list {
+			found[list[i].ID] = &list[i]
+		}
+		return column(ids, func(id string) *api.Session { return found[id] }), err
+	}}
+}
+
 // Get implements orchestrator.SessionStore.
 func (s *Store) Get(ctx context.Context, session string) (api.Session, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, session)
-	if err != nil {
-		return api.Session{}, unavailable(err)
+	v, err := s.batches.looks.do(ctx, session)
+	switch {
+	case err != nil:
+		return api.Session{}, err
+	case v == nil:
+		return api.Session{}, orchestrator.ErrNotFound
 	}
-	v, err := pgx.CollectExactlyOneRow(rows, scanSession)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return v, orchestrator.ErrNotFound
-	}
-	return v, unavailable(err)
+	return *v, nil
 }
 
 // SessionFilter narrows List; an empty field fits every session.

@@ -1,6 +1,9 @@
 // Package pgstore holds all SQL of the project: sessions and their leases, events, accounts, profiles' metadata, hosts
 // and devices, recordings' states. Every write that belongs to a running session is fenced by its term.
 //
+// Statements that lock several rows lock sessions before devices, devices before accounts (account_load, then their lanes) and accounts before pieces of the
+// queue's room, each kind in its own order. A claim begins with the accounts, and waits for no session or device.
+//
 // Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
 // kept until the session runs, and what the driver matched while it runs; a session's name and labels as long as it is listed.
 package pgstore
@@ -47,6 +50,8 @@ type Store struct {
 
 	beats beats
 	news  *news
+
+	batches batches
 }
 
 // Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
@@ -56,7 +61,7 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, name: name, log: log}
+	s := &Store{pool: pool, name: name, log: log, batches: newBatches(pool)}
 	var keys bool
 	err = pool.QueryRow(ctx, `SELECT to_regclass('account_keys') IS NOT NULL`).Scan(&keys)
 	if err == nil && keys {
@@ -99,6 +104,7 @@ func connect(ctx context.Context, dsn string, conns int32) (*pgxpool.Pool, error
 // Close waits for running statements and closes every connection.
 func (s *Store) Close() {
 	s.beats.close()
+	s.batches.close()
 	s.news.close()
 	s.pool.Close()
 }
@@ -162,16 +168,4 @@ type verdict struct{ error }
 func violates(err error, constraint string) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.ConstraintName == constraint
-}
-
-// fenced runs a statement that must change one row of a session whose term is still ours.
-func (s *Store) fenced(ctx context.Context, sql string, args ...any) error {
-	tag, err := s.pool.Exec(ctx, sql, args...)
-	if err != nil {
-		return unavailable(err)
-	}
-	if tag.RowsAffected() == 0 {
-		return orchestrator.ErrLeaseLost
-	}
-	return nil
 }

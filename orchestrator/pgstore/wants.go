@@ -55,6 +55,13 @@ func (r *remembered) get(digest [sha256.Size]byte, ask func() (int64, error)) (i
 	return id, nil
 }
 
+// forget has the next get ask.
+func (r *remembered) forget(digest [sha256.Size]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.rows, digest)
+}
+
 // wanted is a row of wants without its identity.
 type wanted struct {
 	Kind, Model, Host, Platform string
@@ -87,6 +94,12 @@ func (w wanted) args() []any {
 	return []any{w.Kind, w.Model, w.Host, w.Platform, w.Least, w.Below, w.Browser, w.BiDi, w.Labels, w.Country}
 }
 
+// row is a row of wants under an id, as JSON has it.
+func (w wanted) row(id int) map[string]any {
+	return map[string]any{"id": id, "kind": w.Kind, "model": w.Model, "host": w.Host, "platform": w.Platform, "least": w.Least, "below": w.Below,
+		"browser": w.Browser, "bidi": w.BiDi, "labels": w.Labels, "country": w.Country}
+}
+
 // wantRow is $1 to $10 as a row of wants, for misfits.
 const wantRow = `ROW (0, '', $1, $2, $3, $4, $5::integer[], $6::integer[], $7, $8, $9::jsonb, $10, now())::wants`
 
@@ -105,6 +118,13 @@ func (s *Store) want(ctx context.Context, w wanted) (int64, error) {
 		err = s.pool.QueryRow(ctx, putWantSQL, append(w.args(), digest[:])...).Scan(&id)
 		return id, err
 	})
+}
+
+// forgetWant is for a want that was tidied away.
+func (s *Store) forgetWant(w wanted) {
+	if digest, err := digestOf(w); err == nil {
+		s.wants.forget(digest)
+	}
 }
 
 // shape is the id of what a device is matched by.
