@@ -503,6 +503,7 @@ func (c *raw) hear(t *testing.T) string {
 // closed reads until the server closes, which must be with that code and words.
 func (c *raw) closed(t *testing.T, code int, says string) {
 	t.Helper()
+	_ = c.ws.SetReadDeadline(time.Now().Add(30 * time.Second)) // or one that is left open would hold the test
 	for {
 		_, _, err := c.ws.ReadMessage()
 		if err == nil {
@@ -510,7 +511,7 @@ func (c *raw) closed(t *testing.T, code int, says string) {
 		}
 		var e *websocket.CloseError
 		if !errors.As(err, &e) || e.Code != code || !strings.Contains(e.Text, says) {
-			t.Errorf("%v, want %d %q", err, code, says)
+			t.Fatalf("%v, want %d %q", err, code, says)
 		}
 		return
 	}
