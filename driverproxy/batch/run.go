@@ -39,7 +39,7 @@ func (b *Batch) runWithin(ctx context.Context, d Driver, room int) Response {
 		response.OK = response.OK && result.ok()
 		switch {
 		case !alive:
-			over = "the driver was lost at " + b.steps[i].label
+			over = lost(ctx) + " at " + b.steps[i].label
 		case b.stop && !result.ok():
 			over = b.steps[i].label + " failed, and stop_on_error is set"
 		}
@@ -92,9 +92,9 @@ func (r *run) do(ctx context.Context, c webdriver.Command) (result Result, alive
 	a, err := r.driver.Do(ctx, c)
 	switch {
 	case errors.Is(err, ErrNotRun):
-		return Result{Outcome: NotRun, Reason: "the driver is gone"}, false
+		return Result{Outcome: NotRun, Reason: lost(ctx)}, false
 	case err != nil:
-		return unknown(), false
+		return unknown(ctx), false
 	}
 	var envelope struct {
 		Value json.RawMessage `json:"value"`
@@ -130,7 +130,7 @@ func (r *run) closeWindow(ctx context.Context, c webdriver.Command) (result Resu
 // ask reads something that the step depends on; when the driver is lost meanwhile, the step has not been run.
 func (r *run) ask(ctx context.Context, path string, v any) (result Result, alive bool) {
 	if result, alive = r.do(ctx, webdriver.Command{Method: "GET", Path: path}); !alive {
-		return Result{Outcome: NotRun, Reason: "the driver is gone"}, false
+		return Result{Outcome: NotRun, Reason: lost(ctx)}, false
 	}
 	if result.ok() && json.Unmarshal(result.Value, v) != nil {
 		result = failed(&webdriver.Error{Code: webdriver.UnknownError, Message: "the driver's answer to GET " + path + " is not W3C WebDriver"})
@@ -145,9 +145,20 @@ func failed(e *webdriver.Error) Result {
 	return r
 }
 
+// lost says why there is no answer and will be none.
+func lost(ctx context.Context) string {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return "the batch's time was up"
+	case ctx.Err() != nil:
+		return "the session was ended"
+	}
+	return "the driver was lost"
+}
+
 // unknown is the result of a step whose answer never came, as a single command would have it.
-func unknown() Result {
-	r := failed(&webdriver.Error{Code: webdriver.UnknownError, Message: "the driver is gone: whether the step was run is not known", Data: map[string]any{"outcome": Unknown}})
+func unknown(ctx context.Context) Result {
+	r := failed(&webdriver.Error{Code: webdriver.UnknownError, Message: lost(ctx) + ": whether the step was run is not known", Data: map[string]any{"outcome": Unknown}})
 	r.Outcome = Unknown
 	return r
 }

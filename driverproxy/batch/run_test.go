@@ -314,6 +314,9 @@ func TestWaitIsGivenUp(t *testing.T) {
 		if outcomes(r) != "unknown not_run" || time.Since(begin) != 3*time.Second {
 			t.Errorf("%+v after %v", r, time.Since(begin))
 		}
+		if said := string(r.Results[0].Value) + r.Results[1].Reason; strings.Count(said, "the batch's time was up") != 2 || strings.Contains(said, "driver was lost") {
+			t.Errorf("it says %s", said)
+		}
 	})
 	synctest.Test(t, func(t *testing.T) { // the driver is gone at the second try: the script ran before
 		d := says("null")

@@ -19,7 +19,7 @@ func (r *run) wait(ctx context.Context, s *step, c webdriver.Command) (result Re
 		result, alive = r.do(ctx, c)
 		if !alive {
 			if result.Outcome == NotRun && !first {
-				return unknown(), false // a script may have done something before
+				return unknown(ctx), false // a script may have done something before
 			}
 			return result, false
 		}
@@ -32,7 +32,7 @@ func (r *run) wait(ctx context.Context, s *step, c webdriver.Command) (result Re
 			return s.timedOut(result), true
 		}
 		if !pause(ctx, min(s.every, left)) {
-			return unknown(), false
+			return unknown(ctx), false
 		}
 	}
 }
