@@ -210,7 +210,7 @@ func (c *compiler) command(s Step) (made step, err error) {
 	var known bool
 	made.route, known = webdriver.Match(s.Method, plain)
 	switch {
-	case !known && webdriver.MatchPath(plain):
+	case !known && len(webdriver.Methods(plain)) > 0:
 		return made, fmt.Errorf("the path %q does not take %s", s.Path, s.Method)
 	case !known:
 		return made, fmt.Errorf("there is no command %s %s", s.Method, s.Path)

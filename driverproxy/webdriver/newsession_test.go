@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -188,7 +189,7 @@ func FuzzMatch(f *testing.F) {
 	f.Add("GET", "/element/1/attribute/a")
 	f.Fuzz(func(t *testing.T, method, path string) {
 		r, ok := Match(method, path)
-		if ok != (r != RouteUnknown) || (ok && !MatchPath(path)) {
+		if ok != (r != RouteUnknown) || (ok && !slices.Contains(Methods(path), method)) {
 			t.Fatalf("Match = %v %v", r, ok)
 		}
 		if known := r.String(); ok && (len(path) > 40 && strings.Contains(known, path)) {

@@ -2,6 +2,7 @@ package webdriver
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -177,14 +178,14 @@ func Match(method, path string) (Route, bool) {
 	return RouteUnknown, false
 }
 
-// MatchPath says whether any method is known for the path: it tells "unknown method" from "unknown command".
-func MatchPath(path string) bool {
+// Methods are those that the path takes; without one it is an unknown command, not an unknown method.
+func Methods(path string) (methods []string) {
 	for i := 1; i < len(routes); i++ {
-		if matchPath(routes[i].path, path) {
-			return true
+		if matchPath(routes[i].path, path) && !slices.Contains(methods, routes[i].method) {
+			methods = append(methods, routes[i].method)
 		}
 	}
-	return false
+	return methods
 }
 
 // Endpoint finds the command's endpoint as "match a request" of the specification does. The error is an unknown command or an
@@ -194,7 +195,7 @@ func (c Command) Endpoint() (Route, *Error) {
 	switch {
 	case ok:
 		return route, nil
-	case MatchPath(c.Path):
+	case len(Methods(c.Path)) > 0:
 		return route, &Error{Code: UnknownMethod, Message: "the path " + c.Path + " does not take " + c.Method}
 	}
 	return route, &Error{Code: UnknownCommand, Message: "no such command: " + c.Method + " " + c.Path}

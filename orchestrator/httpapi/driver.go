@@ -81,6 +81,7 @@ func unescape(segment string) string {
 // only serves an endpoint that takes one method.
 func only(w http.ResponseWriter, r *http.Request, method string, serve http.HandlerFunc) {
 	if r.Method != method {
+		w.Header().Set("Allow", method)
 		e := webdriver.Error{Code: webdriver.UnknownMethod, Message: r.URL.Path + " takes " + method + ", not " + r.Method}
 		writeAnswer(w, e.Answer())
 		return
@@ -229,7 +230,11 @@ func (s *server) command(w http.ResponseWriter, r *http.Request, session, path s
 	if r.Method != http.MethodPost { // only a POST has parameters
 		b = nil
 	}
-	writeAnswer(w, s.Orchestrator.Command(r.Context(), session, webdriver.Command{Method: r.Method, Path: path, Body: b}))
+	a := s.Orchestrator.Command(r.Context(), session, webdriver.Command{Method: r.Method, Path: path, Body: b})
+	if a.Status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", strings.Join(webdriver.Methods(path), ", "))
+	}
+	writeAnswer(w, a)
 }
 
 // readBody reads a body into one piece of memory, or answers why not.

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -148,6 +149,14 @@ func TestDriverRoutesAnswerInW3COnly(t *testing.T) {
 				}
 				resp, b := wireCall(t, r.url, request+"\r\n"+c.body)
 				wantW3C(t, resp, b, c.status, c.code)
+				allow := ""
+				if c.status == http.StatusMethodNotAllowed {
+					allow = map[string]string{"/status": "GET", "/session": "POST", at + "/url": "POST, GET", "/session/none/url": "POST, GET"}[c.path]
+					allow = cmp.Or(allow, "DELETE") // of a session
+				}
+				if got := resp.Header.Get("Allow"); got != allow {
+					t.Errorf("Allow: %q, want %q", got, allow)
+				}
 			})
 		}
 	}
