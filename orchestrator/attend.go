@@ -102,9 +102,16 @@ type steady struct{ since, last time.Time }
 
 // longEnough notes that it is looked at, and says whether it has been for long enough without a break.
 func (s *steady) longEnough(now time.Time) bool {
-	if s.since.IsZero() || now.Sub(s.last) > 5*tick {
+	if s.since.IsZero() || paused(s.last, now) {
 		s.since = now
 	}
 	s.last = now
 	return now.Sub(s.since) >= settled
+}
+
+// paused says that there was a pause between two looks that are a tick apart: this process was stopped, or its machine slept. By the
+// wall clock, because the other one stands still in a machine that sleeps.
+func paused(last, now time.Time) bool {
+	d := now.Round(0).Sub(last.Round(0))
+	return d < 0 || d > 5*tick
 }

@@ -35,6 +35,46 @@ func TestSteady(t *testing.T) {
 	}
 }
 
+// reaped counts how often it is asked to end what nobody holds.
+type reaped struct {
+	SessionStore
+	calls int
+}
+
+func (r *reaped) Reap(context.Context, string, bool) ([]Reason, error) {
+	r.calls++
+	return nil, nil
+}
+
+// After a pause in which every lease ran out, those that had sessions hand them over before anything is taken for nobody's.
+func TestNothingIsReapedAfterAPause(t *testing.T) {
+	now := time.Unix(1000, 0)
+	r := &reaped{}
+	o := New(Deps{Log: zap.NewNop(), Sessions: r, Now: func() time.Time { return now }})
+	look := func(after time.Duration) int {
+		now = now.Add(after)
+		before := r.calls
+		o.reap(t.Context())
+		return r.calls - before
+	}
+	if look(0) != 1 || look(tick) != 1 || look(3*tick) != 1 {
+		t.Error("without a pause it is not looked")
+	}
+	for i, pause := range []time.Duration{time.Hour, tick, tick, tick, tick, tick, -time.Hour, tick, tick, tick, tick, tick} {
+		if got, want := look(pause), map[bool]int{true: 1}[i == 5 || i == 11]; got != want {
+			t.Errorf("look %d: reaped %d times, want %d", i, got, want)
+		}
+	}
+}
+
+// A machine that sleeps has a clock that stands still, and one that does not.
+func TestPausesAreOfTheWallClock(t *testing.T) {
+	now := time.Now()
+	if slept := now.Round(0).Add(time.Hour); !paused(now, slept) || paused(now, now.Add(tick)) {
+		t.Error("a sleep is not seen, or a tick is one")
+	}
+}
+
 // unconfirmed is a store in which nobody says that a client is there, until confirm is closed; its waiter is silent and not known to be gone.
 type unconfirmed struct {
 	SessionStore

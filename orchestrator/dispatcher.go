@@ -11,6 +11,9 @@ import (
 const (
 	// tick bounds what a lost notification costs.
 	tick = time.Second
+	// wakeGrace is for how many ticks nothing is reaped after a pause of our own: where everybody slept, the leases of all are over by
+	// the database's clock, and those that had sessions hand them over first.
+	wakeGrace = 5
 	// startedLimit is how long sessions that are starting have to run once the orchestrator is told to stop.
 	startedLimit = 20 * time.Second
 	// drainLimit is how long everything else has then; below the 90 s that service managers wait before they kill.
@@ -40,7 +43,9 @@ type Orchestrator struct {
 	unanswered map[string]time.Time // guarded by mu; see unwanted.go
 	attended   map[string]bool      // guarded by mu; sessions that clients wait for here, see attend.go
 
-	answering steady // the database, as reap sees it; reap's own
+	answering steady    // the database, as reap sees it; reap's own, as what follows
+	looked    time.Time // when reap was last called
+	grace     int       // ticks until it reaps again
 }
 
 // New returns an Orchestrator that runs nothing yet.
@@ -162,7 +167,16 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
-	ended, err := o.deps.Sessions.Reap(ctx, o.deps.ID, o.answering.longEnough(o.deps.Now()))
+	now := o.deps.Now()
+	if !o.looked.IsZero() && paused(o.looked, now) {
+		o.grace = wakeGrace
+	}
+	o.looked = now
+	if o.grace > 0 {
+		o.grace--
+		return
+	}
+	ended, err := o.deps.Sessions.Reap(ctx, o.deps.ID, o.answering.longEnough(now))
 	if err != nil {
 		o.answering = steady{}
 		o.log.Warn("sessions cannot be reaped", zap.Error(err))
