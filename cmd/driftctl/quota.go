@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,11 +12,11 @@ import (
 )
 
 type quotaCmd struct {
-	ID         string `arg:""`
+	ID         string `arg:"" help:"Account."`
 	Concurrent string `placeholder:"N" help:"Sessions that have a device at once, or default."`
 	Queued     string `placeholder:"N" help:"Sessions that wait at once, or default."`
 	Creates    string `placeholder:"N" help:"Sessions that are created within 60 s, or default."`
-	Weight     int    `placeholder:"N" help:"1 to 1000: how many sessions it is given devices for each one of an account with weight 1."`
+	Weight     *int   `placeholder:"N" help:"1 to 1000: how many sessions it is given devices for each one of an account with weight 1."`
 	Reason     string `help:"Why; it goes into the audit log."`
 }
 
@@ -32,29 +33,31 @@ func (c *quotaCmd) change(q api.Quota) (_ api.Quota, asked bool, err error) {
 			*f.to = nil
 		default:
 			n, err := strconv.Atoi(f.value)
-			if err != nil || n < 0 {
-				return q, false, fmt.Errorf("--%s: a number from 0, or default", f.name)
+			if err != nil || n < 0 || n > 1_000_000 {
+				return q, false, fmt.Errorf("--%s: a number from 0 to 1000000, or default", f.name)
 			}
 			*f.to = &n
 		}
 		asked = true
 	}
-	if c.Weight != 0 {
-		q.Weight, asked = c.Weight, true
+	if c.Weight != nil {
+		if *c.Weight < 1 || *c.Weight > 1000 {
+			return q, false, errors.New("--weight: 1 to 1000")
+		}
+		q.Weight, asked = *c.Weight, true
 	}
 	return q, asked, nil
 }
 
 func (c *quotaCmd) run(ctx context.Context, fleet *client.Client, p printer) error {
+	if _, _, err := c.change(api.Quota{}); err != nil { // before anything is asked
+		return err
+	}
 	v, err := fleet.Quota(ctx, c.ID)
 	if err != nil {
 		return err
 	}
-	q, asked, err := c.change(v.Quota)
-	if err != nil {
-		return err
-	}
-	if asked {
+	if q, asked, _ := c.change(v.Quota); asked {
 		if v, err = fleet.PutQuota(ctx, c.ID, api.PutQuota{Quota: q, Reason: c.Reason}); err != nil {
 			return err
 		}
