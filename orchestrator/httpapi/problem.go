@@ -65,7 +65,7 @@ func retryAfter(err error) time.Duration {
 		return full.RetryAfter
 	case errors.As(err, &quota):
 		return quota.RetryAfter
-	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, orchestrator.ErrElsewhere):
+	case errors.Is(err, orchestrator.ErrUnavailable), errors.Is(err, orchestrator.ErrElsewhere), errors.Is(err, context.DeadlineExceeded):
 		return 2 * time.Second
 	}
 	return 0
