@@ -141,6 +141,125 @@ func TestQueueIsFair(t *testing.T) {
 	}
 }
 
+// While both wait, an account is given as many devices for each one of another as its weight is of the other's.
+func TestQueueIsWeighted(t *testing.T) {
+	s := open(t, 1)
+	if _, err := s.PutQuota(t.Context(), "b", api.Quota{Weight: 3}, orchestrator.Act{By: "ada"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 16 {
+		mustCreate(t, s, wish("a"))
+		mustCreate(t, s, wish("b"))
+	}
+	for round := range 4 {
+		given := map[string]int{}
+		for range 4 {
+			c := mustClaim(t, s)
+			given[c.Account]++
+			if err := finish(s, c, orchestrator.Completed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if given["b"] != 3 || given["a"] != 1 {
+			t.Errorf("round %d: %v", round, given)
+		}
+	}
+}
+
+// Creates count for a minute, and no longer; what was created meanwhile, and has ended, counts.
+func TestCreatesAreForgotten(t *testing.T) {
+	s := open(t, 1)
+	create := func() error {
+		n := wish("a")
+		n.Limits.CreatesPerMinute = 2
+		_, err := s.Create(t.Context(), n)
+		return err
+	}
+	for range 2 {
+		if err := create(); err != nil {
+			t.Fatal(err)
+		}
+		if err := finish(s, mustClaim(t, s), orchestrator.Completed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var over *orchestrator.QuotaError
+	s.AgeCreates(t, "a", 50*time.Second)
+	if err := create(); !errors.As(err, &over) || over.RetryAfter < time.Second || over.RetryAfter > 20*time.Second {
+		t.Errorf("after 50 s: %v", err)
+	}
+	s.AgeCreates(t, "a", 20*time.Second)
+	if err := create(); err != nil {
+		t.Errorf("after 70 s: %v", err)
+	}
+	if err := create(); err != nil {
+		t.Errorf("and another: %v", err)
+	}
+	if err := create(); !errors.As(err, &over) {
+		t.Errorf("a third one: %v", err)
+	}
+}
+
+// TestMovesTakeNothingOfAQuota: a session that is adopted, handed over, queued again or reaped is one session of its account's all the while.
+func TestMovesTakeNothingOfAQuota(t *testing.T) {
+	s := open(t, 3)
+	const most = 1
+	take := func() []orchestrator.Claim {
+		t.Helper()
+		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, 10, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	none := func(when string) {
+		t.Helper()
+		if got := take(); len(got) != 0 {
+			t.Errorf("%s: %d more are given a device", when, len(got))
+		}
+	}
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		mustCreate(t, s, wish("a"))
+	}
+	c := take()
+	if len(c) != most {
+		t.Fatalf("%d are given a device", len(c))
+	}
+	none("starting")
+	ok(s.Running(t.Context(), c[0].Session, c[0].Term, nil))
+	none("running")
+	ok(s.HandOver(t.Context(), orchestrator.Event{Session: c[0].Session, Term: c[0].Term, Seq: c[0].LastEvent + 1, At: time.Now(), Kind: orchestrator.EventHandedOver}))
+	none("handed over")
+	a, adopted, err := s.Adopt(t.Context(), "other", []string{"mac-1"}, time.Minute)
+	if err != nil || !adopted {
+		t.Fatalf("%v, %v", adopted, err)
+	}
+	none("adopted")
+	ok(s.Finishing(t.Context(), a.Session, a.Term))
+	none("finishing")
+	ok(finish(s, a, orchestrator.Completed))
+	if c = take(); len(c) != most {
+		t.Fatalf("once it has ended: %d", len(c))
+	}
+	again, err := s.Requeue(t.Context(), orchestrator.Event{Session: c[0].Session, Term: c[0].Term, Seq: c[0].LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRequeued})
+	if err != nil || !again {
+		t.Fatalf("%v, %v", again, err)
+	}
+	if c = take(); len(c) != most {
+		t.Fatalf("once it was queued again: %d", len(c))
+	}
+	none("after that")
+	if wrong := s.Counts(t); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}
+
 // TestAdmissionAndClaims runs creates, batch claims, requeues, cancels and endings by several at once, and holds what must hold at
 // any time: no account over its quota, no device used twice, and counts that are true in the end.
 func TestAdmissionAndClaims(t *testing.T) {

@@ -32,6 +32,11 @@ func (s *Store) Age(t testing.TB, by time.Duration) {
 		s.name, by.Seconds())
 }
 
+// AgeCreates makes an account's creates so much older, in steps of 5 s.
+func (s *Store) AgeCreates(t testing.TB, account string, by time.Duration) {
+	s.exec(t, `UPDATE account_load SET stretch = stretch - $2 WHERE account = $1`, account, int64(by/(5*time.Second)))
+}
+
 // AgeKey makes a host's key so old.
 func (s *Store) AgeKey(t testing.TB, host string, age time.Duration) {
 	s.exec(t, `UPDATE hosts SET rotated_at = now() - make_interval(secs => $2), created_at = now() - make_interval(secs => $2) WHERE name = $1`, host, age.Seconds())
