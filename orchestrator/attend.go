@@ -57,6 +57,20 @@ func (o *Orchestrator) attends(session string) bool {
 	return o.attended[session]
 }
 
+// knows notes when reap last found that those that are silent are gone.
+func (o *Orchestrator) knows(at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sure = at
+}
+
+// isSure says that those that are silent are gone: the database has answered for long enough, until just now.
+func (o *Orchestrator) isSure() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.sure.IsZero() && !paused(o.sure, o.deps.Now())
+}
+
 // errNobodyWaits ends a session whose client is not there any more.
 var errNobodyWaits = &EndError{Reason: Cancelled, Detail: "its client does not wait for it any more"}
 
@@ -82,7 +96,7 @@ func (o *Orchestrator) awaited(ctx context.Context, l *live) error {
 			switch {
 			case err == nil && confirmed:
 				return nil
-			case err == nil && gone:
+			case err == nil && gone && o.isSure(): // or it may have had no time to say that it is there
 				return errNobodyWaits
 			case err != nil && !errors.Is(err, ErrUnavailable) && limited.Err() == nil:
 				return err

@@ -120,3 +120,64 @@ func TestAwaitedHasALimit(t *testing.T) {
 		}
 	})
 }
+
+// silent is a store in which the waiter of every session has been silent for too long, and confirms after a while.
+type silent struct {
+	SessionStore
+	confirm <-chan struct{}
+	away    bool // the database
+}
+
+func (s *silent) Confirmed(context.Context, string, int64) (confirmed, gone bool, err error) {
+	select {
+	case <-s.confirm:
+		return true, true, nil
+	default:
+		return false, true, nil
+	}
+}
+
+func (s *silent) Reap(context.Context, string, bool) ([]Reason, error) {
+	if s.away {
+		return nil, ErrUnavailable
+	}
+	return nil, nil
+}
+
+// After an outage nobody has had the time to say that it is there: who is silent then is waited for, as anybody is, and costs no client
+// its session. Otherwise who is silent is gone.
+func TestSilentAfterAnOutageIsNotGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		confirm := make(chan struct{})
+		s := &silent{confirm: confirm}
+		o := New(Deps{ID: "here", Log: zap.NewNop(), Sessions: s})
+		wait := func() (time.Duration, error) {
+			began := time.Now()
+			err := o.awaited(t.Context(), newLive(Claim{Session: "s", Term: 1, Waiter: "there"}, o.journal, time.Now))
+			return time.Since(began), err
+		}
+		reaps := func(long time.Duration) {
+			for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(tick) {
+				o.reap(t.Context())
+			}
+		}
+		reaps(settled + 2*tick)
+		if took, err := wait(); took != 0 || !errors.Is(err, errNobodyWaits) {
+			t.Errorf("gone: %s, %v", took, err)
+		}
+		for _, pause := range []func(){
+			func() { s.away = true; reaps(tick); s.away = false },
+			func() { time.Sleep(time.Minute) },
+			func() { reaps(settled + 2*tick); time.Sleep(time.Minute); reaps(2 * tick) },
+		} {
+			pause()
+			if took, err := wait(); took != confirmLimit || !errors.Is(err, errNobodyWaits) {
+				t.Errorf("silent: %s, %v", took, err)
+			}
+		}
+		time.AfterFunc(2500*time.Millisecond, func() { close(confirm) })
+		if took, err := wait(); took != 3*time.Second || err != nil {
+			t.Errorf("it was silent, and is there: %s, %v", took, err)
+		}
+	})
+}

@@ -42,6 +42,7 @@ type Orchestrator struct {
 	live       map[string]*live     // guarded by mu; by session
 	unanswered map[string]time.Time // guarded by mu; see unwanted.go
 	attended   map[string]bool      // guarded by mu; sessions that clients wait for here, see attend.go
+	sure       time.Time            // guarded by mu; when reap last found that those that are silent are gone, zero: it does not know
 
 	answering steady    // the database, as reap sees it; reap's own, as what follows
 	looked    time.Time // when reap was last called
@@ -174,9 +175,16 @@ func (o *Orchestrator) reap(ctx context.Context) {
 	o.looked = now
 	if o.grace > 0 {
 		o.grace--
+		o.knows(time.Time{})
 		return
 	}
-	ended, err := o.deps.Sessions.Reap(ctx, o.deps.ID, o.answering.longEnough(now))
+	enough := o.answering.longEnough(now)
+	ended, err := o.deps.Sessions.Reap(ctx, o.deps.ID, enough)
+	if enough && err == nil {
+		o.knows(now)
+	} else {
+		o.knows(time.Time{})
+	}
 	if err != nil {
 		o.answering = steady{}
 		o.log.Warn("sessions cannot be reaped", zap.Error(err))
