@@ -21,6 +21,7 @@ var ranks = map[string]int{
 	"orchestrator/api":      0,
 	"orchestrator/place":    0,
 	"driverproxy/batch":     0,
+	"driverproxy/inert":     0,
 	"driverproxy/webdriver": 0,
 	"driverproxy/wire":      0,
 	"recorder/webm":         0,

@@ -195,6 +195,7 @@
 //	driverproxy/        the command stream, EU end
 //	  webdriver/        W3C envelopes, errors, routes
 //	  batch/            a list of commands run beside the driver: what is sound, references, waits
+//	  inert/            documents of a site at which none of its scripts run: where profiles are restored and captured, and devices wiped
 //	  wire/             frames and messages between orchestrator and driver host
 //	  host/             the command stream, host end: drivers started, watched, reaped
 //	  socket/           websockets with bounded reads and writes, both ends; sockettest/ is a network in memory
@@ -212,7 +213,7 @@
 //
 // Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
 //
-//	rank 0  orchestrator/api orchestrator/place driverproxy/batch driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
+//	rank 0  orchestrator/api orchestrator/place driverproxy/batch driverproxy/inert driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
 //	rank 1  tunnel/…  driverproxy/…  profilestate  recorder/…                                          (never one another)
 //	rank 2  orchestrator
 //	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client

@@ -363,7 +363,7 @@ func endOf(err error) *EndError {
 // driver speaks to a device for restore and capture: what it does is in no session's log.
 type driver struct{ device device }
 
-// Do implements profilestate.Driver.
+// Do implements inert.Driver.
 func (d driver) Do(ctx context.Context, method, path string, body []byte) (json.RawMessage, error) {
 	a, _, err := d.device.Do(ctx, webdriver.Command{Method: method, Path: path, Body: bytes.TrimSpace(body)})
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // TestTooManySitesForTheTime: what there was no time to look at is kept, and what was seen is not lost with it.
@@ -104,15 +106,15 @@ func (o *ocean) Do(ctx context.Context, _, path string, body []byte) (json.RawMe
 		if err != nil {
 			return nil, err
 		}
-		p, err := json.Marshal(page{Origin: u.Scheme + "://" + u.Host, URL: o.at, Ready: "complete", TimeOrigin: float64(o.loads),
-			Storage: "ok", Items: []Entry{{"k", "new"}}})
+		p, err := json.Marshal(inert.Page{Origin: u.Scheme + "://" + u.Host, URL: o.at, Ready: "complete", TimeOrigin: float64(o.loads),
+			Storage: "ok", Items: []byte(`[{"name":"k","value":"new"}]`)})
 		if err != nil {
 			return nil, err
 		}
 		return json.Marshal(string(p))
 	case "/cookie":
 		return json.RawMessage("[]"), nil
-	case batchPath:
+	case inert.BatchPath:
 		return runBatch(ctx, o, body)
 	case "/timeouts":
 		return json.RawMessage("{}"), nil

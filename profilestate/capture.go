@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
@@ -25,8 +26,8 @@ type Visited struct {
 // there is no new snapshot and the old one stays.
 // The tour of the visited sites takes at most three quarters of ctx's time; what it did not reach is kept as it was.
 // The browser is left on the last page looked at.
-func Capture(ctx context.Context, d Driver, v Visited, previous *Snapshot, restored Report) (*Snapshot, Report, error) {
-	c := &capturer{b: &browser{d: d}, now: time.Now(), seen: observed{storage: make(map[string][]Entry), reasons: make(map[string]Reason)}}
+func Capture(ctx context.Context, d inert.Driver, v Visited, previous *Snapshot, restored Report) (*Snapshot, Report, error) {
+	c := &capturer{b: newBrowser(d), now: time.Now(), seen: observed{storage: make(map[string][]Entry), reasons: make(map[string]Reason)}}
 	if err := c.run(ctx, v, previous); err != nil {
 		return nil, Report{}, fmt.Errorf("capture profile: %w", err)
 	}
@@ -35,21 +36,19 @@ func Capture(ctx context.Context, d Driver, v Visited, previous *Snapshot, resto
 }
 
 type capturer struct {
-	b    *browser
+	b    *inert.Browser
 	now  time.Time
 	seen observed
 }
 
-const foldersPerOrigin = 8 // looked into for cookies, besides the root
-
 func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error {
-	if err := c.b.begin(ctx, command{"POST", "/frame", topFrame}); err != nil {
+	if err := c.b.Begin(ctx, inert.ToTopFrame()); err != nil {
 		return err
 	}
-	if err := c.topWindow(ctx); err != nil {
+	if err := c.b.TopWindow(ctx); err != nil {
 		return err
 	}
-	if err := c.b.bound(ctx); err != nil {
+	if err := c.b.Bound(ctx); err != nil {
 		return err
 	}
 	here, err := c.current(ctx)
@@ -60,20 +59,20 @@ func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error
 	looking, stop := inTime(ctx)
 	defer stop()
 	until, _ := looking.Deadline()
-	for i, origin := range t.order {
-		err := c.b.ahead(looking, until, t.ahead(i))
+	for i, origin := range t.Origins {
+		err := c.b.Ahead(looking, until, tourAhead(t, i))
 		if err == nil {
-			err = c.origin(looking, origin, t.folders[origin])
+			err = c.origin(looking, origin, t.Folders(origin))
 		}
 		if err != nil && looking.Err() != nil && ctx.Err() == nil {
-			c.leave(t.order[i:])
+			c.leave(t.Origins[i:])
 			return nil // a command may still run, and everything after it would wait for it
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return c.b.end(ctx)
+	return c.b.End(ctx)
 }
 
 // inTime leaves a quarter of the caller's time for what comes after the tour: storing what it saw. A session that saw
@@ -96,63 +95,36 @@ func (c *capturer) leave(origins []string) {
 	}
 }
 
-var topFrame = map[string]any{"id": nil}
-
-// topWindow leaves frames and closed windows.
-func (c *capturer) topWindow(ctx context.Context) error {
-	err := c.b.do(ctx, "POST", "/frame", topFrame, nil)
-	if codeOf(err) == webdriver.NoSuchWindow {
-		var handles []string
-		if err := c.b.do(ctx, "GET", "/window/handles", nil, &handles); err != nil {
-			return err
-		}
-		if len(handles) == 0 {
-			return errors.New("the session has no window left")
-		}
-		if err := c.b.do(ctx, "POST", "/window", map[string]string{"handle": handles[0]}, nil); err != nil {
-			return err
-		}
-		err = c.b.do(ctx, "POST", "/frame", topFrame, nil)
-	}
-	if codeOf(err) == webdriver.Timeout {
-		return c.b.newWindow(ctx)
-	}
-	if fatal(err) {
-		return err
-	}
-	return nil
-}
-
 // current looks at the page the customer left, before any navigation: it may be the only one that shows a cookie. Only
 // the driver is asked, apart from one hint: the page's own scripts may be hostile.
 func (c *capturer) current(ctx context.Context) (string, error) {
 	var here string
-	err := c.b.do(ctx, "GET", "/url", nil, &here)
-	if codeOf(err) == webdriver.Timeout {
-		return "", c.b.newWindow(ctx)
+	err := c.b.Do(ctx, "GET", "/url", nil, &here)
+	if inert.CodeOf(err) == webdriver.Timeout {
+		return "", c.b.NewWindow(ctx)
 	}
 	if err != nil {
-		if fatal(err) {
+		if inert.Fatal(err) {
 			return "", err
 		}
 		return "", nil
 	}
-	cookies, err := c.b.cookies(ctx, c.now)
-	if fatal(err) {
+	cookies, err := shownCookies(ctx, c.b, c.now)
+	if inert.Fatal(err) {
 		return "", err
 	}
 	l := look{cookies: cookies}
 	// Drivers go by the URL that the document was loaded from. Where scripts changed the address since, a cookie must
 	// belong to both to be missed here; where the first cannot be known, none is.
 	var loaded string
-	err = c.b.do(ctx, "POST", "/execute/sync", map[string]any{"script": loadedScript, "args": []string{}}, &loaded)
-	if fatal(err) {
+	err = c.b.Do(ctx, "POST", "/execute/sync", map[string]any{"script": loadedScript, "args": []string{}}, &loaded)
+	if inert.Fatal(err) {
 		return "", err
 	}
 	a, errA := url.Parse(here)
 	b, errB := url.Parse(loaded)
 	if err == nil && errA == nil && errB == nil && a.Host != "" && a.Host == b.Host {
-		l.page.urls = []*url.URL{a, b}
+		l.page.URLs = []*url.URL{a, b}
 	}
 	c.seen.looks = append(c.seen.looks, l)
 	return here, nil
@@ -162,13 +134,13 @@ const loadedScript = `return String(performance.getEntriesByType('navigation')[0
 
 // origin reads one origin's localStorage and cookies from inert documents.
 func (c *capturer) origin(ctx context.Context, origin string, folders []string) error {
-	for _, dir := range append(folders, "/") {
-		p, err := c.b.open(ctx, origin, dir, jobAt(dir))
-		var unusable *pageError
+	for _, dir := range folders {
+		p, entries, err := open(ctx, c.b, origin, dir, jobAt(dir))
+		var unusable *inert.PageError
 		if errors.As(err, &unusable) {
 			if dir == "/" {
 				c.seen.failed = append(c.seen.failed, origin)
-				c.seen.reasons[origin] = unusable.why
+				c.seen.reasons[origin] = Reason(unusable.Why)
 			}
 			continue
 		}
@@ -176,10 +148,10 @@ func (c *capturer) origin(ctx context.Context, origin string, folders []string) 
 			return err
 		}
 		if dir == "/" {
-			c.seen.storage[origin] = p.Items
+			c.seen.storage[origin] = entries
 		}
-		cookies, err := c.b.cookies(ctx, c.now)
-		if fatal(err) {
+		cookies, err := shownCookies(ctx, c.b, c.now)
+		if inert.Fatal(err) {
 			return err
 		}
 		if err == nil {
@@ -190,60 +162,37 @@ func (c *capturer) origin(ctx context.Context, origin string, folders []string) 
 }
 
 // jobAt is what a capture does there: an origin has one localStorage, whatever the folder.
-func jobAt(dir string) storageJob {
+func jobAt(dir string) inert.Job {
 	if dir == "/" {
-		return storageJob{want: "read"}
+		return inert.Job{Want: inert.Read}
 	}
-	return storageJob{want: "nothing"}
+	return inert.Job{Want: inert.Nothing}
 }
 
-// tour is where a capture looks.
-type tour struct {
-	order   []string
-	folders map[string][]string // besides the root
-}
-
-func newTour(visited []string, previous *Snapshot) tour {
-	t := tour{folders: make(map[string][]string)}
-	for _, raw := range visited {
-		origin, err := originOf(raw)
-		if err != nil {
-			continue
-		}
-		if !slices.Contains(t.order, origin) {
-			t.order = append(t.order, origin)
-		}
-		if u, err := url.Parse(raw); err == nil {
-			t.folder(origin, path.Dir(u.EscapedPath()))
-		}
-	}
+// newTour is where a capture looks: at the sites that were visited, and in the folders of theirs that the profile has cookies of.
+func newTour(visited []string, previous *Snapshot) *inert.Tour {
+	t := inert.NewTour(visited)
 	// A cookie of a folder is shown nowhere else, so a login rotated there would be missed.
 	for _, c := range previous.clone().Cookies {
-		for _, origin := range t.order {
+		for _, origin := range t.Origins {
 			if u, err := url.Parse(origin); err == nil && c.onHost(u) {
-				t.folder(origin, path.Clean(c.Path))
+				t.Look(origin, path.Clean(c.Path))
 			}
 		}
 	}
 	return t
 }
 
-// ahead is what origin does at each page from the i-th origin on, where all goes well.
-func (t *tour) ahead(i int) iter.Seq[[]command] {
-	return func(yield func([]command) bool) {
-		for _, origin := range t.order[i:] {
-			for _, dir := range append(t.folders[origin], "/") {
-				list, err := opening(origin, dir, jobAt(dir))
-				if err != nil || !yield(append(list, command{"GET", "/cookie", nil})) {
+// tourAhead is what origin does at each page from the i-th origin on, where all goes well.
+func tourAhead(t *inert.Tour, i int) iter.Seq[[]inert.Command] {
+	return func(yield func([]inert.Command) bool) {
+		for _, origin := range t.Origins[i:] {
+			for _, dir := range t.Folders(origin) {
+				list, err := inert.Opening(origin, dir, jobAt(dir))
+				if err != nil || !yield(append(list, inert.Command{Method: "GET", Path: "/cookie"})) {
 					return
 				}
 			}
 		}
-	}
-}
-
-func (t *tour) folder(origin, dir string) {
-	if list := t.folders[origin]; dir != "/" && dir != "." && dir != "" && len(list) < foldersPerOrigin && !slices.Contains(list, dir) {
-		t.folders[origin] = append(list, dir)
 	}
 }

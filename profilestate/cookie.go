@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/net/publicsuffix"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // cookieKey is what makes a cookie one cookie. The leading dot of a domain counts: a host-only cookie and a domain
@@ -44,7 +46,7 @@ func (c Cookie) expired(now time.Time) bool {
 // sentTo says whether a browser on this page shows the cookie: RFC 6265, sections 5.1.3, 5.1.4 and 5.4. Of a Secure
 // cookie it is sure only on https.
 func (c Cookie) sentTo(page *url.URL) bool {
-	return c.onHost(page) && pathMatch(page.EscapedPath(), c.Path)
+	return c.onHost(page) && inert.PathMatch(page.EscapedPath(), c.Path)
 }
 
 // onHost is sentTo without regard to the path.
@@ -60,14 +62,4 @@ func (c Cookie) onHost(page *url.URL) bool {
 		return false
 	}
 	return strings.HasSuffix(host, c.Domain)
-}
-
-func pathMatch(page, cookie string) bool {
-	if page == "" {
-		page = "/"
-	}
-	if page == cookie {
-		return true
-	}
-	return strings.HasPrefix(page, cookie) && (strings.HasSuffix(cookie, "/") || page[len(cookie)] == '/')
 }

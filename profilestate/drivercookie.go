@@ -4,6 +4,8 @@ import (
 	"context"
 	"strings"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // driverCookie is a cookie as drivers show and take it.
@@ -22,10 +24,10 @@ type driverCookie struct {
 // 32 bits, which can look like a date long ago. Far beyond (2^53-1) the cookie silently becomes a session cookie.
 const maxExpiry = 1<<31 - 1
 
-// cookies lists what the current page shows.
-func (b *browser) cookies(ctx context.Context, now time.Time) ([]Cookie, error) {
+// shownCookies lists what the current page shows.
+func shownCookies(ctx context.Context, b *inert.Browser, now time.Time) ([]Cookie, error) {
 	var list []driverCookie
-	if err := b.do(ctx, "GET", "/cookie", nil, &list); err != nil {
+	if err := b.Do(ctx, "GET", "/cookie", nil, &list); err != nil {
 		return nil, err
 	}
 	out := make([]Cookie, 0, len(list))
@@ -50,14 +52,14 @@ func (b *browser) cookies(ctx context.Context, now time.Time) ([]Cookie, error) 
 }
 
 // addCookie sets a cookie through the driver.
-func (b *browser) addCookie(ctx context.Context, c Cookie) error {
+func addCookie(ctx context.Context, b *inert.Browser, c Cookie) error {
 	a := c.add()
-	return b.do(ctx, a.method, a.path, a.body, nil)
+	return b.Do(ctx, a.Method, a.Path, a.Body, nil)
 }
 
 // add is the command that sets the cookie. Without a domain the cookie belongs to the current host alone; naming the
 // domain would give it a leading dot and with it to all subdomains.
-func (c Cookie) add() command {
+func (c Cookie) add() inert.Command {
 	v := driverCookie{Name: c.Name, Value: c.Value, Path: c.Path, Secure: c.Secure, HTTPOnly: c.HTTPOnly, SameSite: c.SameSite}
 	if !c.hostOnly() {
 		v.Domain = c.host()
@@ -66,7 +68,7 @@ func (c Cookie) add() command {
 		e := float64(int64(min(c.Expires, maxExpiry)))
 		v.Expiry = &e
 	}
-	return command{"POST", "/cookie", map[string]driverCookie{"cookie": v}}
+	return inert.Command{Method: "POST", Path: "/cookie", Body: map[string]driverCookie{"cookie": v}}
 }
 
 // needsScript says whether only document.cookie can set the cookie.

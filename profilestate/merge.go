@@ -6,11 +6,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // look is the cookies that one page showed.
 type look struct {
-	page    page
+	page    inert.Page
 	cookies []Cookie
 }
 
@@ -54,7 +56,7 @@ func (m *merger) cookies() {
 	present := make(map[cookieKey]Cookie)
 	for _, l := range m.seen.looks {
 		for key, c := range present {
-			if l.page.shows(c) {
+			if shows(l.page, c) {
 				delete(present, key)
 			}
 		}
@@ -94,7 +96,7 @@ func (m *merger) cookies() {
 }
 
 func (m *merger) mustShow(c Cookie) bool {
-	return slices.ContainsFunc(m.seen.looks, func(l look) bool { return l.page.shows(c) })
+	return slices.ContainsFunc(m.seen.looks, func(l look) bool { return shows(l.page, c) })
 }
 
 func (m *merger) keep(c Cookie, s Status) {

@@ -12,16 +12,18 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
-func at(raw ...string) page {
-	var p page
+func at(raw ...string) inert.Page {
+	var p inert.Page
 	for _, r := range raw {
 		u, err := url.Parse(r)
 		if err != nil {
 			panic(err)
 		}
-		p.urls = append(p.urls, u)
+		p.URLs = append(p.URLs, u)
 	}
 	return p
 }
@@ -235,7 +237,7 @@ func FuzzMerge(f *testing.F) {
 			origin := origins[next(len(origins))]
 			l := look{page: at(origin + paths[next(len(paths))] + "/robots.txt")}
 			for range next(4) {
-				if c := cookie(); c.sentTo(l.page.urls[0]) {
+				if c := cookie(); c.sentTo(l.page.URLs[0]) {
 					l.cookies = append(l.cookies, c)
 				}
 			}
@@ -262,7 +264,7 @@ func FuzzMerge(f *testing.F) {
 			}
 			visible := false
 			for _, l := range o.looks {
-				visible = visible || c.sentTo(l.page.urls[0])
+				visible = visible || c.sentTo(l.page.URLs[0])
 			}
 			if _, was := had.cookies[c.key()]; !visible || !was {
 				t.Fatalf("deleted what could not be observed: %s%s %s", c.Domain, c.Path, c.Name)

@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"net/url"
 	"slices"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // stop is one document that a restore opens, and what it does there.
 type stop struct {
 	origins []string // alternatives, best first
 	dir     string   // the document is below this path
-	job     storageJob
+	job     inert.Job
+	items   []Entry // of the job
 	cookies []Cookie
 }
 
@@ -19,7 +22,7 @@ func (s *stop) page() *url.URL { return below(s.origins[0], s.dir) }
 
 // below is a URL directly below a folder of an origin.
 func below(origin, dir string) *url.URL {
-	u, err := url.Parse(inert(origin, dir)[0])
+	u, err := url.Parse(inert.Target(origin, dir))
 	if err != nil {
 		return &url.URL{}
 	}
@@ -35,9 +38,9 @@ func below(origin, dir string) *url.URL {
 // Cookies that no URL can show are returned apart.
 func plan(s *Snapshot) (stops []*stop, nowhere []Cookie) {
 	for _, o := range s.Origins {
-		st := &stop{origins: []string{o.Origin}, dir: "/", job: storageJob{want: "nothing"}}
+		st := &stop{origins: []string{o.Origin}, dir: "/", job: inert.Job{Want: inert.Nothing}}
 		if len(o.LocalStorage) > 0 {
-			st.job = storageJob{want: "write", items: o.LocalStorage}
+			st.job, st.items = inert.Job{Want: inert.Write, Items: o.LocalStorage}, o.LocalStorage
 		}
 		stops = append(stops, st)
 	}
@@ -49,7 +52,7 @@ func plan(s *Snapshot) (stops []*stop, nowhere []Cookie) {
 			continue
 		}
 		known, guessed := placesFor(c, s.Origins)
-		st := &stop{origins: append(known, guessed...), dir: c.Path, job: storageJob{want: "nothing"}}
+		st := &stop{origins: append(known, guessed...), dir: c.Path, job: inert.Job{Want: inert.Nothing}}
 		if len(known) > 0 {
 			stops = append(stops, st)
 		} else {
@@ -63,7 +66,7 @@ func plan(s *Snapshot) (stops []*stop, nowhere []Cookie) {
 			nowhere = append(nowhere, c)
 		}
 	}
-	stops = slices.DeleteFunc(stops, func(st *stop) bool { return st.job.want == "nothing" && len(st.cookies) == 0 })
+	stops = slices.DeleteFunc(stops, func(st *stop) bool { return st.job.Want == inert.Nothing && len(st.cookies) == 0 })
 	return stops, nowhere
 }
 

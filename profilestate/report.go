@@ -3,6 +3,9 @@ package profilestate
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // Kind is a kind of profile state.
@@ -38,9 +41,9 @@ type Reason string
 
 // Reasons.
 const (
-	ReasonUnreachable Reason = "no page of its origin could be opened"
-	ReasonTimeout     Reason = "its origin did not answer in time"
-	ReasonSandboxed   Reason = "pages of its origin do not allow storage"
+	ReasonUnreachable Reason = Reason(inert.Unreachable)
+	ReasonTimeout     Reason = Reason(inert.Timeout)
+	ReasonSandboxed   Reason = Reason(inert.Sandboxed)
 	ReasonRefused     Reason = "the driver refused it"
 	ReasonIgnored     Reason = "the browser did not keep it"
 	ReasonExpired     Reason = "it has expired"
@@ -184,4 +187,12 @@ func (r Report) confirmed() confirmed {
 		}
 	}
 	return c
+}
+
+func hostOf(origin string) string {
+	u, err := url.Parse(origin)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }

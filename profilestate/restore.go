@@ -8,14 +8,16 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // Restore puts a snapshot into a fresh session and reads everything back. A site that is down costs its own items, which
 // the report lists as dropped, as does one that half of ctx's time is not enough to come to; an error means that the
 // session itself failed and must not be used.
 // The browser is left on about:blank with the session's own timeouts.
-func Restore(ctx context.Context, d Driver, s *Snapshot) (Report, error) {
-	r := &restorer{b: &browser{d: d}, now: time.Now()}
+func Restore(ctx context.Context, d inert.Driver, s *Snapshot) (Report, error) {
+	r := &restorer{b: newBrowser(d), now: time.Now()}
 	if end, ok := ctx.Deadline(); ok {
 		r.until = r.now.Add(end.Sub(r.now) / 2)
 	}
@@ -26,7 +28,7 @@ func Restore(ctx context.Context, d Driver, s *Snapshot) (Report, error) {
 }
 
 type restorer struct {
-	b      *browser
+	b      *inert.Browser
 	now    time.Time
 	until  time.Time // no further page is opened after this; zero: any time
 	report Report
@@ -38,7 +40,7 @@ type restorer struct {
 // opened is a document that opened.
 type opened struct {
 	origin, dir string
-	page        page
+	page        inert.Page
 }
 
 func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
@@ -47,17 +49,17 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 	if len(todo.Cookies) == 0 && len(todo.Origins) == 0 {
 		return nil
 	}
-	if err := r.b.begin(ctx); err != nil {
+	if err := r.b.Begin(ctx); err != nil {
 		return err
 	}
-	if err := r.b.bound(ctx); err != nil {
+	if err := r.b.Bound(ctx); err != nil {
 		return err
 	}
 	stops, nowhere := plan(todo)
 	r.why = make(map[cookieKey]Reason)
 	r.postpone(nowhere, ReasonUnreachable)
 	for i, st := range stops {
-		if err := r.b.ahead(ctx, r.until, stopsAhead(stops[i:])); err != nil {
+		if err := r.b.Ahead(ctx, r.until, stopsAhead(stops[i:])); err != nil {
 			return err
 		}
 		if err := r.stop(ctx, st); err != nil {
@@ -67,7 +69,7 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 	if err := r.retry(ctx); err != nil {
 		return err
 	}
-	if err := r.b.blank(ctx); err != nil {
+	if err := r.b.Blank(ctx); err != nil {
 		return err
 	}
 	for _, c := range r.late {
@@ -75,7 +77,7 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 			return err
 		}
 	}
-	return r.b.end(ctx)
+	return r.b.End(ctx)
 }
 
 // impossible reports cookies that need not be tried.
@@ -97,26 +99,26 @@ func (r *restorer) impossible(c Cookie) bool {
 func (r *restorer) stop(ctx context.Context, st *stop) error {
 	why := ReasonUnreachable
 	for _, origin := range st.origins {
-		if len(r.b.ready) == 0 && r.outOfTime() {
+		if !r.b.IsAhead() && r.outOfTime() {
 			why = ReasonTimeout
 			break
 		}
-		p, err := r.b.open(ctx, origin, st.dir, st.job)
-		var unusable *pageError
+		p, entries, err := open(ctx, r.b, origin, st.dir, st.job)
+		var unusable *inert.PageError
 		if errors.As(err, &unusable) {
-			why = unusable.why
+			why = Reason(unusable.Why)
 			continue
 		}
 		if err != nil {
 			return err
 		}
 		r.open = append(r.open, opened{origin, st.dir, p})
-		if st.job.want == "write" {
-			r.compareStorage(origin, st.job.items, p.Items)
+		if st.job.Want == inert.Write {
+			r.compareStorage(origin, st.items, entries)
 		}
 		return r.setCookies(ctx, p, st.cookies)
 	}
-	for _, e := range st.job.items {
+	for _, e := range st.items {
 		r.report.entry(st.origins[0], e.Name, Dropped, why)
 	}
 	r.postpone(st.cookies, why)
@@ -124,10 +126,10 @@ func (r *restorer) stop(ctx context.Context, st *stop) error {
 }
 
 // stopsAhead is what stop does at each of them, where all goes well.
-func stopsAhead(stops []*stop) iter.Seq[[]command] {
-	return func(yield func([]command) bool) {
+func stopsAhead(stops []*stop) iter.Seq[[]inert.Command] {
+	return func(yield func([]inert.Command) bool) {
 		for _, st := range stops {
-			list, err := opening(st.origins[0], st.dir, st.job)
+			list, err := inert.Opening(st.origins[0], st.dir, st.job)
 			if err != nil {
 				return // stop says so
 			}
@@ -140,14 +142,14 @@ func stopsAhead(stops []*stop) iter.Seq[[]command] {
 				}
 			}
 			if len(assignments) > 0 {
-				set, err := scriptCommand(cookieScript, assignments)
+				set, err := inert.ScriptCommand(cookieScript, assignments)
 				if err != nil {
 					return
 				}
 				list = append(list, set)
 			}
 			if len(st.cookies) > 0 {
-				list = append(list, command{"GET", "/cookie", nil})
+				list = append(list, inert.Command{Method: "GET", Path: "/cookie"})
 			}
 			if !yield(list) {
 				return
@@ -175,7 +177,7 @@ func (r *restorer) retry(ctx context.Context) error {
 	for _, at := range r.open {
 		var here []Cookie
 		late = slices.DeleteFunc(late, func(c Cookie) bool {
-			if !at.page.shows(c) {
+			if !shows(at.page, c) {
 				return false
 			}
 			here = append(here, c)
@@ -188,10 +190,10 @@ func (r *restorer) retry(ctx context.Context) error {
 			r.late = append(r.late, here...)
 			continue
 		}
-		p, err := r.b.open(ctx, at.origin, at.dir, storageJob{want: "nothing"})
-		var unusable *pageError
+		p, err := r.b.Open(ctx, at.origin, at.dir, inert.Job{Want: inert.Nothing})
+		var unusable *inert.PageError
 		if errors.As(err, &unusable) {
-			r.postpone(here, unusable.why)
+			r.postpone(here, Reason(unusable.Why))
 			continue
 		}
 		if err != nil {
@@ -210,8 +212,8 @@ func (r *restorer) retry(ctx context.Context) error {
 func (r *restorer) blind(ctx context.Context, c Cookie) error {
 	why := r.why[c.key()]
 	if !c.hostOnly() && !c.needsScript() {
-		err := r.b.addCookie(ctx, c)
-		if fatal(err) {
+		err := addCookie(ctx, r.b, c)
+		if inert.Fatal(err) {
 			return err
 		}
 		if err == nil {
@@ -224,9 +226,9 @@ func (r *restorer) blind(ctx context.Context, c Cookie) error {
 
 // setCookies sets the cookies on the current page and reads them back. Those that the page cannot show, because a
 // redirect led elsewhere, are postponed.
-func (r *restorer) setCookies(ctx context.Context, p page, cookies []Cookie) error {
+func (r *restorer) setCookies(ctx context.Context, p inert.Page, cookies []Cookie) error {
 	cookies = slices.DeleteFunc(slices.Clone(cookies), func(c Cookie) bool {
-		if p.shows(c) {
+		if shows(p, c) {
 			return false
 		}
 		r.postpone([]Cookie{c}, ReasonUnreachable)
@@ -242,19 +244,19 @@ func (r *restorer) setCookies(ctx context.Context, p page, cookies []Cookie) err
 			assignments = append(assignments, c.assignment())
 			continue
 		}
-		if err := r.b.addCookie(ctx, c); fatal(err) {
+		if err := addCookie(ctx, r.b, c); inert.Fatal(err) {
 			return err
 		} else if err != nil {
 			refused[c.key()] = true
 		}
 	}
 	if len(assignments) > 0 {
-		if err := r.b.script(ctx, cookieScript, assignments, nil); fatal(err) {
+		if err := r.b.Script(ctx, cookieScript, assignments, nil); inert.Fatal(err) {
 			return err
 		}
 	}
-	seen, err := r.b.cookies(ctx, r.now)
-	if fatal(err) {
+	seen, err := shownCookies(ctx, r.b, r.now)
+	if inert.Fatal(err) {
 		return err
 	}
 	for _, c := range cookies {

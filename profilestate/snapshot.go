@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // Snapshot is the state of one profile. Its JSON form is Playwright's storageState.
@@ -151,7 +151,7 @@ func (s *Snapshot) check(l Limits) error {
 	}
 	for i, o := range s.Origins {
 		where := fmt.Sprintf("origins[%d]", i)
-		if canonical, err := originOf(o.Origin); err != nil {
+		if canonical, err := inert.Origin(o.Origin); err != nil {
 			return &FormatError{where, err.Error()}
 		} else if canonical != o.Origin {
 			return &FormatError{where, "the origin is not in canonical form: lower-case scheme and host, the port only if it is not the scheme's own"}
@@ -178,7 +178,7 @@ func (c Cookie) check() error {
 	if strings.ContainsFunc(c.Value, func(r rune) bool { return control(r) || r == ';' || r == 0xFFFD }) {
 		return errors.New("the cookie's value has a character that no cookie can carry")
 	}
-	if !validHost(c.host()) {
+	if !inert.ValidHost(c.host()) {
 		return errors.New("the cookie's domain is not a lower-case host name")
 	}
 	if !strings.HasPrefix(c.Path, "/") || strings.ContainsFunc(c.Path, func(r rune) bool { return control(r) || r == ';' || r == 0xFFFD }) {
@@ -194,42 +194,3 @@ func (c Cookie) check() error {
 }
 
 func control(r rune) bool { return r < 0x20 || r == 0x7F }
-
-// validHost is strict because URLs are built from it.
-func validHost(h string) bool {
-	if h == "" || len(h) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(h, ".") {
-		if label == "" || len(label) > 63 {
-			return false
-		}
-		for _, r := range label {
-			if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_' {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// originOf is the canonical form of a URL's origin; only http and https have one that can be visited.
-func originOf(raw string) (string, error) {
-	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" {
-		return "", errors.New("not an origin: want scheme://host")
-	}
-	scheme, host, port := strings.ToLower(u.Scheme), strings.ToLower(u.Hostname()), u.Port()
-	if scheme != "http" && scheme != "https" {
-		return "", errors.New("only http and https origins can be kept")
-	}
-	if a, err := netip.ParseAddr(host); err == nil && a.Is6() && a.Zone() == "" {
-		host = "[" + a.String() + "]"
-	} else if !validHost(host) {
-		return "", errors.New("the origin's host is not a host name")
-	}
-	if port != "" && port != map[string]string{"http": "80", "https": "443"}[scheme] {
-		host += ":" + port
-	}
-	return scheme + "://" + host, nil
-}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/inert"
 )
 
 // TestTroublesomeSites restores to and captures from sites that have no usable page, a hostile one, or none at all.
@@ -175,7 +177,7 @@ func TestFailingSession(t *testing.T) {
 	}
 	s := k.session(t, "")
 	defer s.quit()
-	steps := func(run func(Driver) error) int {
+	steps := func(run func(inert.Driver) error) int {
 		t.Helper()
 		for n := 0; ; n++ {
 			err := run(&cut{Driver: s, left: n})
@@ -190,8 +192,8 @@ func TestFailingSession(t *testing.T) {
 			}
 		}
 	}
-	n := steps(func(d Driver) error { _, err := Restore(ctx, d, before); return err })
-	m := steps(func(d Driver) error {
+	n := steps(func(d inert.Driver) error { _, err := Restore(ctx, d, before); return err })
+	m := steps(func(d inert.Driver) error {
 		_, _, err := Capture(ctx, d, Visited{Origins: []string{home}}, before, Report{})
 		return err
 	})
@@ -201,7 +203,7 @@ func TestFailingSession(t *testing.T) {
 var errCut = errors.New("the host is gone")
 
 type cut struct {
-	Driver
+	inert.Driver
 	left int
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/driftstack/fleet/driverproxy/batch"
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
@@ -157,7 +158,7 @@ func (s *safari) Do(ctx context.Context, method, path string, body []byte) (json
 			s.t.Logf("%s %s took %v", method, path, took.Round(time.Millisecond))
 		}
 	}()
-	if path == batchPath {
+	if path == inert.BatchPath {
 		return runBatch(ctx, s, body)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second) // a driver that hangs fails the test, at this command
@@ -166,7 +167,7 @@ func (s *safari) Do(ctx context.Context, method, path string, body []byte) (json
 }
 
 // runBatch is what a driver host does.
-func runBatch(ctx context.Context, d Driver, body []byte) (json.RawMessage, error) {
+func runBatch(ctx context.Context, d inert.Driver, body []byte) (json.RawMessage, error) {
 	b, refused := batch.Parse(body)
 	if refused != nil {
 		return nil, refused
@@ -185,6 +186,17 @@ func runBatch(ctx context.Context, d Driver, body []byte) (json.RawMessage, erro
 	a := r.Answer()
 	var v json.RawMessage
 	return v, a.Value(&v)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *safari) must(method, path, body string) json.RawMessage {

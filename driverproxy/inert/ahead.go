@@ -1,4 +1,4 @@
-package profilestate
+package inert
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"github.com/driftstack/fleet/driverproxy/batch"
 )
 
-// command is a W3C command that has not been sent.
-type command struct {
-	method, path string
-	body         any
+// Command is a W3C command that has not been sent.
+type Command struct {
+	Method, Path string
+	Body         any
 }
 
 // answered is a command that was run ahead of its time, and what came of it.
@@ -26,24 +26,25 @@ type answered struct {
 }
 
 const (
-	batchPath  = "/driftstack/batch"
+	// BatchPath is that of a batch.
+	BatchPath  = "/driftstack/batch"
 	aheadBytes = 4 << 20 // of one batch; what is larger is as well sent alone
 )
 
 // errAstray is a defect: the browser has gone further than what the restore or capture does next, and is on another page.
 var errAstray = errors.New("the commands that were run ahead are not those that are needed")
 
-// ahead runs commands that are about to be needed beside the driver, in one round trip; do answers with what came of them. Each list is
-// what is done on one page, if all goes well. The batch ends at the first command that does not go well, so that the browser is where do left
+// Ahead runs commands that are about to be needed beside the driver, in one round trip; Do answers with what came of them. Each list is
+// what is done on one page, if all goes well. The batch ends at the first command that does not go well, so that the browser is where Do left
 // it whenever its answers are used up: from there on commands are sent one by one, and can look at what is wrong.
 // No more pages are opened than have time until then, however slow they are.
-func (b *browser) ahead(ctx context.Context, until time.Time, pages iter.Seq[[]command]) error {
+func (b *Browser) Ahead(ctx context.Context, until time.Time, pages iter.Seq[[]Command]) error {
 	if len(b.ready) > 0 {
 		return nil
 	}
 	left := batch.MaxSteps // pages
 	if !until.IsZero() {
-		left = int(time.Until(until) / pageLimit)
+		left = int(time.Until(until) / b.Limits.Page)
 	}
 	var steps []batch.Step
 	size := 0
@@ -64,7 +65,7 @@ func (b *browser) ahead(ctx context.Context, until time.Time, pages iter.Seq[[]c
 		return nil
 	}
 	var r batch.Response
-	if err := b.send(ctx, "POST", batchPath, batch.Request{Steps: steps}, &r); fatal(err) {
+	if err := b.send(ctx, "POST", BatchPath, batch.Request{Steps: steps}, &r); Fatal(err) {
 		return err
 	} else if err != nil || len(r.Results) != len(steps) {
 		return nil // the host has none of it, and none of it was run
@@ -79,11 +80,11 @@ func (b *browser) ahead(ctx context.Context, until time.Time, pages iter.Seq[[]c
 	return nil
 }
 
-func stepsOf(page []command) (steps []batch.Step, size int, err error) {
+func stepsOf(page []Command) (steps []batch.Step, size int, err error) {
 	for _, c := range page {
-		s := batch.Step{Method: c.method, Path: c.path}
-		if c.body != nil {
-			if s.Body, err = json.Marshal(c.body); err != nil {
+		s := batch.Step{Method: c.Method, Path: c.Path}
+		if c.Body != nil {
+			if s.Body, err = json.Marshal(c.Body); err != nil {
 				return nil, 0, err
 			}
 		}
@@ -93,8 +94,11 @@ func stepsOf(page []command) (steps []batch.Step, size int, err error) {
 	return steps, size, nil
 }
 
+// IsAhead says whether there are answers of commands that were run ahead.
+func (b *Browser) IsAhead() bool { return len(b.ready) > 0 }
+
 // next answers a command that was run ahead.
-func (b *browser) next(method, path string, body []byte) (json.RawMessage, error) {
+func (b *Browser) next(method, path string, body []byte) (json.RawMessage, error) {
 	a := b.ready[0]
 	if a.method != method || a.path != path || !slices.Equal(a.body, body) {
 		return nil, errAstray
@@ -103,9 +107,9 @@ func (b *browser) next(method, path string, body []byte) (json.RawMessage, error
 	return a.value, a.err
 }
 
-// opening is what open does where all goes well.
-func opening(origin, dir string, job storageJob) ([]command, error) {
-	target := inert(origin, dir)[0]
-	look, err := scriptCommand(storageScript, lookArguments(origin, job, false, target))
-	return []command{{"POST", "/url", map[string]string{"url": target}}, look}, err
+// Opening is what Open does where all goes well.
+func Opening(origin, dir string, job Job) ([]Command, error) {
+	target := targets(origin, dir)[0]
+	look, err := ScriptCommand(storageScript, lookArguments(origin, job, false, target))
+	return []Command{{"POST", "/url", map[string]string{"url": target}}, look}, err
 }
