@@ -54,6 +54,7 @@ type Session struct {
 	kept      []Kept
 	failure   *wire.Failure // Ended was received
 	leftover  *wire.Failure // of Released
+	wiped     *wire.Wiped   // of Released
 	grace     *time.Timer
 	telling   *time.Timer // runs while the host is to hear of acknowledgements
 	err       error
@@ -98,6 +99,13 @@ func (s *Session) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
+}
+
+// Wiped says what became of what the browser had stored for the sites that the session was at, once it is released; nil: it was nowhere.
+func (s *Session) Wiped() *wire.Wiped {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wiped
 }
 
 // start asks the host for the session, and waits for its answer and its command socket. A host that is lost meanwhile has
@@ -165,7 +173,7 @@ func (s *Session) onReleased(r *wire.Released) {
 	default:
 	}
 	s.mu.Lock()
-	s.leftover = r.Failure
+	s.leftover, s.wiped = r.Failure, r.Wiped
 	s.mu.Unlock()
 	s.end(ErrReleased)
 	s.fleet.forget(s)

@@ -29,6 +29,7 @@ const (
 	EventProfileSaved     EventKind = "profile_saved"     // Generation, BytesOut, Took, counts
 	EventProfileCandidate EventKind = "profile_candidate" // as profile_saved, but beside the current generation: it lost a login
 	EventProfileNotSaved  EventKind = "profile_not_saved" // Reason; the generation before it stays
+	EventDeviceWiped      EventKind = "device_wiped"      // of the sites that the session was at: Removed verified, Dropped not verified, Kept with something left
 	EventDeviceNotCleaned EventKind = "device_not_cleaned"
 	EventEnded            EventKind = "ended" // Reason
 )

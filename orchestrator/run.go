@@ -229,6 +229,9 @@ func (o *Orchestrator) release(ctx context.Context, l *live, dev *driverproxy.Se
 		o.log.Error("device was not cleaned", zap.String("session", l.claim.Session), zap.String("device", l.claim.Device), zap.Error(err))
 		l.emit(Event{Kind: EventDeviceNotCleaned})
 	}
+	if w := dev.Wiped(); w != nil {
+		l.emit(Event{Kind: EventDeviceWiped, Removed: w.Verified, Dropped: w.Unverified, Kept: w.Left})
+	}
 }
 
 // patiently repeats a step that failed because the database was away, until ctx ends: an outage of seconds must not cost

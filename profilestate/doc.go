@@ -49,5 +49,5 @@
 //
 // Out of scope: who may use a profile and when (the orchestrator's lease), where generations and wrapped keys are kept
 // (pgstore, behind [Index] and [KeyStore]), sessionStorage, IndexedDB, service workers and partitioned cookies (drivers
-// do not show them), and wiping the device afterwards.
+// do not show them), and wiping the device afterwards (driverproxy/host).
 package profilestate

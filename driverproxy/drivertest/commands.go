@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 )
 
@@ -42,7 +43,7 @@ func (d *Driver) newSession(body []byte, host string) webdriver.Answer {
 	d.asked = request.Capabilities.AlwaysMatch
 	d.created++
 	d.session = fmt.Sprintf("fake-%d", d.created)
-	d.page = page{history: []string{"about:blank"}}
+	d.page = page{history: []string{"about:blank"}, windows: 1}
 	d.offerLocked(matched, host)
 	d.changedLocked(true)
 	return value(map[string]any{"sessionId": d.session, "capabilities": matched})
@@ -76,8 +77,13 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 		d.endLocked()
 		return value(nil)
 	case webdriver.RouteCloseWindow:
-		d.endLocked()
-		return value([]string{})
+		if p.windows--; p.windows == 0 {
+			d.endLocked()
+		}
+		return value(p.handles())
+	case webdriver.RouteNewWindow:
+		p.windows++
+		return value(map[string]string{"handle": fmt.Sprint("window-", p.windows), "type": "tab"})
 	case webdriver.RouteNavigateTo:
 		to, ok := arguments["url"].(string)
 		if !ok {
@@ -85,6 +91,7 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 		}
 		p.history = append(p.history[:p.at+1], to)
 		p.at++
+		p.loads++
 		return value(nil)
 	case webdriver.RouteBack:
 		p.at = max(0, p.at-1)
@@ -97,6 +104,12 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 	case webdriver.RouteGetTitle:
 		return value("title of " + p.history[p.at])
 	case webdriver.RouteExecuteScript, webdriver.RouteExecuteAsyncScript:
+		switch arguments["script"] {
+		case inert.LookScript:
+			return d.lookLocked()
+		case inert.EmptyScript:
+			return d.emptyLocked(arguments)
+		}
 		if args, ok := arguments["args"].([]any); ok && len(args) > 0 { // the echo
 			return value(args[0])
 		}
@@ -120,7 +133,7 @@ func (d *Driver) executeLocked(route webdriver.Route, arguments map[string]any, 
 	case webdriver.RouteGetWindowHandle:
 		return value("window-1")
 	case webdriver.RouteGetWindowHandles:
-		return value([]string{"window-1"})
+		return value(p.handles())
 	}
 	return d.cookiesLocked(route, arguments, where)
 }

@@ -117,7 +117,10 @@ type Driver struct {
 type page struct {
 	history []string
 	at      int
-	cookies []map[string]any
+	loads   int // documents that came
+	windows int
+	cookies []map[string]any             // of every site
+	local   map[string]map[string]string // localStorage, by origin
 }
 
 // New returns a driver that keeps a log of what it executed.

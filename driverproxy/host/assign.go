@@ -115,7 +115,8 @@ func (a *agent) release(l *link, m wire.Release) {
 	a.terms.release(m.Session, m.Term)
 	s := a.sessionLocked(m.Session)
 	if s == nil {
-		l.post(wire.Control{Released: &wire.Released{Session: m.Session, Term: m.Term, Failure: a.terms.leftover(m.Session)}})
+		wiped, leftover := a.terms.left(m.Session)
+		l.post(wire.Control{Released: &wire.Released{Session: m.Session, Term: m.Term, Failure: leftover, Wiped: wiped}})
 		return
 	}
 	s.waiting = append(s.waiting, reply{l, m.Term})
@@ -129,15 +130,13 @@ type reply struct {
 
 // free gives the device back when the session's clean-up has ended, and answers whoever waits for that. The device is ready
 // once its next standby is.
-func (a *agent) free(s *session, leftover *wire.Failure) {
+func (a *agent) free(s *session, wiped *wire.Wiped, leftover *wire.Failure) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.returnLocked(s.device, s.met)
-	if leftover != nil {
-		a.terms.leave(s.id, leftover)
-	}
+	a.terms.leave(s.id, wiped, leftover)
 	for _, r := range s.waiting {
-		r.link.post(wire.Control{Released: &wire.Released{Session: s.id, Term: r.term, Failure: leftover}})
+		r.link.post(wire.Control{Released: &wire.Released{Session: s.id, Term: r.term, Failure: leftover, Wiped: wiped}})
 	}
 }
 

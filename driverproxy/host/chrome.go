@@ -22,6 +22,8 @@ func (chromeDriver) display() bool { return false }
 
 func (chromeDriver) here() bool { return true }
 
+func (chromeDriver) contained() bool { return true }
+
 func (chromeDriver) browser() (string, bool) { return chrome, true }
 
 func (chromeDriver) passes(string) bool { return false } // its own options name a program to run, and files to write

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,42 +11,89 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/drivertest"
-	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
 // cleanUp undoes the session and checks that nothing of it is left. A failure quarantines the device.
-func (s *session) cleanUp() *wire.Failure {
-	if s.driverDied() {
+func (s *session) cleanUp() (*wire.Wiped, *wire.Failure) {
+	died := s.driverDied()
+	if died {
 		s.met.bad = append(s.met.bad, gradeCrashes)
 	}
 	s.bidi.close() // before the driver closes its end for a reason of its own
 	if s.recording != nil {
 		s.recording.end()
 	}
-	s.deleteSession()
+	wiped, stays := s.emptyBrowser(died)
 	s.drop() // with a goodbye
-	err := s.takeDown()
+	down := s.takeDown()
 	s.running.Wait() // each of them is bounded
+	err := errors.Join(stays, down)
 	if err == nil {
-		return nil
+		return wiped, nil
 	}
 	s.log.Error("the device could not be cleaned up", zap.Error(err))
 	s.met.bad = append(s.met.bad, gradeWiped)
-	s.met.residue = append(s.met.residue, s.residue())
-	return failed(wire.FailureCleanup, "%v", err)
+	if down != nil {
+		s.met.residue = append(s.met.residue, s.residue())
+	}
+	return wiped, failed(wire.FailureCleanup, "%v", err)
 }
 
-// deleteSession lets the driver close its browser, which on a phone is what ends the automation. A driver that cannot is killed anyway.
-func (s *session) deleteSession() {
-	if s.driver == nil || s.driver.id == "" || s.closing.byClient() {
-		return
+// emptyBrowser takes from the browser what the session has stored in it, and ends the driver's session. Where there is no session any more to look with,
+// the device must be looked at in another one before the next client has it.
+func (s *session) emptyBrowser(died bool) (*wire.Wiped, error) {
+	if s.driver == nil || s.driver.id == "" {
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), deleteLimit)
-	defer cancel()
-	if _, err := s.driver.do(ctx, webdriver.Command{Method: http.MethodDelete}); err != nil {
-		s.log.Debug("the driver did not delete its session", zap.Error(err))
+	pages := s.visits.Pages()
+	if died || s.gone() != "" || s.closing.byClient() {
+		return s.inQuestion(pages), nil
 	}
+	var w sweep
+	if s.used.Load() { // else it has been nowhere
+		w = sweepUp(context.Background(), s.driver, pages, false, false)
+	}
+	s.met.question = w.question
+	if w.cut {
+		s.met.needs |= proofWiped
+	}
+	there, err := s.driver.quit(context.Background())
+	if err != nil && (s.driverDied() || s.gone() != "") {
+		there, err = false, nil
+	}
+	switch {
+	case err != nil && s.kind.contained():
+		s.log.Debug("the driver did not delete its session", zap.Error(err)) // it is killed, and its browser
+		err = nil
+	case err != nil:
+		s.log.Warn("the driver did not delete its session", zap.Error(err))
+		s.inQuestion(pages)
+		s.met.needs |= proofSession
+		err = errors.New("the driver did not end its session: the browser may have kept what that stored")
+	case !there:
+		s.inQuestion(pages)
+	}
+	if w.Left > 0 {
+		err = errors.Join(err, fmt.Errorf("the browser still has something of %d of the %d sites that the session was at", w.Left, w.Origins))
+	}
+	if w.Origins == 0 {
+		return nil, err
+	}
+	s.log.Info("the browser was emptied", w.sites())
+	return &w.Wiped, err
+}
+
+// inQuestion has the device looked at for what may be left at the pages.
+func (s *session) inQuestion(pages []string) *wire.Wiped {
+	n := len(inert.NewTour(pages).Origins)
+	if n == 0 {
+		return nil
+	}
+	s.met.question = pages
+	s.met.needs |= proofWiped
+	return &wire.Wiped{Origins: n, Unverified: n}
 }
 
 // inProcess is a fake driver that is served on a loopback port.

@@ -2,7 +2,7 @@
 //
 // [Run] keeps one control socket to every orchestrator and runs the sessions they assign. A session is a line:
 //
-//	claim device → its standby → recorder → New Session → serve → clean up → device free
+//	claim device → its standby → recorder → New Session → serve → empty the browser → clean up → device free
 //	               └─ directory → supervisor → display → driver: started before, and again when the device is free
 //
 // and ends by a Release, by the death of its driver or browser (reported as ended), when nobody has carried its commands for
@@ -24,7 +24,9 @@
 //	    is none (macOS) the start time is compared, so a recycled pid is never killed.
 //
 // What the browser stores goes into the session's directory (HOME, XDG_*_HOME, TMPDIR), which is gone, and checked to be gone, before the
-// device is ready again. What could not be removed keeps the device in quarantine until it could.
+// device is ready again. What could not be removed keeps the device in quarantine until it could. A phone's browser stores elsewhere: what it
+// has of the sites that the session was at is deleted through the driver, whatever the kind, and looked at to be gone, with canaries (sweep.go).
+// Where the session's own driver could not be used for that, a trial session is, and the device cannot be had before.
 //
 // # Devices
 //

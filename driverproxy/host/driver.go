@@ -81,6 +81,21 @@ func (d *driver) do(ctx context.Context, c webdriver.Command) (webdriver.Answer,
 	return d.send(ctx, c.Method, "/session/"+d.id+c.Path, c.Body)
 }
 
+// quit ends the session, which lets the driver close its browser; on a phone that is what ends the automation. It says whether the session was still there.
+func (d *driver) quit(ctx context.Context) (there bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, deleteLimit)
+	defer cancel()
+	a, err := d.do(ctx, webdriver.Command{Method: http.MethodDelete})
+	if err != nil {
+		return false, err
+	}
+	err = a.Err()
+	if e := (*webdriver.Error)(nil); errors.As(err, &e) && e.Code == webdriver.InvalidSessionID {
+		return false, nil
+	}
+	return true, err
+}
+
 // send sends a request once. The path is one that webdriver.Command.Validate lets through: it has no line breaks.
 func (d *driver) send(ctx context.Context, method, path string, content []byte) (webdriver.Answer, error) {
 	c, err := d.connect(ctx)

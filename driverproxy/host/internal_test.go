@@ -81,8 +81,8 @@ func TestTerms(t *testing.T) {
 		t.Errorf("%+v", book.get("s"))
 	}
 	book.release("s", 3)
-	book.leave("s", &wire.Failure{Message: "dirty"})
-	if book.released("s") != 3 || book.leftover("s").Message != "dirty" {
+	book.leave("s", &wire.Wiped{Origins: 2}, &wire.Failure{Message: "dirty"})
+	if wiped, leftover := book.left("s"); book.released("s") != 3 || wiped.Origins != 2 || leftover.Message != "dirty" {
 		t.Errorf("%+v", book.get("s"))
 	}
 	for i := range termsKept {
@@ -91,7 +91,7 @@ func TestTerms(t *testing.T) {
 	if book.newest("s") != 0 || len(book.of) != termsKept || len(book.order) != termsKept {
 		t.Errorf("%d sessions are remembered", len(book.of))
 	}
-	book.leave("s", nil) // forgotten: nothing to do
+	book.leave("s", nil, nil) // forgotten: nothing to do
 }
 
 func TestWipeNamesNoFile(t *testing.T) {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,6 +21,7 @@ type device struct {
 	step    chan struct{} // not nil: the keeper is at work with the device; closed when it is done
 	wake    chan struct{} // buffered: the keeper is to look again
 	residue []residue     // what is left of sessions and standbys
+	pages   []string      // at which sessions were, and of which nobody knows that nothing is left; the latest last
 	began   uint64        // agent.asked when the last step began
 	proved  uint64        // the same of the last that found the device ready
 	took    time.Duration // of the driver's last answer
@@ -30,6 +32,7 @@ type job struct {
 	discard *standby
 	probe   bool
 	needs   proof
+	pages   []string                   // to look at, of the device
 	standby *standby                   // to probe; nil: there is none
 	wait    time.Duration              // 0: until woken
 	exits   [exitKinds]<-chan struct{} // what must not exit meanwhile
@@ -90,7 +93,7 @@ func (a *agent) next(d *device, log *zap.Logger) job {
 	}
 	probe, needs, at := d.ready.next(now)
 	if probe {
-		j := job{probe: true, needs: needs, standby: d.standby}
+		j := job{probe: true, needs: needs, standby: d.standby, pages: slices.Clone(d.pages)}
 		d.standby, d.step, d.began = nil, make(chan struct{}), a.asked
 		return j
 	}
@@ -163,6 +166,8 @@ func (a *agent) returnLocked(d *device, m met) {
 		d.ready.bad(now, g)
 	}
 	d.residue = append(d.residue, m.residue...)
+	d.questionLocked(m.question)
+	d.ready.demand(m.needs)
 	d.ready.free(now)
 	if state, reason := d.ready.state(); state == wire.DeviceQuarantined {
 		a.cfg.Log.Warn("the device is quarantined", zap.String("device", d.Name), zap.String("reason", reason))
@@ -170,6 +175,13 @@ func (a *agent) returnLocked(d *device, m met) {
 	a.tellLocked(d)
 	a.settleLocked()
 	poke(d.wake)
+}
+
+// questionLocked remembers pages to look at once there is a session to look with.
+func (d *device) questionLocked(pages []string) {
+	d.pages = slices.DeleteFunc(d.pages, func(p string) bool { return slices.Contains(pages, p) })
+	d.pages = append(d.pages, pages...)
+	d.pages = slices.Delete(d.pages, 0, max(0, len(d.pages)-inQuestion))
 }
 
 // take waits for what the keeper is doing with the device, and then has its standby; nil if there is none.

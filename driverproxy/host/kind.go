@@ -23,6 +23,8 @@ type kind interface {
 	display() bool
 	// here says whether the browser runs on this machine, as a child of the driver.
 	here() bool
+	// contained says whether all that the browser stores is in the session's directory.
+	contained() bool
 	// environ is what the session's processes get to see.
 	environ(dir, display string) []string
 	// own are the capabilities that are the host's to choose; dir is the session's.
@@ -124,6 +126,8 @@ func (webkitGTK) display() bool { return true }
 
 func (webkitGTK) here() bool { return true }
 
+func (webkitGTK) contained() bool { return true }
+
 func (webkitGTK) browser() (string, bool) { return safari, false }
 
 func (webkitGTK) passes(string) bool { return false } // its own options name a program to run, its versions are not Safari's
@@ -167,6 +171,8 @@ func (safariDriver) display() bool { return false }
 
 func (safariDriver) here() bool { return false }
 
+func (safariDriver) contained() bool { return false }
+
 func (safariDriver) browser() (string, bool) { return safari, false }
 
 // passes lets through what changes how Safari behaves or must be, and not what chooses another device of this Mac. safaridriver
@@ -199,6 +205,7 @@ type fake struct {
 func (fake) args(int) []string                  { return nil }
 func (fake) display() bool                      { return false }
 func (fake) here() bool                         { return false }
+func (fake) contained() bool                    { return true }
 func (f fake) browser() (string, bool)          { return safari, f.bidi }
 func (fake) passes(string) bool                 { return true }
 func (fake) own(string) (map[string]any, error) { return nil, nil }

@@ -1,13 +1,13 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"net/http"
+	"slices"
 
 	"go.uber.org/zap"
 
-	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
@@ -23,14 +23,21 @@ func (a *agent) probe(ctx context.Context, d *device, j job, log *zap.Logger) re
 			return result{bad: []grade{gradeWiped}, standby: s}
 		}
 	}
+	looked := false
+	if j.needs&proofWiped != 0 && len(j.pages) > 0 {
+		if bad := a.inspect(limited, d, s, j.pages, log); len(bad) > 0 {
+			return result{bad: bad}
+		}
+		s, looked = nil, true
+	}
 	if j.needs&proofAlone != 0 {
 		if err := reapDrivers(limited, a.cfg.safariDriver()); err != nil {
 			log.Warn("leftover drivers could not be looked for", zap.Error(err))
 			return result{bad: []grade{gradePaired}, standby: s}
 		}
 	}
-	if j.needs&proofSession != 0 {
-		if bad := a.trial(limited, d, s, log); len(bad) > 0 {
+	if j.needs&proofSession != 0 && !looked {
+		if bad := a.trial(limited, d, s, log, nil); len(bad) > 0 {
 			return result{bad: bad}
 		}
 		s = nil
@@ -65,15 +72,43 @@ func (a *agent) newStandby(ctx context.Context, d *device, log *zap.Logger) (*st
 	return nil, append(a.discard(d, s, log), startGrade(err))
 }
 
-// trial starts a session, and ends it and the driver that had it. It says what is wrong.
-func (a *agent) trial(ctx context.Context, d *device, s *standby, log *zap.Logger) []grade {
+// inspect looks whether anything is left of sessions at the pages: in a session of its own, which finds what they have left and leaves canaries, and
+// in another one, which finds those if this browser keeps anything beyond a session. A site that does not answer stays in question, and
+// keeps nobody from having the device.
+func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []string, log *zap.Logger) []grade {
+	for _, leave := range []bool{true, false} {
+		var found sweep
+		bad := a.trial(ctx, d, s, log, func(driver *driver) grade {
+			if found = sweepUp(ctx, driver, pages, true, leave); found.Left > 0 {
+				return gradeWiped
+			}
+			return gradeNone
+		})
+		log.Info("looked for what sessions have left in the browser", found.sites())
+		if len(bad) > 0 {
+			return bad
+		}
+		pages = slices.DeleteFunc(slices.Clone(pages), func(p string) bool { return slices.Contains(found.question, p) })
+		if len(pages) == 0 {
+			return nil
+		}
+		s = nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d.pages = slices.DeleteFunc(d.pages, func(p string) bool { return slices.Contains(pages, p) })
+	return nil
+}
+
+// trial starts a session, has something done in it, unless that is nil, and ends it and the driver that had it. It says what is wrong.
+func (a *agent) trial(ctx context.Context, d *device, s *standby, log *zap.Logger, do func(*driver) grade) []grade {
 	if s == nil {
 		var bad []grade
 		if s, bad = a.newStandby(ctx, d, log); len(bad) > 0 {
 			return bad
 		}
 	}
-	g := s.try(ctx, log)
+	g := s.try(ctx, log, do)
 	bad := a.discard(d, s, log)
 	if g != gradeNone {
 		bad = append(bad, g)
@@ -82,7 +117,7 @@ func (a *agent) trial(ctx context.Context, d *device, s *standby, log *zap.Logge
 }
 
 // try starts a session and ends it.
-func (s *standby) try(ctx context.Context, log *zap.Logger) grade {
+func (s *standby) try(ctx context.Context, log *zap.Logger, do func(*driver) grade) grade {
 	capabilities, err := forDriver(s.kind, s.dir, nil)
 	if err != nil {
 		log.Warn("no trial", zap.Error(err))
@@ -98,10 +133,14 @@ func (s *standby) try(ctx context.Context, log *zap.Logger) grade {
 	case failure != nil:
 		return g
 	}
-	ctx, cancel := context.WithTimeout(ctx, deleteLimit)
-	defer cancel()
-	if _, err := s.driver.do(ctx, webdriver.Command{Method: http.MethodDelete}); err != nil {
+	if do != nil {
+		g = cmp.Or(do(s.driver), g)
+	}
+	if _, err := s.driver.quit(ctx); err != nil {
 		log.Warn("the driver did not delete the session of a trial", zap.Error(err)) // it is killed
+		if !s.kind.contained() {
+			return gradeWiped
+		}
 	}
 	return g
 }

@@ -36,7 +36,7 @@ type readiness struct {
 	due     time.Time           // of the next probe; zero: there is none
 
 	grade    grade     // of the quarantine, as the next ones
-	needs    proof     // what its probes must show, besides their status
+	needs    proof     // what its probes must show, besides their status; also while it is checked after a session
 	entered  time.Time // or when it was probed last
 	tries    int       // bad probes
 	goods    int       // good ones since the last bad one
@@ -62,14 +62,18 @@ func (r *readiness) state() (wire.DeviceState, string) {
 	return wire.DeviceBusy, ""
 }
 
-// claim gives the device to a session. One that is being checked may be had too: New Session checks it as well.
+// claim gives the device to a session. One that is being checked may be had too, New Session checks it as well, unless a probe has
+// more to show.
 func (r *readiness) claim() bool {
-	if r.phase != phaseReady && r.phase != phaseChecking {
+	if r.phase != phaseReady && (r.phase != phaseChecking || r.needs != 0) {
 		return false
 	}
 	r.phase, r.due = phaseBusy, time.Time{}
 	return true
 }
+
+// demand has a busy device show something before it can be had again.
+func (r *readiness) demand(p proof) { r.needs |= p }
 
 // free takes it back.
 func (r *readiness) free(now time.Time) {
@@ -118,7 +122,7 @@ func (r *readiness) strike(now time.Time, g grade) bool {
 // quarantine puts the device, or keeps it, in quarantine.
 func (r *readiness) quarantine(now time.Time, g grade) {
 	if r.phase != phaseQuarantined {
-		r.phase, r.tries, r.goods, r.needs = phaseQuarantined, 0, 0, 0
+		r.phase, r.tries, r.goods = phaseQuarantined, 0, 0
 		if r.back.IsZero() || now.Sub(r.back) > relapse {
 			r.relapses = 0
 		} else {
@@ -143,7 +147,10 @@ func (r *readiness) good(now time.Time, shown proof) {
 	}
 	switch r.phase {
 	case phaseChecking, phaseReady:
-		r.phase, r.due = phaseReady, now.Add(probeEvery)
+		if r.needs&^shown != 0 {
+			return // it has not been asked for all of it
+		}
+		r.phase, r.due, r.needs = phaseReady, now.Add(probeEvery), 0
 	case phaseQuarantined:
 		if r.needs&^shown != 0 {
 			return // not what was asked for

@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -142,6 +143,7 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 		s.closing.turn <- struct{}{}
 		defer func() { <-s.closing.turn }()
 	}
+	s.used.Store(true)
 	begin := time.Now()
 	answer, err := s.driver.do(ctx, command)
 	took := time.Since(begin)
@@ -160,7 +162,7 @@ func (s *session) execute(ctx context.Context, c wire.Command) wire.Answer {
 	if answer.Status == http.StatusNotFound && s.sessionGone(answer, mayClose) {
 		s.fail(failed(wire.FailureDriver, "the driver has lost its browser"))
 	}
-	if answer.Status < 400 {
+	if answer.Status < 400 || route == webdriver.RouteNavigateTo && timedOut(answer) {
 		s.visits.Notice(route, c.Body, answer)
 	}
 	answer = w3c(answer)
@@ -185,6 +187,12 @@ func (s *session) sessionGone(a webdriver.Answer, holdsTurn bool) bool {
 		return !s.closing.closed
 	}
 	return !s.closing.byClient()
+}
+
+// timedOut says whether a page has not come in time. It may have begun to.
+func timedOut(a webdriver.Answer) bool {
+	var e *webdriver.Error
+	return errors.As(a.Err(), &e) && e.Code == webdriver.Timeout
 }
 
 func noWindows(a webdriver.Answer) bool {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -29,6 +30,7 @@ type session struct {
 	over     chan struct{} // closed when the device is free again
 	halt     chan struct{} // buffered: the recording is to stop
 	broken   chan *wire.Failure
+	used     atomic.Bool      // a command was sent to the driver
 	visits   webdriver.Visits // for who adopts the session: its profile is captured from them
 
 	// guarded by agent.mu
@@ -49,9 +51,11 @@ type session struct {
 
 // met is what a session has found out about its device.
 type met struct {
-	good    proof
-	bad     []grade
-	residue []residue
+	good     proof
+	bad      []grade
+	residue  []residue
+	needs    proof    // what must be shown before the device can be had again
+	question []string // pages that were not found clean
 }
 
 func newSession(a *agent, l *link, d *device, m wire.Assign, cancel context.CancelCauseFunc) *session {
@@ -103,8 +107,8 @@ func (s *session) run(ctx context.Context) {
 	if failure != nil && assigned {
 		s.agent.ended(s, *failure)
 	}
-	leftover := s.cleanUp()
-	s.agent.free(s, leftover)
+	wiped, leftover := s.cleanUp()
+	s.agent.free(s, wiped, leftover)
 	if failure != nil && !assigned { // only now, so that the device can be had again
 		l, term, _ := s.owner.now()
 		l.post(wire.Control{Assigned: &wire.Assigned{Session: s.id, Term: term, Failure: failure}})

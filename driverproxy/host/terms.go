@@ -19,6 +19,7 @@ type fate struct {
 	newest   int64 // highest term seen
 	released int64 // highest term released
 	leftover *wire.Failure
+	wiped    *wire.Wiped
 }
 
 func newTerms() terms { return terms{of: map[string]*fate{}} }
@@ -34,7 +35,11 @@ func (t *terms) newest(session string) int64 { return t.get(session).newest }
 
 func (t *terms) released(session string) int64 { return t.get(session).released }
 
-func (t *terms) leftover(session string) *wire.Failure { return t.get(session).leftover }
+// left is what became of a session that is over: what was wiped, and what could not be.
+func (t *terms) left(session string) (*wire.Wiped, *wire.Failure) {
+	f := t.get(session)
+	return f.wiped, f.leftover
+}
 
 func (t *terms) see(session string, term int64) {
 	f := t.of[session]
@@ -53,8 +58,8 @@ func (t *terms) see(session string, term int64) {
 // release and leave are for a session that was seen.
 func (t *terms) release(session string, term int64) { t.of[session].released = term }
 
-func (t *terms) leave(session string, f *wire.Failure) {
+func (t *terms) leave(session string, w *wire.Wiped, f *wire.Failure) {
 	if of := t.of[session]; of != nil {
-		of.leftover = f
+		of.wiped, of.leftover = w, f
 	}
 }

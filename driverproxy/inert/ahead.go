@@ -110,6 +110,6 @@ func (b *Browser) next(method, path string, body []byte) (json.RawMessage, error
 // Opening is what Open does where all goes well.
 func Opening(origin, dir string, job Job) ([]Command, error) {
 	target := targets(origin, dir)[0]
-	look, err := ScriptCommand(storageScript, lookArguments(origin, job, false, target))
+	look, err := ScriptCommand(LookScript, lookArguments(origin, job, false, target))
 	return []Command{{"POST", "/url", map[string]string{"url": target}}, look}, err
 }

@@ -139,7 +139,7 @@ func outcomeUnknown(err error) bool {
 
 // Begin runs ahead what is done first, and Bound with it.
 func (b *Browser) Begin(ctx context.Context, before ...Command) error {
-	look, err := ScriptCommand(storageScript, lookArguments("", Job{Want: Nothing}, false, ""))
+	look, err := ScriptCommand(LookScript, lookArguments("", Job{Want: Nothing}, false, ""))
 	if err != nil {
 		return err
 	}
@@ -204,11 +204,11 @@ func (p Page) below(dir string) bool {
 	return len(p.URLs) > 0 && !slices.ContainsFunc(p.URLs, func(u *url.URL) bool { return !PathMatch(u.EscapedPath(), dir) })
 }
 
-// storageScript looks at the document, writes localStorage and reads all of it back, in one command. Text crosses as
+// LookScript is what Open runs: it looks at the document, writes localStorage and reads all of it back, in one command. Text crosses as
 // JSON inside a string, in which JSON.stringify escapes unpaired surrogates; as plain strings they would be corrupted.
 // Nothing is written on a page of another origin, nor on one that brings scripts unless told so: those run first and see,
 // or overwrite, a half-restored state. Given the address that is expected it fails where anything else came, and ends a batch with it.
-const storageScript = `
+const LookScript = `
 const [origin, want, items, tolerant, expected] = JSON.parse(arguments[0]);
 const r = {origin: String(self.origin), url: location.href, ready: document.readyState, time: performance.timeOrigin,
   scripts: document.scripts.length, storage: 'untouched', items: []};
@@ -268,10 +268,10 @@ type Job struct {
 // Target is the document below a folder of an origin at which Open looks first.
 func Target(origin, dir string) string { return targets(origin, dir)[0] }
 
-// look runs storageScript on the current document.
+// look runs LookScript on the current document.
 func (b *Browser) look(ctx context.Context, origin string, job Job, tolerant bool, expected string) (Page, error) {
 	var p Page
-	err := b.Script(ctx, storageScript, lookArguments(origin, job, tolerant, expected), &p)
+	err := b.Script(ctx, LookScript, lookArguments(origin, job, tolerant, expected), &p)
 	return p, err
 }
 

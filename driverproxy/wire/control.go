@@ -162,6 +162,15 @@ type Released struct {
 	Session string   `json:"session"`
 	Term    int64    `json:"term"`
 	Failure *Failure `json:"failure,omitempty"` // what could not be cleaned up; the device is quarantined then
+	Wiped   *Wiped   `json:"wiped,omitempty"`   // nil: the session was nowhere
+}
+
+// Wiped counts the origins that a session was at, by what became of what its browser had stored for them.
+type Wiped struct {
+	Origins    int `json:"origins"`
+	Verified   int `json:"verified"`             // deleted, and looked at again
+	Unverified int `json:"unverified,omitempty"` // the site did not answer, or there was no browser to look with
+	Left       int `json:"left,omitempty"`       // something is still there; the device is quarantined
 }
 
 // Ended says that a session ended on the host without a Release.

@@ -24,7 +24,7 @@
 // Version 3 (2026-11-27): sessions outlive their sockets and their orchestrator. A command socket begins with [Resume] and
 // [Resumed]; commands have an [Origin]; [Hello] lists the sessions that run, and [Adopt] takes one over; [Assigned] then
 // says where the session was. WebDriver BiDi: [OpenBiDi] and its socket; a [Device] says which browser it drives and whether
-// its driver offers BiDi. [Probe] and [Probed] of a host's devices.
+// its driver offers BiDi. [Probe] and [Probed] of a host's devices. [Released] has [Wiped], where it is known.
 //
 // Out of scope: sockets, timeouts and retries (package driverproxy and driverproxy/host), what a command means (webdriver).
 package wire

@@ -273,10 +273,10 @@ type Event struct {
 	Generation int64     `json:"generation,omitempty"`
 	Restored   int       `json:"restored,omitempty"`
 	Altered    int       `json:"altered,omitempty"`
-	Dropped    int       `json:"dropped,omitempty"`
+	Dropped    int       `json:"dropped,omitempty" doc:"Of a device_wiped: sites that did not let anybody look."`
 	Captured   int       `json:"captured,omitempty"`
-	Kept       int       `json:"kept,omitempty" doc:"Items of the profile that this session could not see."`
-	Removed    int       `json:"removed,omitempty"`
+	Kept       int       `json:"kept,omitempty" doc:"Items of the profile that this session could not see; of a device_wiped: sites of which something is left."`
+	Removed    int       `json:"removed,omitempty" doc:"Of a device_wiped: sites of which nothing is left."`
 	Partial    bool      `json:"partial,omitempty"`
 }
 

@@ -147,6 +147,11 @@ func (d *driver) newSession(w http.ResponseWriter, r *http.Request) {
 	d.fresh = true
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
 	d.inner.ServeHTTP(w, r)
+	if d.phone.has(Keeps) {
+		if kept, err := d.phone.Kept(); err == nil {
+			d.inner.Store(kept)
+		}
+	}
 }
 
 // refusalLocked pairs with the phone, or says why that cannot be.
@@ -178,9 +183,23 @@ func (d *driver) command(w http.ResponseWriter, r *http.Request, below string) {
 		d.fresh = false
 	}
 	d.mu.Unlock()
-	if hangs { // SeleniumHQ/selenium#13816
+	if hangs || r.Method == http.MethodDelete && below == "cookie" && d.phone.has(Sullen) { // SeleniumHQ/selenium#13816
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
+	}
+	switch {
+	case r.Method == http.MethodDelete && below == "" && d.phone.has(Stuck):
+		write(w, (&webdriver.Error{Code: webdriver.UnknownError, Message: "the session could not be ended"}).Answer())
+		return
+	case r.Method == http.MethodDelete && strings.HasPrefix(below, "cookie") && d.phone.has(Clings):
+		write(w, webdriver.Answer{Status: http.StatusOK, Body: []byte(`{"value":null}`)})
+		return
+	case r.Method == http.MethodPost && below == "url" && d.phone.has(Silent):
+		write(w, (&webdriver.Error{Code: webdriver.Timeout, Message: "the page did not load in time"}).Answer())
+		return
+	}
+	if d.phone.has(Keeps) && r.Method != http.MethodGet && below != "" {
+		w = keeping{w, func() { _ = d.phone.Keep(d.inner.Stored()) }} // a session that ends takes nothing with it
 	}
 	d.inner.ServeHTTP(w, r)
 	if r.Method == http.MethodDelete && below == "" {
@@ -191,6 +210,17 @@ func (d *driver) command(w http.ResponseWriter, r *http.Request, below string) {
 			d.pairing = nil
 		}
 	}
+}
+
+// keeping does something once a command was run, before it is answered.
+type keeping struct {
+	http.ResponseWriter
+	keep func()
+}
+
+func (k keeping) WriteHeader(status int) {
+	k.keep()
+	k.ResponseWriter.WriteHeader(status)
 }
 
 func write(w http.ResponseWriter, a webdriver.Answer) {

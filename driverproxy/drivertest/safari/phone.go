@@ -6,6 +6,7 @@
 package safari
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/driftstack/fleet/driverproxy/drivertest"
 )
 
 // Program is the name of the driver's program.
@@ -31,6 +34,11 @@ const (
 	AutomationOff Quirk = "automation-off"
 	Hidden        Quirk = "hidden"  // it could not be used, and no reason is given
 	Unready       Quirk = "unready" // the status says so
+	Keeps         Quirk = "keeps"   // what a session stores is there in the next
+	Stuck         Quirk = "stuck"   // a session is not ended when it is deleted
+	Silent        Quirk = "silent"  // no site answers
+	Clings        Quirk = "clings"  // to its cookies: they are not deleted
+	Sullen        Quirk = "sullen"  // Delete All Cookies never answers, in no session
 	// Leftover has every session held by one more process, which is no child of the driver and lives on when that is killed.
 	Leftover Quirk = "leftover"
 )
@@ -120,6 +128,27 @@ func (p Phone) Log() ([]string, error) {
 		return nil, nil
 	}
 	return strings.Fields(string(b)), err
+}
+
+// Kept is what the phone has of sessions before, if it keeps that.
+func (p Phone) Kept() (s drivertest.Stored, err error) {
+	b, err := os.ReadFile(p.path("kept"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	return s, err
+}
+
+// Keep makes it what the phone has of sessions before.
+func (p Phone) Keep(s drivertest.Stored) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return p.Set("kept", string(b))
 }
 
 func (p Phone) note(what string) {
