@@ -52,7 +52,7 @@ func parts() map[string]part {
 }
 
 type options struct {
-	Only string `help:"One part: dispatch, profile, stream or tunnel; or one measurement: dispatch/lifecycles, dispatch/running, dispatch/queue, dispatch/replicas, profile/seal, profile/commit, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/idle-10k, tunnel/ocean." placeholder:"PART"`
+	Only string `help:"One part: dispatch, profile, stream or tunnel; or one measurement: dispatch/lifecycles, dispatch/running, dispatch/queue, dispatch/replicas, profile/seal, profile/commit, profile/browser, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/idle-10k, tunnel/ocean." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 

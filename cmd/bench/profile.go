@@ -24,26 +24,9 @@ import (
 	"github.com/driftstack/fleet/profilestate"
 )
 
-// benchProfile measures sealed profiles: seal/open and commit.
+// benchProfile measures sealed profiles, and their way into a browser and out of it.
 func benchProfile(ctx context.Context, only string) ([]figure, error) {
-	var figures []figure
-	for _, m := range []struct {
-		name string
-		run  func(context.Context) ([]figure, error)
-	}{{"seal", benchSeal}, {"commit", benchCommit}} {
-		if only != "" && only != m.name {
-			continue
-		}
-		f, err := m.run(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", m.name, err)
-		}
-		figures = append(figures, f...)
-	}
-	if len(figures) == 0 {
-		return nil, fmt.Errorf("there is no measurement profile/%s", only)
-	}
-	return figures, nil
+	return measureAll(ctx, "profile", only, []measurement{{"seal", benchSeal}, {"commit", benchCommit}, {"browser", benchBrowser}})
 }
 
 // benchSeal compares what a commit seals and a load opens, digests and header included, with AES-256-GCM alone on the same bytes.

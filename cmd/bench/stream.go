@@ -81,7 +81,7 @@ func measureAll(ctx context.Context, part, only string, list []measurement) (all
 // benchHop measures what a command costs between a client and the driver: orchestrator and host agent on loopback, the
 // fake driver, events stored. The reference is the same request to the same driver, without us.
 func benchHop(ctx context.Context) (_ []figure, err error) {
-	f, err := openFleet(ctx, hopSessions)
+	f, err := openFleet(ctx, fakes(hopSessions))
 	if err != nil {
 		return nil, err
 	}
@@ -169,9 +169,17 @@ func openCluster(ctx context.Context, u *undo, settings ...string) (dir string, 
 	return dir, cluster, nil
 }
 
+// fakes are devices with the fake driver.
+func fakes(n int) (list []host.Device) {
+	for i := range n {
+		list = append(list, host.Device{Name: fmt.Sprintf("d%d", i), Kind: host.KindFake, Model: "fake", PlatformName: "none"})
+	}
+	return list
+}
+
 // openFleet has its host dial the orchestrator at what via makes of its address, if there is one.
-func openFleet(ctx context.Context, devices int, via ...func(addr string) (string, error)) (_ *fleet, err error) {
-	f := &fleet{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * devices}}}
+func openFleet(ctx context.Context, devices []host.Device, via ...func(addr string) (string, error)) (_ *fleet, err error) {
+	f := &fleet{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * len(devices)}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.close())
@@ -216,7 +224,7 @@ type ground struct {
 }
 
 // on brings orchestrator and host up.
-func (f *fleet) on(ctx context.Context, g ground, dir string, devices int) error {
+func (f *fleet) on(ctx context.Context, g ground, dir string, devices []host.Device) error {
 	store, log := g.store, zap.NewNop()
 	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
 		return err
@@ -231,7 +239,7 @@ func (f *fleet) on(ctx context.Context, g ground, dir string, devices int) error
 		return err
 	}
 	f.add(within(deps.Fleet.Close))
-	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
+	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Profiles: deps.Profiles, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
 	if err != nil {
 		return err
 	}
@@ -239,18 +247,20 @@ func (f *fleet) on(ctx context.Context, g ground, dir string, devices int) error
 	if f.client, err = client.New(f.url, benchToken); err != nil {
 		return err
 	}
+	// Without it no session with a profile is claimed: nobody is known to have its volume.
+	self := orchestrator.Replica{ID: deps.ID, Name: g.name, URL: f.url, Volume: deps.Profiles.Volume()}
+	if _, err := store.AnnounceReplica(ctx, self); err != nil {
+		return err
+	}
+	f.start(func(ctx context.Context) error { orchestrator.Announce(ctx, store, self, log); return nil })
 	f.start(func(ctx context.Context) error { o.Run(ctx); return nil })
 	f.start(func(ctx context.Context) error {
 		store.Listen(ctx, pgstore.Wakes{Queue: o.WakeQueue, Hosts: o.WakeHost, Session: o.WakeSession, Cancel: o.WakeCancel})
 		return nil
 	})
-	var list []host.Device
-	for i := range devices {
-		list = append(list, host.Device{Name: fmt.Sprintf("d%d", i), Kind: host.KindFake, Model: "fake", PlatformName: "none"})
-	}
 	f.start(func(ctx context.Context) error {
 		return host.Run(ctx, host.Config{Name: "bench", Agent: "bench", StateDir: filepath.Join(dir, "host"), Orchestrators: host.Fixed(fleetAddr),
-			Dial: g.dial, Devices: list, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
+			Dial: g.dial, Devices: devices, Log: log, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() }})
 	})
 	return f.ready(ctx, store)
 }

@@ -24,7 +24,7 @@ const (
 // can only if it knows the elements already), and as one batch. The unit is the injected round trip.
 func benchBatch(ctx context.Context) (_ []figure, err error) {
 	var relay delayed
-	f, err := openFleet(ctx, 1, relay.to)
+	f, err := openFleet(ctx, fakes(1), relay.to)
 	if err != nil {
 		return nil, errors.Join(err, relay.close())
 	}

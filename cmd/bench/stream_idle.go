@@ -98,14 +98,10 @@ func openResidents(ctx context.Context, u *undo, t *tunnelBench) (*daemon, error
 		if err := crowd.Add(ctx, e.private, e.psk, e.addr); err != nil {
 			return nil, err
 		}
-		var devices []host.Device
-		for i := range residentDevices {
-			devices = append(devices, host.Device{Name: fmt.Sprint("d", i), Kind: host.KindFake, Model: "fake", PlatformName: "none"})
-		}
 		u.start(func(ctx context.Context) error {
 			return host.Run(ctx, host.Config{
 				Name: e.name, Agent: "bench", StateDir: filepath.Join(t.dir, e.name), Orchestrators: host.Fixed(info.Fleet()), Dial: crowd.Dial(e.addr),
-				Devices: devices, Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() },
+				Devices: fakes(residentDevices), Fake: func(string) *drivertest.Driver { return drivertest.NewQuiet() },
 			})
 		})
 	}

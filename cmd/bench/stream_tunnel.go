@@ -114,5 +114,5 @@ func openTunnelled(ctx context.Context) (_ *fleet, _ *tunnelled, err error) {
 		served.Store(&h)
 		return site.info.Fleet(), nil
 	}}}
-	return f, t, f.on(ctx, t.ground, dir, 1)
+	return f, t, f.on(ctx, t.ground, dir, fakes(1))
 }
