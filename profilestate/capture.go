@@ -42,7 +42,8 @@ type capturer struct {
 }
 
 func (c *capturer) run(ctx context.Context, v Visited, previous *Snapshot) error {
-	if err := c.b.Begin(ctx, inert.ToTopFrame()); err != nil {
+	current := []inert.Command{{Method: "GET", Path: "/url"}, {Method: "GET", Path: "/cookie"}, lookAtLoaded}
+	if err := c.b.Begin(ctx, []inert.Command{inert.ToTopFrame()}, current); err != nil {
 		return err
 	}
 	if err := c.b.TopWindow(ctx); err != nil {
@@ -104,6 +105,7 @@ func (c *capturer) current(ctx context.Context) (string, error) {
 		return "", c.b.NewWindow(ctx)
 	}
 	if err != nil {
+		c.b.Forget()
 		if inert.Fatal(err) {
 			return "", err
 		}
@@ -117,7 +119,7 @@ func (c *capturer) current(ctx context.Context) (string, error) {
 	// Drivers go by the URL that the document was loaded from. Where scripts changed the address since, a cookie must
 	// belong to both to be missed here; where the first cannot be known, none is.
 	var loaded string
-	err = c.b.Do(ctx, "POST", "/execute/sync", map[string]any{"script": loadedScript, "args": []string{}}, &loaded)
+	err = c.b.Do(ctx, lookAtLoaded.Method, lookAtLoaded.Path, lookAtLoaded.Body, &loaded)
 	if inert.Fatal(err) {
 		return "", err
 	}
@@ -130,7 +132,8 @@ func (c *capturer) current(ctx context.Context) (string, error) {
 	return here, nil
 }
 
-const loadedScript = `return String(performance.getEntriesByType('navigation')[0].name)`
+var lookAtLoaded = inert.Command{Method: "POST", Path: "/execute/sync", Body: map[string]any{
+	"script": `return String(performance.getEntriesByType('navigation')[0].name)`, "args": []string{}}}
 
 // origin reads one origin's localStorage and cookies from inert documents.
 func (c *capturer) origin(ctx context.Context, origin string, folders []string) error {

@@ -49,7 +49,7 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 	if len(todo.Cookies) == 0 && len(todo.Origins) == 0 {
 		return nil
 	}
-	if err := r.b.Begin(ctx); err != nil {
+	if err := r.b.Begin(ctx, nil, nil); err != nil {
 		return err
 	}
 	if err := r.b.Bound(ctx); err != nil {
@@ -67,6 +67,9 @@ func (r *restorer) run(ctx context.Context, s *Snapshot) (err error) {
 		}
 	}
 	if err := r.retry(ctx); err != nil {
+		return err
+	}
+	if err := r.b.Ahead(ctx, time.Time{}, slices.Values([][]inert.Command{r.last()})); err != nil {
 		return err
 	}
 	if err := r.b.Blank(ctx); err != nil {
@@ -207,11 +210,25 @@ func (r *restorer) retry(ctx context.Context) error {
 	return nil
 }
 
+// last is what is done when no page is opened any more.
+func (r *restorer) last() []inert.Command {
+	var list []inert.Command
+	for _, c := range r.late {
+		if r.settable(c) {
+			list = append(list, c.add())
+		}
+	}
+	return r.b.Leaving(list...)
+}
+
+// settable says whether a cookie can be set without a page of its host.
+func (r *restorer) settable(c Cookie) bool { return !c.hostOnly() && !c.needsScript() }
+
 // blind sets a domain cookie of which no page could be opened. The site may be back when the customer goes there; until
 // then nobody knows whether it is there, so it counts as dropped.
 func (r *restorer) blind(ctx context.Context, c Cookie) error {
 	why := r.why[c.key()]
-	if !c.hostOnly() && !c.needsScript() {
+	if r.settable(c) {
 		err := addCookie(ctx, r.b, c)
 		if inert.Fatal(err) {
 			return err

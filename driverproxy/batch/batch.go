@@ -34,7 +34,7 @@
 //
 //	status < 400           the driver's answer
 //	status >= 400          the driver's error, or ours: a reference found nothing, a wait timed out, the results grew too large
-//	outcome "not_run"      never reached the driver: an earlier step failed, or the driver is gone. reason says which
+//	outcome "not_run"      never reached the driver: an earlier step failed, within_ms is over, or the driver is gone. reason says which
 //	outcome "unknown"      the driver was lost while it ran; value is the W3C error that a single command would get
 //
 // A batch cannot quit its session, nor close its last window, which is the same: it is the orchestrator that ends sessions.
@@ -60,6 +60,7 @@ const (
 
 	DefaultWait  = 10 * time.Second
 	MaxWait      = 300 * time.Second
+	MaxWithin    = time.Hour
 	DefaultEvery = 50 * time.Millisecond
 	MinEvery     = 10 * time.Millisecond
 	MaxEvery     = 5 * time.Second
@@ -69,6 +70,7 @@ const (
 type Request struct {
 	Steps       []Step `json:"steps"`
 	StopOnError *bool  `json:"stop_on_error,omitempty"` // nil: true
+	WithinMS    int    `json:"within_ms,omitempty"`     // after so long no step is begun any more; 0: however long it takes
 }
 
 // Step is a command or a wait.

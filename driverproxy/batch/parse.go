@@ -19,7 +19,8 @@ import (
 type Batch struct {
 	request Request
 	steps   []step
-	stop    bool // on the first error
+	stop    bool          // on the first error
+	within  time.Duration // 0: for ever
 }
 
 // step is a Step made ready to run. A wait is the command that it asks again and again.
@@ -45,6 +46,7 @@ func Parse(b []byte) (*Batch, *webdriver.Error) {
 	var list struct {
 		Steps       []json.RawMessage `json:"steps"`
 		StopOnError *bool             `json:"stop_on_error"`
+		WithinMS    int               `json:"within_ms"`
 	}
 	if err := strict(b, &list); err != nil {
 		return nil, invalid(`a batch is {"steps": […], "stop_on_error": true}: %v`, err)
@@ -52,7 +54,7 @@ func Parse(b []byte) (*Batch, *webdriver.Error) {
 	if err := count(len(list.Steps)); err != nil {
 		return nil, err
 	}
-	r := Request{Steps: make([]Step, len(list.Steps)), StopOnError: list.StopOnError}
+	r := Request{Steps: make([]Step, len(list.Steps)), StopOnError: list.StopOnError, WithinMS: list.WithinMS}
 	for i, s := range list.Steps {
 		if err := strict(s, &r.Steps[i]); err != nil {
 			return nil, invalid("%s: %v", label(i, r.Steps[i].Name), err)
@@ -99,7 +101,11 @@ func Compile(r Request) (*Batch, *webdriver.Error) {
 		return nil, err
 	}
 	r.Steps = slices.Clone(r.Steps)
-	b := &Batch{request: r, stop: r.StopOnError == nil || *r.StopOnError}
+	within, err := span("within_ms", r.WithinMS, 0, time.Millisecond, MaxWithin)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	b := &Batch{request: r, stop: r.StopOnError == nil || *r.StopOnError, within: within}
 	c := compiler{steps: r.Steps, named: map[string]int{}}
 	for i := range r.Steps {
 		s, err := c.step(i)

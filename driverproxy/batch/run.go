@@ -29,7 +29,11 @@ func (b *Batch) runWithin(ctx context.Context, d Driver, room int) Response {
 	r := run{Batch: b, driver: d, room: room, results: make([]Result, 0, len(b.steps))}
 	response := Response{OK: true}
 	over := "" // why no step is run any more
+	begin := d.Now()
 	for i := range b.steps {
+		if over == "" && b.within > 0 && d.Now().Sub(begin) > b.within {
+			over, response.OK = "within_ms is over", false
+		}
 		if over != "" {
 			r.results = append(r.results, Result{Outcome: NotRun, Reason: over})
 			continue

@@ -332,3 +332,30 @@ func TestWaitIsGivenUp(t *testing.T) {
 		}
 	})
 }
+
+// TestWithin: a step that takes long is waited for, and none is begun after it.
+func TestWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const steps = `{"method":"GET","path":"/url"},{"method":"GET","path":"/url"},{"method":"GET","path":"/url"}`
+		slow := func() *driver {
+			return &driver{answer: func(int, webdriver.Command) (webdriver.Answer, error) {
+				time.Sleep(time.Second)
+				return webdriver.Answer{Status: 200, Body: []byte(`{"value":""}`)}, nil
+			}}
+		}
+		for within, want := range map[string]string{
+			``: "200 200 200", `,"within_ms":3600000`: "200 200 200", `,"within_ms":1500`: "200 200 not_run", `,"within_ms":1`: "200 not_run not_run",
+			`,"within_ms":1,"stop_on_error":false`: "200 not_run not_run",
+		} {
+			r := slow().run(t.Context(), parse(t, `{"steps":[`+steps+`]`+within+`}`))
+			if outcomes(r) != want || r.OK != (want == "200 200 200") {
+				t.Errorf("%s: %s, ok %v", within, outcomes(r), r.OK)
+			}
+		}
+		for _, within := range []string{"-1", "3600001", "1.5", `"1"`} {
+			if _, refused := batch.Parse([]byte(`{"steps":[` + steps + `],"within_ms":` + within + `}`)); refused == nil || !strings.Contains(refused.Message, "within_ms") {
+				t.Errorf("%s: %v", within, refused)
+			}
+		}
+	})
+}

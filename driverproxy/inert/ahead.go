@@ -28,6 +28,7 @@ type answered struct {
 const (
 	// BatchPath is that of a batch.
 	BatchPath  = "/driftstack/batch"
+	aheadPages = 12      // of one batch: what a host that hangs takes with it
 	aheadBytes = 4 << 20 // of one batch; what is larger is as well sent alone
 )
 
@@ -37,19 +38,20 @@ var errAstray = errors.New("the commands that were run ahead are not those that 
 // Ahead runs commands that are about to be needed beside the driver, in one round trip; Do answers with what came of them. Each list is
 // what is done on one page, if all goes well. The batch ends at the first command that does not go well, so that the browser is where Do left
 // it whenever its answers are used up: from there on commands are sent one by one, and can look at what is wrong.
-// No more pages are opened than have time until then, however slow they are.
+// No page is begun that may not be done by then, however slow it is.
 func (b *Browser) Ahead(ctx context.Context, until time.Time, pages iter.Seq[[]Command]) error {
 	if len(b.ready) > 0 {
 		return nil
 	}
-	left := batch.MaxSteps // pages
+	var r batch.Request
 	if !until.IsZero() {
-		left = int(time.Until(until) / b.Limits.Page)
+		if r.WithinMS = int((time.Until(until) - b.Limits.Page).Milliseconds()); r.WithinMS <= 0 {
+			return nil
+		}
 	}
-	var steps []batch.Step
-	size := 0
+	size, opened := 0, 0
 	for page := range pages {
-		if left--; left < 0 || len(steps)+len(page) > batch.MaxSteps {
+		if opened++; opened > aheadPages || len(r.Steps)+len(page) > batch.MaxSteps {
 			break
 		}
 		list, n, err := stepsOf(page)
@@ -59,19 +61,19 @@ func (b *Browser) Ahead(ctx context.Context, until time.Time, pages iter.Seq[[]C
 		if size += n; size > aheadBytes {
 			break
 		}
-		steps = append(steps, list...)
+		r.Steps = append(r.Steps, list...)
 	}
-	if len(steps) < 2 {
+	if len(r.Steps) < 2 {
 		return nil
 	}
-	var r batch.Response
-	if err := b.send(ctx, "POST", BatchPath, batch.Request{Steps: steps}, &r); Fatal(err) {
+	var response batch.Response
+	if err := b.send(ctx, "POST", BatchPath, r, &response); Fatal(err) {
 		return err
-	} else if err != nil || len(r.Results) != len(steps) {
+	} else if err != nil || len(response.Results) != len(r.Steps) {
 		return nil // the host has none of it, and none of it was run
 	}
-	for i, s := range steps {
-		v := r.Results[i]
+	for i, s := range r.Steps {
+		v := response.Results[i]
 		if v.Outcome == batch.NotRun {
 			break
 		}
@@ -96,6 +98,9 @@ func stepsOf(page []Command) (steps []batch.Step, size int, err error) {
 
 // IsAhead says whether there are answers of commands that were run ahead.
 func (b *Browser) IsAhead() bool { return len(b.ready) > 0 }
+
+// Forget passes over what was run ahead, for who does something else.
+func (b *Browser) Forget() { b.ready = nil }
 
 // next answers a command that was run ahead.
 func (b *Browser) next(method, path string, body []byte) (json.RawMessage, error) {

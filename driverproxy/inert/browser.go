@@ -137,14 +137,14 @@ func outcomeUnknown(err error) bool {
 	return errors.As(err, &w) && w.Data["outcome"] == "unknown"
 }
 
-// Begin runs ahead what is done first, and Bound with it.
-func (b *Browser) Begin(ctx context.Context, before ...Command) error {
+// Begin runs ahead what is done first: what is before Bound, Bound itself, and what comes after it.
+func (b *Browser) Begin(ctx context.Context, before, after []Command) error {
 	look, err := ScriptCommand(LookScript, lookArguments("", Job{Want: Nothing}, false, ""))
 	if err != nil {
 		return err
 	}
-	first := append(before, Command{"GET", "/timeouts", nil}, Command{"POST", "/timeouts", b.timeouts(b.Limits.Page)}, look)
-	return b.Ahead(ctx, time.Time{}, slices.Values([][]Command{first}))
+	bound := []Command{{"GET", "/timeouts", nil}, {"POST", "/timeouts", b.timeouts(b.Limits.Page)}, look}
+	return b.Ahead(ctx, time.Time{}, slices.Values([][]Command{slices.Concat(before, bound, after)}))
 }
 
 // Bound bounds page loads: a customer's own limit may be minutes, and the default is five.
@@ -182,9 +182,20 @@ func (b *Browser) End(ctx context.Context) error {
 	return b.Do(ctx, "POST", "/timeouts", b.original, nil)
 }
 
+// Leaving is what Blank and End do.
+func (b *Browser) Leaving(between ...Command) []Command {
+	list := append([]Command{blankPage}, between...)
+	if b.original != nil {
+		list = append(list, Command{"POST", "/timeouts", b.original})
+	}
+	return list
+}
+
+var blankPage = Command{"POST", "/url", map[string]string{"url": "about:blank"}}
+
 // Blank leaves the sites.
 func (b *Browser) Blank(ctx context.Context) error {
-	return b.Do(ctx, "POST", "/url", map[string]string{"url": "about:blank"}, nil)
+	return b.Do(ctx, blankPage.Method, blankPage.Path, blankPage.Body, nil)
 }
 
 // Page is what a look at the current document showed.

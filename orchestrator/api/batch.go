@@ -5,6 +5,7 @@ package api
 type Batch struct {
 	Steps       []BatchStep `json:"steps" minItems:"1" maxItems:"256" doc:"Run one after the other."`
 	StopOnError bool        `json:"stop_on_error,omitempty" default:"true" doc:"After a step that failed, run no other. With false, steps that do not refer to it are run."`
+	WithinMS    int         `json:"within_ms,omitempty" minimum:"1" maximum:"3600000" doc:"After so long begin no further step: the others are not_run. By default the batch goes on however long it takes."`
 }
 
 // BatchStep is a command, or a wait.
