@@ -19,6 +19,7 @@ const module = "github.com/driftstack/fleet/"
 // ranks by import path below the module; a package takes the rank of its longest listed prefix.
 var ranks = map[string]int{
 	"orchestrator/api":      0,
+	"orchestrator/coredump": 0,
 	"orchestrator/place":    0,
 	"driverproxy/batch":     0,
 	"driverproxy/inert":     0,

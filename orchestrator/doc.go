@@ -191,6 +191,7 @@
 //	  httpapi/          handlers: decode, call, encode
 //	  pgstore/          all SQL; migrations/, keymigrations/ of the key database; pgcluster/ is a private Postgres for development and tests
 //	  place/            region and place as types
+//	  coredump/         keeps a crash from writing memory to a disk
 //	  client/           the Go client of the API server
 //	driverproxy/        the command stream, EU end
 //	  webdriver/        W3C envelopes, errors, routes
@@ -213,7 +214,8 @@
 //
 // Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
 //
-//	rank 0  orchestrator/api orchestrator/place driverproxy/batch driverproxy/inert driverproxy/webdriver driverproxy/wire recorder/webm   (standard library only)
+//	rank 0  orchestrator/api orchestrator/coredump orchestrator/place driverproxy/batch driverproxy/inert driverproxy/webdriver driverproxy/wire
+//	        recorder/webm                                                                             (standard library only)
 //	rank 1  tunnel/…  driverproxy/…  profilestate  recorder/…                                          (never one another)
 //	rank 2  orchestrator
 //	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client

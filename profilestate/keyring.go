@@ -28,15 +28,15 @@ type Keyring struct {
 	region place.Region
 }
 
-// NewKeyring is a Keyring of a region, which must be place.EU. ledger is not store's own.
-func NewKeyring(region place.Region, root *RootKey, store KeyStore, ledger Ledger) (*Keyring, error) {
-	if region != place.EU {
-		return nil, fmt.Errorf("keys in region %q: profile state and its keys are kept in %q only", region, place.EU)
+// NewKeyring is a Keyring of the EU. ledger is not store's own.
+func NewKeyring(at place.EULocation, root *RootKey, store KeyStore, ledger Ledger) (*Keyring, error) {
+	if at.Country() == "" {
+		return nil, errors.New("keyring: where it is was not declared, and keys of profiles are opened in the EU only")
 	}
 	if root == nil || store == nil || ledger == nil {
 		return nil, errors.New("keyring: root key, store and ledger are all needed")
 	}
-	return &Keyring{root, store, ledger, region}, nil
+	return &Keyring{root, store, ledger, place.EU}, nil
 }
 
 // dataKey is a profile's key; epoch is the id of the key that new files are sealed with.

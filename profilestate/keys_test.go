@@ -14,8 +14,6 @@ import (
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/tink"
-
-	"github.com/driftstack/fleet/orchestrator/place"
 )
 
 // TestWrappedKeysAreBound: a wrapped key opens in its own place only, whole.
@@ -76,7 +74,7 @@ func TestWrappedKeysAreBound(t *testing.T) {
 	for _, root := range stolen.root.epochs {
 		stolen.root.epochs[f.root.latest] = root
 	}
-	keys, err := NewKeyring(place.EU, stolen.root, f.world.keys(), f.world.index())
+	keys, err := NewKeyring(germany(), stolen.root, f.world.keys(), f.world.index())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +138,7 @@ func TestRotation(t *testing.T) {
 	if r, err = f.Store.keys.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	elsewhere, err := NewKeyring(place.EU, stale, f.world.keys(), f.world.index())
+	elsewhere, err := NewKeyring(germany(), stale, f.world.keys(), f.world.index())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +395,7 @@ func TestRootKeyInAService(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.Store.keys, err = NewKeyring(place.EU, root, f.world.keys(), f.world.index()); err != nil {
+		if f.Store.keys, err = NewKeyring(germany(), root, f.world.keys(), f.world.index()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -437,7 +435,7 @@ func TestRootKeyInTheEnvironment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Store.keys, err = NewKeyring(place.EU, root, f.world.keys(), f.world.index()); err != nil {
+	if f.Store.keys, err = NewKeyring(germany(), root, f.world.keys(), f.world.index()); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := f.Store.keys.Rotate(t.Context()); err != nil || r.NewRoot || r.Rewraps != 0 || f.value(t, testRef) != "v" {

@@ -52,11 +52,11 @@ func commitStepwise(dir string) error {
 	if err != nil {
 		return err
 	}
-	keys, err := NewKeyring("eu", root, w.keys(), w.index())
+	keys, err := NewKeyring(germany(), root, w.keys(), w.index())
 	if err != nil {
 		return err
 	}
-	s, err := Open(Config{Dir: filepath.Join(dir, "profiles"), Region: "eu", Keys: keys, Index: w.index(), disk: &stepDisk{osDisk{}, wait}})
+	s, err := Open(Config{Dir: filepath.Join(dir, "profiles"), At: germany(), Keys: keys, Index: w.index(), disk: &stepDisk{osDisk{}, wait}})
 	if err != nil {
 		return err
 	}

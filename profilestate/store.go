@@ -17,10 +17,10 @@ import (
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
-// Config is what a Store works with. Dir, Region, Keys and Index are required.
+// Config is what a Store works with. Dir, At, Keys and Index are required.
 type Config struct {
-	Dir    string       // sealed files; an EU volume
-	Region place.Region // must be place.EU: state is not kept anywhere else
+	Dir    string           // sealed files; a volume that is
+	At     place.EULocation // here: state is kept nowhere outside the EU
 	Keys   *Keyring
 	Index  Index
 	Limits Limits // zero: DefaultLimits
@@ -49,14 +49,11 @@ type Store struct {
 
 // Open checks the configuration and creates the folder.
 func Open(c Config) (*Store, error) {
-	if c.Region != place.EU {
-		return nil, fmt.Errorf("profile store in region %q: profile state is kept in %q only", c.Region, place.EU)
+	if c.At.Country() == "" {
+		return nil, errors.New("profile store: where it is was not declared, and profile state is kept in the EU only")
 	}
 	if c.Dir == "" || c.Keys == nil || c.Index == nil {
 		return nil, errors.New("profile store: Dir, Keys and Index are all needed")
-	}
-	if c.Keys.region != c.Region {
-		return nil, fmt.Errorf("profile store: its keys are of region %q", c.Keys.region)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -74,7 +71,7 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("profile store: %w", err)
 	}
-	return &Store{dir: filepath.Clean(c.Dir), volume: volume, region: c.Region, keys: c.Keys, index: c.Index, limits: c.Limits.orDefault(),
+	return &Store{dir: filepath.Clean(c.Dir), volume: volume, region: place.EU, keys: c.Keys, index: c.Index, limits: c.Limits.orDefault(),
 		keep: c.Keep, now: c.Now, disk: c.disk}, nil
 }
 

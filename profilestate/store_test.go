@@ -32,6 +32,14 @@ func newStore(t testing.TB) *fixture {
 	return newStoreAt(t, dir, newWorld(), osDisk{})
 }
 
+func germany() place.EULocation {
+	at, err := place.InEU("DE")
+	if err != nil {
+		panic(err)
+	}
+	return at
+}
+
 // newStoreAt is a store in dir, which has a root key.
 func newStoreAt(t testing.TB, dir string, w *world, d disk) *fixture {
 	t.Helper()
@@ -39,12 +47,12 @@ func newStoreAt(t testing.TB, dir string, w *world, d disk) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := NewKeyring(place.EU, root, w.keys(), w.index())
+	keys, err := NewKeyring(germany(), root, w.keys(), w.index())
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &fixture{world: w, root: root, clock: time.Now()}
-	f.Store, err = Open(Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Keys: keys, Index: w.index(), disk: d,
+	f.Store, err = Open(Config{Dir: filepath.Join(dir, "profiles"), At: germany(), Keys: keys, Index: w.index(), disk: d,
 		Now: func() time.Time { return f.clock }})
 	if err != nil {
 		t.Fatal(err)
@@ -142,13 +150,11 @@ func TestCommitAndLoad(t *testing.T) {
 
 func TestOnlyInTheEU(t *testing.T) {
 	f := newStore(t)
-	for _, region := range []place.Region{place.US, "", "EU"} {
-		if _, err := Open(Config{Dir: f.dir, Region: region, Keys: f.keys, Index: f.world.index()}); err == nil {
-			t.Errorf("a store in region %q was opened", region)
-		}
-		if _, err := NewKeyring(region, f.root, f.world.keys(), f.world.index()); err == nil {
-			t.Errorf("keys in region %q", region)
-		}
+	if _, err := Open(Config{Dir: f.dir, Keys: f.keys, Index: f.world.index()}); err == nil {
+		t.Error("a store was opened of which nobody says where it is")
+	}
+	if _, err := NewKeyring(place.EULocation{}, f.root, f.world.keys(), f.world.index()); err == nil {
+		t.Error("keys of which nobody says where they are opened")
 	}
 }
 
@@ -311,7 +317,7 @@ func TestAnotherVolumeIsNotDamage(t *testing.T) {
 	if now := f.head(t, testRef).Current; now.State != Good || now.Number != g.Number || f.value(t, testRef) != "one" {
 		t.Fatalf("%+v", now)
 	}
-	again, err := Open(Config{Dir: f.dir, Region: place.EU, Keys: f.Store.keys, Index: f.index})
+	again, err := Open(Config{Dir: f.dir, At: germany(), Keys: f.Store.keys, Index: f.index})
 	if err != nil || again.volume != f.volume {
 		t.Fatalf("opened again it is volume %s, not %s: %v", again.volume, f.volume, err)
 	}

@@ -54,7 +54,7 @@ func startDaemon(ctx context.Context, dir string, cluster *pgcluster.Cluster, da
 		return nil, err
 	}
 	defer out.Close()
-	d.cmd = exec.Command(bin, "--state-dir", filepath.Join(dir, "state"), "--development",
+	d.cmd = exec.Command(bin, "--state-dir", filepath.Join(dir, "state"), "--location", "DE", "--development",
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web),
 		"--tunnel-backend", "netstack", "--tunnel-listen-port", strconv.Itoa(udp), "--tunnel-endpoint", fmt.Sprintf("127.0.0.1:%d", udp),
 		"--quota-concurrent", "1000000", "--quota-queued", "1000000", "--quota-creates-per-minute", "1000000", // one account has them all

@@ -165,11 +165,15 @@ func openStore(dir string, store *pgstore.Store, wrapped *pgstore.Keys) (*profil
 	if err != nil {
 		return nil, err
 	}
-	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	at, err := place.InEU("DE")
 	if err != nil {
 		return nil, err
 	}
-	return profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Keys: keys, Index: store})
+	keys, err := profilestate.NewKeyring(at, root, wrapped, store)
+	if err != nil {
+		return nil, err
+	}
+	return profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), At: at, Keys: keys, Index: store})
 }
 
 // holdProfile claims a session that is the writer of a new profile.

@@ -298,11 +298,15 @@ func (f *fleet) parts(ctx context.Context, dir string, g ground, log *zap.Logger
 		return d, err
 	}
 	f.add(func() error { wrapped.Close(); return nil })
-	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	at, err := place.InEU("DE")
 	if err != nil {
 		return d, err
 	}
-	if d.Profiles, err = profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), Region: place.EU, Keys: keys, Index: store}); err != nil {
+	keys, err := profilestate.NewKeyring(at, root, wrapped, store)
+	if err != nil {
+		return d, err
+	}
+	if d.Profiles, err = profilestate.Open(profilestate.Config{Dir: filepath.Join(dir, "profiles"), At: at, Keys: keys, Index: store}); err != nil {
 		return d, err
 	}
 	// Nothing is recorded, so nothing has to be there.

@@ -166,6 +166,7 @@ func (s *stack) startOrchestrator(ctx context.Context) error {
 	argv := []string{filepath.Join(s.cfg.bin, "orchestrator"),
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", st.HTTPPort),
 		"--state-dir", filepath.Join(s.cfg.dir, "orchestrator"),
+		"--location", "DE", // it stands in for one that is there
 		"--tunnel-backend", s.cfg.tunnel,
 		"--tunnel-listen-port", strconv.Itoa(st.TunnelPort),
 		"--tunnel-endpoint", fmt.Sprintf("%s:%d", endpoint, st.TunnelPort),

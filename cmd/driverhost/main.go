@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/orchestrator/coredump"
 	"github.com/driftstack/fleet/recorder/capture"
 	"github.com/driftstack/fleet/tunnel"
 )
@@ -105,6 +106,9 @@ func main() {
 }
 
 func run(ctx context.Context, cfg config) (err error) {
+	if err := coredump.Disable(); err != nil {
+		return err
+	}
 	log, err := logger(cfg.LogLevel)
 	if err != nil {
 		return err

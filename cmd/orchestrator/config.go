@@ -12,19 +12,21 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/recorder"
 )
 
 // config is every setting, as flag and as environment variable.
 type config struct {
-	Name           string `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
-	DatabaseURL    string `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
-	KeyDatabaseURL string `required:"" placeholder:"URL" help:"Postgres database of the wrapped keys of profiles, likewise: one of its own, better on another server, with backups that expire."`
-	HTTPAddr       string `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
-	PeerURL        string `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
-	MetricsAddr    string `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
-	ServiceToken   string `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
-	StateDir       string `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+	Name           string           `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
+	DatabaseURL    string           `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
+	KeyDatabaseURL string           `required:"" placeholder:"URL" help:"Postgres database of the wrapped keys of profiles, likewise: one of its own, better on another server, with backups that expire."`
+	HTTPAddr       string           `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	PeerURL        string           `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
+	MetricsAddr    string           `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
+	ServiceToken   string           `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
+	StateDir       string           `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+	Location       place.EULocation `required:"" placeholder:"COUNTRY" help:"Where this orchestrator and its --state-dir are: the ISO 3166-1 code of a member state of the EU, for example DE. Declared, not verified. Elsewhere it does not start: profiles are kept and opened in the EU only."`
 
 	PrivateDir string `type:"path" placeholder:"DIR" help:"Folder on this machine's own disk for its tunnel key, where --state-dir is a volume that several orchestrators share. Default: --state-dir."`
 

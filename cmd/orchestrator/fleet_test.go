@@ -130,7 +130,7 @@ func (f *fleet) newReplica(number int, shared bool, key []byte) *replica {
 	r := &replica{name: name, url: fmt.Sprintf("http://127.0.0.1:%d", web), dsn: f.dsn, keyDSN: f.keyDSN, log: filepath.Join(f.dir, name+".log"), args: []string{
 		"--name", name, "--development", "--log-level", "info", "--lease-ttl", leaseTime.String(),
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web), "--peer-url", fmt.Sprintf("http://127.0.0.1:%d", web),
-		"--state-dir", state, "--private-dir", filepath.Join(f.dir, name, "private"),
+		"--state-dir", state, "--location", "DE", "--private-dir", filepath.Join(f.dir, name, "private"),
 		"--tunnel-backend", "netstack", "--tunnel-number", strconv.Itoa(number), "--tunnel-listen-port", strconv.Itoa(udp), "--tunnel-endpoint", fmt.Sprintf("127.0.0.1:%d", udp),
 		"--eu-s3-endpoint", "http://127.0.0.1:9", "--eu-s3-bucket", "recordings", "--eu-s3-access-key", "none",
 	}}

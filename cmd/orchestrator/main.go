@@ -25,6 +25,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/coredump"
 	"github.com/driftstack/fleet/orchestrator/httpapi"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/recorder"
@@ -51,6 +52,10 @@ func main() {
 
 // run is the life of the process: everything is opened in order, and closed in the opposite one.
 func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
+	if err := coredump.Disable(); err != nil {
+		return err
+	}
+	log.Info("location, as declared and not verified", zap.String("country", cfg.Location.Country()), zap.String("state_dir", cfg.StateDir))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}

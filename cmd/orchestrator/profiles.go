@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 
 	"github.com/driftstack/fleet/orchestrator/pgstore"
-	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/profilestate"
 )
 
@@ -20,7 +19,7 @@ func openProfiles(ctx context.Context, cfg config, store *pgstore.Store, wrapped
 	if err != nil {
 		return nil, nil, err
 	}
-	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	keys, err := profilestate.NewKeyring(cfg.Location, root, wrapped, store)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -28,7 +27,7 @@ func openProfiles(ctx context.Context, cfg config, store *pgstore.Store, wrapped
 		return nil, nil, err
 	}
 	profiles, err := profilestate.Open(profilestate.Config{
-		Dir: filepath.Join(cfg.StateDir, "profiles"), Region: place.EU, Keys: keys, Index: store,
+		Dir: filepath.Join(cfg.StateDir, "profiles"), At: cfg.Location, Keys: keys, Index: store,
 		Limits: profilestate.Limits{Bytes: cfg.ProfileMaxBytes, Origins: cfg.ProfileMaxOrigins}, Keep: cfg.ProfileGenerations,
 	})
 	return profiles, keys, err

@@ -127,9 +127,11 @@ func openProfiles(t *testing.T, dir, keyDSN string, store *pgstore.Store) (*prof
 	wrapped, err := pgstore.OpenKeys(t.Context(), keyDSN)
 	must(t, err)
 	t.Cleanup(wrapped.Close)
-	keys, err := profilestate.NewKeyring(place.EU, root, wrapped, store)
+	at, err := place.InEU("DE")
 	must(t, err)
-	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", Region: place.EU, Keys: keys, Index: store})
+	keys, err := profilestate.NewKeyring(at, root, wrapped, store)
+	must(t, err)
+	profiles, err := profilestate.Open(profilestate.Config{Dir: dir + "/profiles", At: at, Keys: keys, Index: store})
 	must(t, err)
 	return profiles, keys
 }

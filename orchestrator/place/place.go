@@ -3,7 +3,11 @@
 // Out of scope: what data may be where (package residency, built on these types).
 package place
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Region is where a store stands.
 type Region string
@@ -38,4 +42,33 @@ func (p Placement) Regions() []Region {
 		return []Region{EU, US}
 	}
 	return []Region{EU}
+}
+
+// EULocation is a member state of the European Union that something is in, as its operator declares it: nobody can find out
+// by himself where a disk stands. InEU makes one, and so does its text; the zero value is nowhere.
+type EULocation struct{ country string }
+
+// InEU accepts the member states, by their ISO 3166-1 alpha-2 code. The other countries of the EEA, and those that were a
+// member state once, are not in the EU.
+func InEU(country string) (EULocation, error) {
+	if c := strings.ToUpper(country); slices.Contains(MemberStates(), c) {
+		return EULocation{c}, nil
+	}
+	return EULocation{}, fmt.Errorf("%q is not in the EU: use the code of a member state, %s", country, strings.Join(MemberStates(), " "))
+}
+
+// UnmarshalText is InEU.
+func (l *EULocation) UnmarshalText(text []byte) (err error) {
+	*l, err = InEU(string(text))
+	return err
+}
+
+// Country is the member state's code; empty: nowhere.
+func (l EULocation) Country() string { return l.country }
+
+// MemberStates are the codes of the EU's member states, in alphabetical order; Greece is GR, as in ISO 3166-1. Source:
+// https://european-union.europa.eu/principles-countries-history/eu-countries_en
+func MemberStates() []string {
+	return []string{"AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU",
+		"IE", "IT", "LT", "LU", "LV", "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK"}
 }

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package coredump
+
+const limit = 0
