@@ -265,6 +265,11 @@ func (n NewSession) unmet(shapes []Shape) *NoDeviceError {
 		if e.Nearest {
 			r.Says = fmt.Sprintf("no %s has all that is wanted at once; the nearest has %s %s, wanted is %s", which, key, r.Has[0], r.Wanted)
 		}
+		if key == api.KeyExecution {
+			r.Says = fmt.Sprintf("the account's sessions with a profile run on devices in the EU alone (profile_execution eu), and no %s is declared to be there and what is wanted otherwise; "+
+				"%s have country %s: enrol one with `driverhost --device country=…`, use no profile, or have an operator change it with `driftctl accounts profile-execution`",
+				which, ones, strings.Join(r.Has, ", "))
+		}
 		if r.More > 0 {
 			r.Says += fmt.Sprintf(" and %d more", r.More)
 		}
@@ -310,6 +315,8 @@ func (n NewSession) miss(key api.Key, d api.Device) api.DeviceReason {
 		r.Wanted, r.Has = n.Want.OSVersion, d.PlatformVersion
 	case api.KeyCountry:
 		r.Wanted, r.Has = n.Want.Country, d.Country
+	case api.KeyExecution:
+		r.Wanted, r.Has = string(api.ExecutionEU), d.Country
 	case api.KeyHost:
 		r.Wanted, r.Has = n.Want.Host, d.Host
 	case api.KeyBrowser:

@@ -121,6 +121,12 @@ type cli struct {
 			Recordings string `required:"" enum:"eu,replicated" help:"Where its recordings are kept: eu or replicated."`
 		} `cmd:"" help:"Create or change an account."`
 		Quota quotaCmd `cmd:"" help:"Show what an account may have and has: sessions at once, queued, created within 60 s, and its weight in the queue. With flags, change those first."`
+
+		ProfileExecution struct {
+			ID      string `arg:""`
+			Allowed string `arg:"" optional:"" enum:",any,eu" help:"Change it first: any, or eu for devices that are declared to be in a member state of the EU."`
+			Reason  string `help:"Why; it goes into the audit log."`
+		} `cmd:"" help:"Show where an account's sessions with a profile may run: any or eu."`
 	} `cmd:"" help:"Accounts."`
 }
 
@@ -238,6 +244,13 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return fmt.Errorf("there is no verified copy in %s: the recording is %s, placement %s", c.Recordings.URL.Region, v.State, v.Placement)
 	case "accounts quota <id>":
 		return c.Accounts.Quota.run(ctx, fleet, p)
+	case "accounts profile-execution <id>":
+		v, err := fleet.ProfileExecution(ctx, c.Accounts.ProfileExecution.ID)
+		return p.objectOr(v, err)
+	case "accounts profile-execution <id> <allowed>":
+		v, err := fleet.PutProfileExecution(ctx, c.Accounts.ProfileExecution.ID,
+			api.PutProfileExecution{ProfileExecution: api.Execution(c.Accounts.ProfileExecution.Allowed), Reason: c.Accounts.ProfileExecution.Reason})
+		return p.objectOr(v, err)
 	case "accounts put <id>":
 		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings})
 		return p.objectOr(v, err)

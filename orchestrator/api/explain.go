@@ -27,10 +27,11 @@ const (
 	KeyBrowser   Key = "browser" // browserName of the capabilities
 	KeyBiDi      Key = "bidi"    // webSocketUrl of the capabilities
 
-	KeyCapabilities Key = "capabilities" // no candidate of them is met
-	KeyProfile      Key = "profile"      // its files are not where the device is reached from, or another session holds it
-	KeyHostState    Key = "host_state"   // its host is closed, or not connected
-	KeyDeviceState  Key = "device_state" // it is busy, closed or broken
+	KeyExecution    Key = "profile_execution" // of the account
+	KeyCapabilities Key = "capabilities"      // no candidate of them is met
+	KeyProfile      Key = "profile"           // its files are not where the device is reached from, or another session holds it
+	KeyHostState    Key = "host_state"        // its host is closed, or not connected
+	KeyDeviceState  Key = "device_state"      // it is busy, closed or broken
 
 	KeyQuota Key = "quota" // of the account
 	KeyQueue Key = "queue" // is full
@@ -38,7 +39,7 @@ const (
 
 // Keys are all of them, in the order in which they are told.
 func Keys() []Key {
-	return []Key{KeyHost, KeyKind, KeyModel, KeyPlatform, KeyOSVersion, KeyLabels, KeyCountry, KeyBrowser, KeyBiDi, KeyCapabilities,
+	return []Key{KeyHost, KeyKind, KeyModel, KeyPlatform, KeyOSVersion, KeyLabels, KeyCountry, KeyBrowser, KeyBiDi, KeyExecution, KeyCapabilities,
 		KeyProfile, KeyHostState, KeyDeviceState, KeyQuota, KeyQueue}
 }
 
@@ -62,7 +63,7 @@ type Explanation struct {
 
 // Refusal is why there would be no session.
 type Refusal struct {
-	Key    Key      `json:"key" doc:"A field of device, or capabilities, profile, quota or queue."`
+	Key    Key      `json:"key" doc:"A field of device, or profile_execution, capabilities, profile, quota or queue."`
 	Wanted string   `json:"wanted,omitempty"`
 	Has    []string `json:"has,omitempty" doc:"What the enrolled devices have of it instead, at most eight."`
 	More   int      `json:"more,omitempty" doc:"How many further values they have."`

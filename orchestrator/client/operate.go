@@ -65,6 +65,16 @@ func (c *Client) PutQuota(ctx context.Context, account string, p api.PutQuota) (
 	return q, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(account)+"/quota", p, &q)
 }
 
+// ProfileExecution is where an account's sessions with a profile may run.
+func (c *Client) ProfileExecution(ctx context.Context, account string) (v api.ProfileExecution, err error) {
+	return v, c.call(ctx, http.MethodGet, "/v1/accounts/"+url.PathEscape(account)+"/profile-execution", nil, &v)
+}
+
+// PutProfileExecution changes it.
+func (c *Client) PutProfileExecution(ctx context.Context, account string, p api.PutProfileExecution) (v api.ProfileExecution, err error) {
+	return v, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(account)+"/profile-execution", p, &v)
+}
+
 // Fleet is what there is, and what it does, as of one moment.
 func (c *Client) Fleet(ctx context.Context) (f api.Fleet, err error) {
 	return f, c.call(ctx, http.MethodGet, "/v1/fleet", nil, &f)

@@ -42,6 +42,8 @@ func (s *server) operate(a huma.API) {
 	reg(a, http.MethodPost, "/v1/hosts/{name}/devices/{device}/release", "force-release", "Take a device from its session at once", http.StatusAccepted, s.forceRelease)
 	reg(a, http.MethodGet, "/v1/accounts/{id}/quota", "get-quota", "Get what an account may have, and has", 0, s.getQuota)
 	reg(a, http.MethodPut, "/v1/accounts/{id}/quota", "put-quota", "Change what an account may have", 0, s.putQuota)
+	reg(a, http.MethodGet, "/v1/accounts/{id}/profile-execution", "get-profile-execution", "Get where an account's sessions with a profile may run", 0, s.getProfileExecution)
+	reg(a, http.MethodPut, "/v1/accounts/{id}/profile-execution", "put-profile-execution", "Change where an account's sessions with a profile may run", 0, s.putProfileExecution)
 	reg(a, http.MethodGet, "/v1/fleet", "get-fleet", "Count hosts, devices and sessions, and who waits, as of one moment", 0, s.fleet)
 	reg(a, http.MethodGet, "/v1/audit", "list-audit", "Read what operators did, newest first", 0, s.listAudit)
 }
@@ -126,6 +128,20 @@ func (s *server) putQuota(ctx context.Context, in *struct {
 }) (*body[api.AccountQuota], error) {
 	v, err := s.Store.PutQuota(ctx, in.ID, in.Body.Quota, in.act(in.Body.Reason))
 	return &body[api.AccountQuota]{v}, s.problem(err)
+}
+
+func (s *server) getProfileExecution(ctx context.Context, in *ByID) (*body[api.ProfileExecution], error) {
+	v, err := s.Store.ProfileExecution(ctx, in.ID)
+	return &body[api.ProfileExecution]{v}, s.problem(err)
+}
+
+func (s *server) putProfileExecution(ctx context.Context, in *struct {
+	ByID
+	Operator
+	Body api.PutProfileExecution
+}) (*body[api.ProfileExecution], error) {
+	v, err := s.Store.PutProfileExecution(ctx, in.ID, in.Body.ProfileExecution, in.act(in.Body.Reason))
+	return &body[api.ProfileExecution]{v}, s.problem(err)
 }
 
 func (s *server) listAudit(ctx context.Context, in *struct {

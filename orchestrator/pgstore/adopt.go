@@ -9,14 +9,16 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/place"
 )
 
 // adoptSQL takes the running session that has been without a holder for longest. Its device is still its own: nobody else
-// can have claimed it.
+// can have claimed it. Nobody goes on with a session whose profile may not be used where its device is now declared to be.
 const adoptSQL = `
 WITH pick AS (
     SELECT s.id FROM sessions s JOIN devices d ON d.session = s.id
     WHERE s.state = 'running' AND s.lease_until <= now() AND s.lease_until > now() - make_interval(secs => $4)
+      AND (s.profile IS NULL OR d.country = ANY ($5) OR EXISTS (SELECT FROM account_load a WHERE a.account = s.account AND a.profile_execution = 'any'))
       AND d.host = ANY ($2) AND ` + notRevoked + ` AND ` + reachesProfile + `
     ORDER BY s.lease_until LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
 ses AS (
@@ -35,7 +37,7 @@ FROM ses`
 // Adopt implements orchestrator.SessionStore.
 func (s *Store) Adopt(ctx context.Context, holder string, hosts []string, ttl time.Duration) (orchestrator.Claim, bool, error) {
 	var ran float64
-	c, ok, err := scanClaim(s.pool.QueryRow(ctx, adoptSQL, holder, hosts, ttl.Seconds(), orchestrator.AdoptWindow.Seconds()), &ran)
+	c, ok, err := scanClaim(s.pool.QueryRow(ctx, adoptSQL, holder, hosts, ttl.Seconds(), orchestrator.AdoptWindow.Seconds(), place.MemberStates()), &ran)
 	c.Adopted, c.Ran = ok, time.Duration(ran*float64(time.Second))
 	return c, ok, err
 }

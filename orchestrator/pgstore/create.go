@@ -34,9 +34,9 @@ WITH n AS MATERIALIZED (
              AS n (id, account, profile, name, caps, recording, idle, longest, command, queue, labels, mode, fork_of, waiter, priority, key, request, os, platform, want,
                    max_queued, max_creates, place)),
      dev AS MATERIALIZED (
-         SELECT w.id, EXISTS (SELECT FROM shapes s WHERE misfits(w, s) = '{}' AND ` + enrolled + `) AS met FROM wants w WHERE w.id IN (SELECT n.want FROM n)),
+         SELECT w.id, EXISTS (SELECT FROM shapes s WHERE misfits(w, s) = '{}' AND ` + enrolled + `) AS met, w.countries FROM wants w WHERE w.id IN (SELECT n.want FROM n)),
      chk AS MATERIALIZED (
-         SELECT n.place, a.recordings, a.id IS NOT NULL AS account, n.profile = '' OR p.id IS NOT NULL AS profile, dev.id IS NOT NULL AS want, coalesce(dev.met, false) AS device,
+         SELECT n.place, a.recordings, a.id IS NOT NULL AS account, n.profile = '' OR p.id IS NOT NULL AS profile, dev.id IS NOT NULL AS want, coalesce(dev.met, false) AS device, dev.countries,
                 n.profile <> '' AND n.mode <> 'readonly' AND (
                     SELECT true FROM sessions s WHERE s.profile = n.profile AND s.state <> 'ended' AND s.profile_mode <> 'readonly' LIMIT 1) IS NOT NULL AS held,
                 coalesce(k.session, '') AS old, coalesce(k.request = n.request, false) AS same, p.name AS of_name, p.archetype, p.description
@@ -44,27 +44,29 @@ WITH n AS MATERIALIZED (
              LEFT JOIN profiles p ON p.id = CASE n.mode WHEN 'fork' THEN n.fork_of ELSE n.profile END AND p.account = n.account AND p.deleted_at IS NULL
              LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - interval '24 hours'),
      load AS MATERIALIZED (
-         SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent
+         SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent,
+                l.profile_execution
          FROM account_load l WHERE l.account IN (
              SELECT n.account FROM n JOIN chk c USING (place) WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '')
          ORDER BY l.account FOR UPDATE OF l),
      quota AS MATERIALIZED (
          SELECT q.*, queued + nth <= max_queued AS queue_ok, (SELECT coalesce(sum(r), 0) FROM unnest(recent) r) + nth <= max_creates AS creates_ok FROM (
-             SELECT n.place, l.queued, coalesce(l.max_queued, n.max_queued) AS max_queued, coalesce(l.max_creates, n.max_creates) AS max_creates, l.recent,
-                    row_number() OVER (PARTITION BY n.account ORDER BY n.place) AS nth
+             SELECT n.place, l.queued, coalesce(l.max_queued, n.max_queued) AS max_queued, coalesce(l.max_creates, n.max_creates) AS max_creates, l.recent, x.as_allowed,
+                    row_number() OVER (PARTITION BY n.account, x.as_allowed ORDER BY n.place) AS nth
              FROM n JOIN chk c USING (place) JOIN load l ON l.account = n.account
+                 CROSS JOIN LATERAL (SELECT n.profile = '' OR (l.profile_execution = 'eu') = (c.countries <> '{}') AS as_allowed) x
              WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '') q),
-     let AS MATERIALIZED (SELECT count(*) AS n FROM quota WHERE queue_ok AND creates_ok),
+     let AS MATERIALIZED (SELECT place FROM quota WHERE queue_ok AND creates_ok AND as_allowed),
      room AS MATERIALIZED (
          SELECT piece FROM queue_room
-         WHERE (SELECT let.n FROM let) > 0
-             AND (SELECT sum(queued) FROM queue_room) + (SELECT let.n FROM let) <= $23 -- where the limit was higher before, pieces have more than their part
-             AND queued + (SELECT let.n FROM let) <= $23 / 16 + (piece < $23 % 16)::integer
+         WHERE (SELECT count(*) FROM let) > 0
+             AND (SELECT sum(queued) FROM queue_room) + (SELECT count(*) FROM let) <= $23 -- where the limit was higher before, pieces have more than their part
+             AND queued + (SELECT count(*) FROM let) <= $23 / 16 + (piece < $23 % 16)::integer
          ORDER BY (piece + $24) % 16 LIMIT 1 FOR UPDATE),
      frk AS (
          INSERT INTO profiles (id, account, name, archetype, description)
          SELECT n.profile, n.account, left(c.of_name, 249) || ' (fork)', c.archetype, c.description
-         FROM n JOIN chk c USING (place) JOIN quota q USING (place), room WHERE n.mode = 'fork' AND q.queue_ok AND q.creates_ok),
+         FROM n JOIN chk c USING (place) JOIN let USING (place), room WHERE n.mode = 'fork'),
      ins AS (
          INSERT INTO sessions (id, account, profile, name, want_kind, want_model, want_host, want_labels, want_platform, want_browser, want_bidi, want_os, want_country,
                                want, want_caps, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, labels, priority, piece, profile_mode,
@@ -72,33 +74,29 @@ WITH n AS MATERIALIZED (
          SELECT n.id, n.account, nullif(n.profile, ''), n.name, w.kind, w.model, w.host, w.labels, n.platform, w.browser, w.bidi, n.os, w.country,
                 n.want, nullif(n.caps, '')::jsonb, n.recording, c.recordings, n.idle, n.longest, n.command, now() + make_interval(secs => n.queue), n.labels::jsonb,
                 n.priority, room.piece, n.mode, nullif(n.fork_of, ''), n.waiter
-         FROM n JOIN chk c USING (place) JOIN quota q USING (place) JOIN wants w ON w.id = n.want, room WHERE q.queue_ok AND q.creates_ok
+         FROM n JOIN chk c USING (place) JOIN let USING (place) JOIN wants w ON w.id = n.want, room
          RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins),
      key AS (INSERT INTO idempotency_keys (account, key, request, session) SELECT n.account, n.key, n.request, n.id FROM n JOIN ins USING (id) WHERE n.key <> '')
 SELECT c.account, c.profile, c.want, c.device, c.held, c.old, c.same, coalesce(q.queue_ok, true), coalesce(q.creates_ok, true),
-       coalesce(q.max_queued, 0), coalesce(q.max_creates, 0), coalesce(q.recent, '{}'), ins.created_at
+       coalesce(q.max_queued, 0), coalesce(q.max_creates, 0), coalesce(q.recent, '{}'), coalesce(q.as_allowed, true), ins.created_at
 FROM n JOIN chk c USING (place) LEFT JOIN quota q USING (place) LEFT JOIN ins ON ins.id = n.id ORDER BY n.place`
 
 // admission is what createSQL says.
 type admission struct {
-	account, profile, want, device, held, same, queueOK, createsOK bool
-	old                                                            string
-	maxQueued, maxCreates                                          int
-	recent                                                         []int
-	at                                                             *time.Time
+	account, profile, want, device, held, same, queueOK, createsOK, asAllowed bool
+	old                                                                       string
+	maxQueued, maxCreates                                                     int
+	recent                                                                    []int
+	at                                                                        *time.Time
 }
 
 // Create implements orchestrator.SessionStore.
 func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Time, error) {
-	w, err := wantedOf(n.Want, n.Browser, n.BiDi)
-	if err != nil {
-		return time.Time{}, err
-	}
 	// A second look sees what the first one waited for: the same request under the same key, or a lock that two waited for in a
-	// circle; or is for a want that was tidied away. The third is for a key that is old and not tidied away yet.
+	// circle; or is for a want that was tidied away, or for what its account requires now. The third is for a key that is old and not tidied away yet.
 	for attempt := 0; ; attempt++ {
-		at, err := s.create(ctx, n, w)
+		at, err := s.create(ctx, n)
 		switch {
 		case err == nil || attempt == 2:
 		case violates(err, "idempotency_keys_pkey"):
@@ -107,10 +105,7 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 				return time.Time{}, unavailable(err)
 			}
 			continue
-		case errors.Is(err, errNoWant), violates(err, "lanes_want_fkey"):
-			s.forgetWant(w)
-			continue
-		case deadlocked(err), n.Key.Key != "" && attempt == 0 && refused(err):
+		case errors.Is(err, errNoWant), violates(err, wantGone), errors.Is(err, errExecution), deadlocked(err), n.Key.Key != "" && attempt == 0 && refused(err):
 			continue
 		}
 		return at, err
@@ -133,12 +128,19 @@ func deadlocked(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "40P01"
 }
 
-func (s *Store) create(ctx context.Context, n orchestrator.NewSession, w wanted) (time.Time, error) {
+func (s *Store) create(ctx context.Context, n orchestrator.NewSession) (time.Time, error) {
+	w, err := wantedBy(ctx, s.pool, n)
+	if err != nil {
+		return time.Time{}, err
+	}
 	want, err := s.want(ctx, w)
 	if err != nil {
 		return time.Time{}, err
 	}
 	v, err := s.batches.creates.do(ctx, creation{n, want})
+	if err == nil && !v.want || violates(err, wantGone) {
+		s.wants.forget(want)
+	}
 	at, err := s.verdict(ctx, n, v, err)
 	if err == nil {
 		s.news.tell(chanQueue, "")
@@ -193,7 +195,7 @@ func admit(ctx context.Context, on querier, of []creation) ([]admission, error) 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v admission, err error) {
-		err = row.Scan(&v.account, &v.profile, &v.want, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.at)
+		err = row.Scan(&v.account, &v.profile, &v.want, &v.device, &v.held, &v.old, &v.same, &v.queueOK, &v.createsOK, &v.maxQueued, &v.maxCreates, &v.recent, &v.asAllowed, &v.at)
 		return v, err
 	})
 }
@@ -213,7 +215,7 @@ func (s *Store) verdict(ctx context.Context, n orchestrator.NewSession, v admiss
 
 // full says that the queue had no room for what was admitted otherwise.
 func (v admission) full() bool {
-	return v.account && v.old == "" && v.profile && v.device && !v.held && v.queueOK && v.createsOK && v.at == nil
+	return v.account && v.old == "" && v.profile && v.device && !v.held && v.asAllowed && v.queueOK && v.createsOK && v.at == nil
 }
 
 // holds says that the profile is held, and nothing else was wrong before that.
@@ -251,6 +253,8 @@ func (v admission) judge(n orchestrator.NewSession) (time.Time, error) {
 		err = errNoWant
 	case !v.device:
 		err = orchestrator.ErrNoSuchDevice
+	case !v.asAllowed:
+		err = errExecution
 	case !v.queueOK:
 		err = &orchestrator.QuotaError{Quota: orchestrator.QuotaQueued, Limit: v.maxQueued, RetryAfter: 5 * time.Second}
 	case !v.createsOK:

@@ -24,7 +24,7 @@ ORDER BY s.id`
 
 // Shapes implements orchestrator.SessionStore.
 func (s *Store) Shapes(ctx context.Context, n orchestrator.NewSession) ([]orchestrator.Shape, error) {
-	w, err := wantedOf(n.Want, n.Browser, n.BiDi)
+	w, err := wantedBy(ctx, s.pool, n)
 	if err != nil {
 		return nil, err
 	}
@@ -43,23 +43,23 @@ func (s *Store) Shapes(ctx context.Context, n orchestrator.NewSession) ([]orches
 	return list, unavailable(err)
 }
 
-// reachesFrom is a condition on a row d of devices: an orchestrator that may give it a session has the files of the profile $11, and
-// of $12.
+// reachesFrom is a condition on a row d of devices: an orchestrator that may give it a session has the files of the profile $12, and
+// of $13.
 const reachesFrom = `EXISTS (SELECT FROM host_links l JOIN replicas r ON r.orchestrator = l.orchestrator
-    WHERE l.host = d.host AND ` + live + ` AND coalesce(l.damped_until <= now(), true) AND reaches_profile(r.id, $11, $12))`
+    WHERE l.host = d.host AND ` + live + ` AND coalesce(l.damped_until <= now(), true) AND reaches_profile(r.id, $12, $13))`
 
 // candidatesSQL is every enrolled device with what a claim looks at, in the order in which a claim takes those that are free.
 const candidatesSQL = `
 SELECT d.host, d.name, d.kind, d.browser, d.bidi, d.model, d.platform_name, d.platform_version, d.country, d.labels, d.state, d.reason,
        coalesce(d.session, ''), d.cordoned_at, d.cordoned_by, d.cordon_reason, d.host_cordoned, d.closed, d.shape,
-       coalesce(s.misses, '{}'), ` + connected + `, ` + takes + `, $11 = '' OR ` + reachesFrom + `
+       coalesce(s.misses, '{}'), ` + connected + `, ` + takes + `, $12 = '' OR ` + reachesFrom + `
 FROM devices d LEFT JOIN (SELECT id, misfits(` + wantRow + `, shapes) AS misses FROM shapes OFFSET 0) s ON s.id = d.shape
 WHERE ` + notRevoked + ` ORDER BY d.used_at, d.host, d.name`
 
 // Prospect implements orchestrator.SessionStore. The devices are of one snapshot. Whether the session would be queued, and where,
 // is found out by queueing it in a transaction that is undone.
 func (s *Store) Prospect(ctx context.Context, n orchestrator.NewSession) (p orchestrator.Prospect, err error) {
-	w, err := wantedOf(n.Want, n.Browser, n.BiDi)
+	w, err := wantedBy(ctx, s.pool, n)
 	if err != nil {
 		return p, err
 	}

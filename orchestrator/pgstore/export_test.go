@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/driftstack/fleet/orchestrator/place"
 )
 
 func (s *Store) exec(t testing.TB, sql string, args ...any) {
@@ -162,7 +164,7 @@ func (s *Store) ManyRunning(t testing.TB, n int) {
 
 // ExplainAdopt and ExplainReap are the plans of the statements.
 func (s *Store) ExplainAdopt(t testing.TB, hosts []string) string {
-	return s.explain(t, adoptSQL, "test", hosts, 60.0, 60.0)
+	return s.explain(t, adoptSQL, "test", hosts, 60.0, 60.0, place.MemberStates())
 }
 
 func (s *Store) ExplainReap(t testing.TB) string { return s.explain(t, reapSQL, 60.0, "self", true) }
@@ -363,4 +365,13 @@ func (s *Store) ExplainPlace(t testing.TB, session string) string {
 // AgeReplica makes a process one that announced itself so much earlier.
 func (s *Store) AgeReplica(t testing.TB, id string, by time.Duration) {
 	s.exec(t, `UPDATE replicas SET seen_at = seen_at - make_interval(secs => $2) WHERE id = $1`, id, by.Seconds())
+}
+
+// AllowedAnywhere says whether a session may be given a device in any country, as far as its account goes.
+func (s *Store) AllowedAnywhere(t testing.TB, session string) (anywhere bool) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT w.countries = '{}' FROM sessions s JOIN wants w ON w.id = s.want WHERE s.id = $1`, session).Scan(&anywhere); err != nil {
+		t.Fatal(err)
+	}
+	return anywhere
 }

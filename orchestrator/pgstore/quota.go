@@ -27,9 +27,13 @@ func readQuota(ctx context.Context, db querier, account, lock string) (api.Accou
 	q := api.AccountQuota{Account: account}
 	err := db.QueryRow(ctx, quotaSQL+lock, account).Scan(&q.Concurrent, &q.Queued, &q.CreatesPerMinute, &q.Weight, &q.Active, &q.QueuedNow, &q.CreatedLately)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return q, verdict{&orchestrator.MissingError{What: fmt.Sprintf("there is no account %q; PUT /v1/accounts/{id} creates one", account)}}
+		return q, verdict{noAccount(account)}
 	}
 	return q, err
+}
+
+func noAccount(id string) error {
+	return &orchestrator.MissingError{What: fmt.Sprintf("there is no account %q; PUT /v1/accounts/{id} creates one", id)}
 }
 
 // PutQuota replaces an account's quota, and says in the audit log what it was before. What the account has beyond it, it keeps; what waits

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -55,11 +56,11 @@ func (r *remembered) get(digest [sha256.Size]byte, ask func() (int64, error)) (i
 	return id, nil
 }
 
-// forget has the next get ask.
-func (r *remembered) forget(digest [sha256.Size]byte) {
+// forget makes get ask for an id again.
+func (r *remembered) forget(id int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.rows, digest)
+	maps.DeleteFunc(r.rows, func(_ [sha256.Size]byte, known row) bool { return known.id == id })
 }
 
 // wanted is a row of wants without its identity.
@@ -70,6 +71,7 @@ type wanted struct {
 	BiDi                        bool
 	Labels                      map[string]string
 	Country                     string
+	Countries                   []string `json:",omitempty"` // none: any
 }
 
 // wantedOf takes the range of versions for one that has been checked.
@@ -91,22 +93,25 @@ func wantedOf(w api.DeviceWant, browser string, bidi bool) (wanted, error) {
 
 // args are the columns in wantRow's order.
 func (w wanted) args() []any {
-	return []any{w.Kind, w.Model, w.Host, w.Platform, w.Least, w.Below, w.Browser, w.BiDi, w.Labels, w.Country}
+	return []any{w.Kind, w.Model, w.Host, w.Platform, w.Least, w.Below, w.Browser, w.BiDi, w.Labels, w.Country, append([]string{}, w.Countries...)}
 }
 
 // row is a row of wants under an id, as JSON has it.
 func (w wanted) row(id int) map[string]any {
 	return map[string]any{"id": id, "kind": w.Kind, "model": w.Model, "host": w.Host, "platform": w.Platform, "least": w.Least, "below": w.Below,
-		"browser": w.Browser, "bidi": w.BiDi, "labels": w.Labels, "country": w.Country}
+		"browser": w.Browser, "bidi": w.BiDi, "labels": w.Labels, "country": w.Country, "countries": append([]string{}, w.Countries...)}
 }
 
-// wantRow is $1 to $10 as a row of wants, for misfits.
-const wantRow = `ROW (0, '', $1, $2, $3, $4, $5::integer[], $6::integer[], $7, $8, $9::jsonb, $10, now())::wants`
+// wantRow is $1 to $11 as a row of wants, for misfits.
+const wantRow = `ROW (0, '', $1, $2, $3, $4, $5::integer[], $6::integer[], $7, $8, $9::jsonb, $10, now(), $11::text[])::wants`
 
 const putWantSQL = `
-INSERT INTO wants (kind, model, host, platform, least, below, browser, bidi, labels, country, digest)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+INSERT INTO wants (kind, model, host, platform, least, below, browser, bidi, labels, country, countries, digest)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 ON CONFLICT (digest) DO UPDATE SET used_at = now() RETURNING id`
+
+// wantGone is violated by a session whose want was forgotten between its being looked up and the session's being queued.
+const wantGone = "lanes_want_fkey"
 
 // want is the id of what a session wants.
 func (s *Store) want(ctx context.Context, w wanted) (int64, error) {
@@ -118,13 +123,6 @@ func (s *Store) want(ctx context.Context, w wanted) (int64, error) {
 		err = s.pool.QueryRow(ctx, putWantSQL, append(w.args(), digest[:])...).Scan(&id)
 		return id, err
 	})
-}
-
-// forgetWant is for a want that was tidied away.
-func (s *Store) forgetWant(w wanted) {
-	if digest, err := digestOf(w); err == nil {
-		s.wants.forget(digest)
-	}
 }
 
 // shape is the id of what a device is matched by.
