@@ -54,7 +54,7 @@ func because(found string, err error) string {
 }
 
 // searchFiles looks for the needles in all files below dir and says how many it read and the first that has one.
-func searchFiles(dir string, needles []string) (files int, found string, err error) {
+func searchFiles(dir string, needles []string, but ...string) (files int, found string, err error) {
 	var forms [][]byte
 	for _, n := range needles {
 		if n == "" {
@@ -65,6 +65,9 @@ func searchFiles(dir string, needles []string) (files int, found string, err err
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the stack is running: files come and go
+		}
+		if err == nil && slices.Contains(but, path) {
+			return fs.SkipDir
 		}
 		if err != nil || !d.Type().IsRegular() {
 			return err
@@ -86,20 +89,28 @@ func searchFiles(dir string, needles []string) (files int, found string, err err
 	return files, found, err
 }
 
-// encodings are the forms in which a text could lie in a file: as it is, as UTF-16, hexadecimal, and base64 at each of
-// the three offsets that it can have in a larger text.
+// encodings are the forms in which a text could lie in a file: as it is, escaped for a URL or JSON, by those who escape everything as well,
+// as UTF-16, hexadecimal, and base64 of it and of UTF-16 at each of the three offsets that it can have in a larger text.
 func encodings(s string) [][]byte {
-	forms := [][]byte{[]byte(s), []byte(url.QueryEscape(s)), []byte(hex.EncodeToString([]byte(s))), []byte(strings.ToUpper(hex.EncodeToString([]byte(s))))}
-	var wide []byte
+	var little, big []byte
+	var percent, escaped strings.Builder
 	for _, u := range utf16.Encode([]rune(s)) {
-		wide = append(wide, byte(u), byte(u>>8))
+		little, big = append(little, byte(u), byte(u>>8)), append(big, byte(u>>8), byte(u))
+		fmt.Fprintf(&escaped, `\u%04x`, u)
 	}
-	forms = append(forms, wide)
-	for offset := range 3 {
-		whole := append(make([]byte, offset), s...)
-		from, to := (offset*8+5)/6, len(whole)*8/6
-		for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-			forms = append(forms, []byte(e.EncodeToString(whole)[from:to]))
+	for _, c := range []byte(s) {
+		fmt.Fprintf(&percent, "%%%02X", c)
+	}
+	quoted := strings.Trim(strconv.Quote(s), `"`)
+	forms := [][]byte{[]byte(s), []byte(url.QueryEscape(s)), []byte(percent.String()), []byte(quoted), []byte(escaped.String()),
+		[]byte(hex.EncodeToString([]byte(s))), []byte(strings.ToUpper(hex.EncodeToString([]byte(s)))), little, big}
+	for _, text := range [][]byte{[]byte(s), little} {
+		for offset := range 3 {
+			whole := append(make([]byte, offset), text...)
+			from, to := (offset*8+5)/6, len(whole)*8/6
+			for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+				forms = append(forms, []byte(e.EncodeToString(whole)[from:to]))
+			}
 		}
 	}
 	return forms

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -27,9 +28,15 @@ import (
 func TestSearchFindsEveryForm(t *testing.T) {
 	const secret = "nonce-XK2QVZ7"
 	utf16 := strings.Join(strings.Split(secret, ""), "\x00") + "\x00"
+	var percent, escaped string
+	for _, c := range secret {
+		percent += fmt.Sprintf("%%%02X", c)
+		escaped += fmt.Sprintf(`\u%04x`, c)
+	}
 	forms := map[string]string{
 		"plain": "x" + secret + "y", "hex": hex.EncodeToString([]byte("x" + secret)), "upper hex": strings.ToUpper(hex.EncodeToString([]byte(secret))),
-		"utf-16": utf16,
+		"utf-16": utf16, "utf-16, big end first": "\x00" + strings.TrimSuffix(utf16, "\x00"), "base64 of utf-16": base64.StdEncoding.EncodeToString([]byte("a" + utf16 + "t")),
+		"percent": percent, "JSON": escaped,
 		"base64": base64.StdEncoding.EncodeToString([]byte(secret + "tail")), "base64 at 1": base64.StdEncoding.EncodeToString([]byte("a" + secret + "tail")),
 		"base64 at 2": base64.URLEncoding.EncodeToString([]byte("ab" + secret)), "base64 at 5": base64.StdEncoding.EncodeToString([]byte("abcde" + secret)),
 	}
