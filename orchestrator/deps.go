@@ -67,6 +67,9 @@ type SessionStore interface {
 	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; and with
 	// waiters those that are queued for clients of another orchestrator than self which is gone. It says as what, for each.
 	Reap(ctx context.Context, self string, waiters bool) ([]Reason, error)
+	// Tidy deletes what has piled up and nothing needs any more, unless another orchestrator does, and says how much. It may have
+	// deleted some when it fails.
+	Tidy(ctx context.Context) (Tidied, error)
 	// Confirm says that the client of a session that is starting under term is there.
 	Confirm(ctx context.Context, session string, term int64) error
 	// Confirmed says whether that was said, and whether the orchestrator that could say it is gone.
@@ -77,6 +80,12 @@ type SessionStore interface {
 	QueuePlace(ctx context.Context, session string, concurrent int) (at api.QueuePlace, ok bool, err error)
 	// Get returns one session. ErrNotFound.
 	Get(ctx context.Context, session string) (api.Session, error)
+}
+
+// Tidied is how much Tidy has deleted.
+type Tidied struct {
+	Keys  int // idempotency keys of more than 24 hours ago
+	Wants int // what sessions wanted, and none that is there wants
 }
 
 // HostStore keeps driver hosts and their devices.

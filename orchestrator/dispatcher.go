@@ -22,6 +22,9 @@ const (
 	sweepEvery = time.Hour
 	sweepAge   = 24 * time.Hour
 	sweepLimit = 30 * time.Minute
+	// tidyEvery keeps what there is to delete to so much as is deleted in seconds.
+	tidyEvery = 10 * time.Minute
+	tidyLimit = 5 * time.Minute
 )
 
 // Orchestrator runs sessions.
@@ -78,6 +81,7 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Go(func() { every(ctx, tick, reportLimit, o.endUnwanted) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.endDrained) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
+	loops.Go(func() { every(ctx, tidyEvery, tidyLimit, o.tidy) })
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })
 	loops.Go(func() { o.evict(linked) })
@@ -205,6 +209,17 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 	}
 	if swept.Removed > 0 {
 		o.log.Info("sealed profiles swept", zap.Int("removed", swept.Removed))
+	}
+}
+
+// tidy deletes rows that nothing needs any more.
+func (o *Orchestrator) tidy(ctx context.Context) {
+	n, err := o.deps.Sessions.Tidy(ctx)
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("what the database need not keep cannot all be deleted", zap.Error(err))
+	}
+	if n != (Tidied{}) {
+		o.log.Info("deleted what the database need not keep", zap.Int("idempotency_keys", n.Keys), zap.Int("wants", n.Wants))
 	}
 }
 

@@ -42,7 +42,7 @@ WITH n AS MATERIALIZED (
                 coalesce(k.session, '') AS old, coalesce(k.request = n.request, false) AS same, p.name AS of_name, p.archetype, p.description
          FROM n LEFT JOIN dev ON dev.id = n.want LEFT JOIN accounts a ON a.id = n.account
              LEFT JOIN profiles p ON p.id = CASE n.mode WHEN 'fork' THEN n.fork_of ELSE n.profile END AND p.account = n.account AND p.deleted_at IS NULL
-             LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - interval '24 hours'),
+             LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - ` + keyLife + `),
      load AS MATERIALIZED (
          SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent,
                 l.profile_execution
@@ -100,7 +100,7 @@ func (s *Store) Create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 		switch {
 		case err == nil || attempt == 2:
 		case violates(err, "idempotency_keys_pkey"):
-			if _, err := s.pool.Exec(ctx, `DELETE FROM idempotency_keys WHERE account = $1 AND key = $2 AND created_at <= now() - interval '24 hours'`,
+			if _, err := s.pool.Exec(ctx, `DELETE FROM idempotency_keys WHERE account = $1 AND key = $2 AND created_at <= now() - `+keyLife,
 				n.Account, n.Key.Key); err != nil {
 				return time.Time{}, unavailable(err)
 			}

@@ -121,7 +121,8 @@ func (s *Store) tryOut(ctx context.Context, n orchestrator.NewSession, w wanted,
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	var want int64
-	switch err := tx.QueryRow(ctx, `SELECT id FROM wants WHERE digest = $1`, digest[:]).Scan(&want); {
+	// The lock keeps it from being forgotten.
+	switch err := tx.QueryRow(ctx, `SELECT id FROM wants WHERE digest = $1 FOR KEY SHARE`, digest[:]).Scan(&want); {
 	case errors.Is(err, pgx.ErrNoRows):
 		if err := tx.QueryRow(ctx, putWantSQL, append(w.args(), digest[:])...).Scan(&want); err != nil {
 			return unavailable(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
@@ -256,6 +257,79 @@ func (s *Store) Counts(t testing.TB) (wrong []string) {
 // AgeKeys makes every idempotency key so much older.
 func (s *Store) AgeKeys(t testing.TB, by time.Duration) {
 	s.exec(t, `UPDATE idempotency_keys SET created_at = created_at - make_interval(secs => $1)`, by.Seconds())
+}
+
+// AgeWants makes every want one that was last asked for so much earlier.
+func (s *Store) AgeWants(t testing.TB, by time.Duration) {
+	s.exec(t, `UPDATE wants SET used_at = used_at - make_interval(secs => $1)`, by.Seconds())
+}
+
+// Kept is how many rows there are of what Tidy deletes.
+func (s *Store) Kept(t testing.TB) (n orchestrator.Tidied) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM idempotency_keys), (SELECT count(*) FROM wants)`).
+		Scan(&n.Keys, &n.Wants); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Litter adds so many old wants, and so many old keys.
+func (s *Store) Litter(t testing.TB, wants, keys int) {
+	t.Helper()
+	s.exec(t, `
+		INSERT INTO wants (digest, kind, model, host, platform, browser, bidi, labels, country, used_at)
+		SELECT sha256(i::text::bytea), '', '', '', '', '', false, jsonb_build_object('i', i), '', now() - interval '25 hours' FROM generate_series(1, $1::int) i`, wants)
+	s.exec(t, `
+		INSERT INTO idempotency_keys (account, key, request, session, created_at)
+		SELECT 'a', i, '', '', now() - interval '25 hours' FROM generate_series(1, $1::int) i`, keys)
+}
+
+// Beside is another orchestrator's store of the same database.
+func (s *Store) Beside(t testing.TB) *Store {
+	t.Helper()
+	o, err := Open(t.Context(), s.pool.Config().ConnString(), "eu-2", s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.Close)
+	return o
+}
+
+// Tidying is another orchestrator that deletes a batch, until done is called.
+func (s *Store) Tidying(t testing.TB) (done func()) {
+	t.Helper()
+	tx, err := s.pool.Begin(t.Context())
+	if err == nil {
+		_, err = tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock(7236838, 2)`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = tx.Rollback(t.Context()) }
+}
+
+// Laneless is how many queued sessions nobody would find.
+func (s *Store) Laneless(t testing.TB) (n int) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `
+		SELECT count(*) FROM sessions s WHERE state = 'queued' AND NOT EXISTS (SELECT FROM lanes l WHERE l.account = s.account AND l.want = s.want)`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Ended adds so many sessions that ended, as if they had come through the store. Statistics are fresh.
+func (s *Store) Ended(t testing.TB, sessions int) {
+	t.Helper()
+	s.exec(t, `ALTER TABLE sessions DISABLE TRIGGER USER`)
+	s.exec(t, `
+		INSERT INTO sessions (id, account, want, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, created_at, state, reason, host, device,
+		    started_at, ended_at)
+		SELECT 'ended-' || n, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, (SELECT min(id) FROM wants), false, 'eu', 60, 3600, 60, now(), now() - interval '2 hours' - n * interval '1 ms',
+		    'ended', 'completed', 'crowd-' || 1 + n % 50, 'phone-' || 1 + n % 200, now(), now() FROM generate_series(1, $1::int) n`, sessions)
+	s.exec(t, `ALTER TABLE sessions ENABLE TRIGGER USER`)
+	s.exec(t, `ANALYZE sessions`)
 }
 
 // Explained is the same store, with every plan that is carried out shown, those inside functions and triggers too.

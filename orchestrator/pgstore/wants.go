@@ -19,7 +19,7 @@ import (
 // sessions want the same and nearly all news of a device leave its shape.
 const (
 	rememberMost = 10_000
-	// rememberFor is below what keeps a want from being forgotten, by more than a session can be queued.
+	// rememberFor is far below how long a want is kept that nothing needs (tidyWants).
 	rememberFor = time.Hour
 )
 
@@ -110,7 +110,7 @@ INSERT INTO wants (kind, model, host, platform, least, below, browser, bidi, lab
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 ON CONFLICT (digest) DO UPDATE SET used_at = now() RETURNING id`
 
-// wantGone is violated by a session whose want was forgotten between its being looked up and the session's being queued.
+// wantGone is violated by a session whose want was forgotten between its being looked up and the session's being queued: see tidyWants.
 const wantGone = "lanes_want_fkey"
 
 // want is the id of what a session wants.
