@@ -11,26 +11,34 @@ import (
 // queuesShown is how many accounts' queues are told apart.
 const queuesShown = 50
 
-// fleetSQL counts devices and sessions, each in one row of (what, name, number). Only sessions that have not ended are read, each
-// kind from its own index.
+// fleetSQL counts devices and sessions, each in one row of (what, name, number). Sessions that are queued are not read, because their
+// number is kept; of the others those alone that have a device.
 const fleetSQL = `
-WITH dev AS MATERIALIZED (
-    SELECT closed, CASE WHEN state = 'quarantined' THEN state WHEN NOT ` + connected + ` THEN 'offline'
-                WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END AS state
-    FROM devices d)
-SELECT 'device', state, count(*) FROM dev GROUP BY state
-UNION ALL SELECT 'device', 'cordoned', count(*) FROM dev WHERE closed
-UNION ALL SELECT 'session', 'queued', count(*) FROM sessions WHERE state = 'queued'
-UNION ALL SELECT 'session', state, count(*) FROM sessions WHERE state IN ('starting', 'running', 'finishing') GROUP BY state
-UNION ALL SELECT 'oldest', '', coalesce(extract(epoch FROM now() - min(created_at)), 0)::bigint FROM sessions WHERE state = 'queued'`
+WITH alike AS (SELECT host, state, closed, session IS NOT NULL AS used, count(*) AS n FROM devices GROUP BY 1, 2, 3, 4),
+dev AS MATERIALIZED (
+    SELECT closed, n, CASE WHEN state = 'quarantined' THEN state WHEN NOT ` + connected + ` THEN 'offline'
+                WHEN state = 'ready' AND used THEN 'busy' ELSE state END AS state
+    FROM alike d)
+SELECT 'device', state, sum(n)::bigint FROM dev GROUP BY state
+UNION ALL SELECT 'device', 'cordoned', coalesce(sum(n), 0)::bigint FROM dev WHERE closed
+UNION ALL SELECT 'session', 'queued', sum(queued) FROM queue_room
+UNION ALL SELECT 'session', state, count(*) FROM sessions WHERE state IN ('starting', 'running', 'finishing') GROUP BY state`
 
-// queuesSQL has a row for each account that waits, the longest queue first, and how many there are.
+// queuesSQL has a row for each account that waits, the longest queue first, and how many there are, and how long the oldest session of all has
+// waited. The recursion looks at one session for each priority that is queued in a lane: the first, which is the oldest.
 const queuesSQL = `
-WITH q AS (
-    SELECT account, count(*) AS n, extract(epoch FROM now() - min(created_at))::bigint AS oldest, count(*) OVER () AS all_of
-    FROM sessions WHERE state = 'queued' GROUP BY account ORDER BY count(*) DESC, account LIMIT $1),
-active AS (SELECT account, count(*) AS n FROM sessions WHERE state IN ('starting', 'running', 'finishing') GROUP BY account)
-SELECT account, q.n, coalesce(active.n, 0), q.oldest, q.all_of FROM q LEFT JOIN active USING (account) ORDER BY q.n DESC, account`
+WITH RECURSIVE firsts AS (
+    SELECT l.account, l.want, f.priority, f.created_at FROM lanes l CROSS JOIN LATERAL (
+        SELECT s.priority, s.created_at FROM sessions s WHERE s.account = l.account AND s.want = l.want AND s.state = 'queued'
+        ORDER BY s.priority DESC, s.created_at LIMIT 1) f
+    UNION ALL
+    SELECT l.account, l.want, f.priority, f.created_at FROM firsts l CROSS JOIN LATERAL (
+        SELECT s.priority, s.created_at FROM sessions s WHERE s.account = l.account AND s.want = l.want AND s.state = 'queued' AND s.priority < l.priority
+        ORDER BY s.priority DESC, s.created_at LIMIT 1) f)
+SELECT a.account, a.queued, a.active, extract(epoch FROM now() - min(f.created_at))::bigint, count(*) OVER (),
+       extract(epoch FROM now() - min(min(f.created_at)) OVER ())::bigint
+FROM account_load a JOIN firsts f USING (account) WHERE a.queued > 0
+GROUP BY a.account ORDER BY a.queued DESC, a.account LIMIT $1`
 
 // Fleet implements orchestrator.HostStore. All of it is of one snapshot.
 func (s *Store) Fleet(ctx context.Context) (api.Fleet, error) {
@@ -68,13 +76,10 @@ func (s *Store) Fleet(ctx context.Context) (api.Fleet, error) {
 			var what, name string
 			var n int64
 			_, err := pgx.ForEachRow(rows, []any{&what, &name, &n}, func() error {
-				switch what {
-				case "device":
+				if what == "device" {
 					f.Devices[name] = int(n)
-				case "session":
+				} else {
 					f.Sessions[name] = int(n)
-				default:
-					f.Queue.OldestSeconds = n
 				}
 				return nil
 			})
@@ -83,7 +88,7 @@ func (s *Store) Fleet(ctx context.Context) (api.Fleet, error) {
 		b.Queue(queuesSQL, queuesShown).Query(func(rows pgx.Rows) error {
 			var q api.AccountQueue
 			var all int
-			_, err := pgx.ForEachRow(rows, []any{&q.Account, &q.Queued, &q.Active, &q.OldestSeconds, &all}, func() error {
+			_, err := pgx.ForEachRow(rows, []any{&q.Account, &q.Queued, &q.Active, &q.OldestSeconds, &all, &f.Queue.OldestSeconds}, func() error {
 				f.Queue.Accounts = append(f.Queue.Accounts, q)
 				f.Queue.More = all - len(f.Queue.Accounts)
 				return nil
