@@ -73,11 +73,13 @@ func drainBegun(h api.Host) string {
 		h.Name, count(h.Sessions), until, h.Name, h.Name)
 }
 
-func count(n int) string {
+func count(n int) string { return counted(n, "session") }
+
+func counted(n int, what string) string {
 	if n == 1 {
-		return "1 session"
+		return "1 " + what
 	}
-	return fmt.Sprintf("%d sessions", n)
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // wait returns the host once it is drained.

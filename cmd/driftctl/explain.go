@@ -120,7 +120,7 @@ func (p printer) explanation(v api.Explanation) error {
 		_ = w.Flush()
 	}
 	if v.More > 0 {
-		fmt.Fprintf(&b, "and %d more devices: --devices %d\n", v.More, min(v.More+len(v.Devices), 1000))
+		fmt.Fprintf(&b, "and %s more: --devices %d\n", counted(v.More, "device"), min(v.More+len(v.Devices), 1000))
 	}
 	_, err := io.WriteString(p.out, b.String())
 	return err
@@ -138,7 +138,7 @@ func queuePlace(q *api.QueuePlace) string {
 	case q.Devices == 0:
 		says += "; no device that fits takes sessions now: `driftctl sessions explain` says why"
 	default:
-		says += fmt.Sprintf("; %d devices fit", q.Devices)
+		says += "; " + counted(q.Devices, "device") + map[bool]string{true: " fits", false: " fit"}[q.Devices == 1]
 	}
 	if q.ExpectedWaitSeconds != nil {
 		says += "; about " + short(time.Duration(*q.ExpectedWaitSeconds)*time.Second) + " to go"

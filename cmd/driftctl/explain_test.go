@@ -44,7 +44,7 @@ func TestExplanationForPeople(t *testing.T) {
 		b.WriteString("\n")
 	}
 	for _, q := range []api.QueuePlace{{Position: 4, WaitsFor: api.WaitsForDevice, Devices: 3, ExpectedWaitSeconds: wait(95)}, {Position: 1000, OrMore: true, WaitsFor: api.WaitsForDevice, Devices: 3},
-		{Position: 1, WaitsFor: api.WaitsForQuota, Devices: 3, ExpectedWaitSeconds: wait(600)}, {Position: 1, WaitsFor: api.WaitsForDevice}} {
+		{Position: 1, WaitsFor: api.WaitsForQuota, Devices: 3, ExpectedWaitSeconds: wait(600)}, {Position: 1, WaitsFor: api.WaitsForDevice}, {Position: 2, WaitsFor: api.WaitsForDevice, Devices: 1}} {
 		b.WriteString(queuePlace(&q) + "\n")
 	}
 	golden(t, "explain.txt", b.String())
