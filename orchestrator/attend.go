@@ -123,9 +123,8 @@ func (s *steady) longEnough(now time.Time) bool {
 	return now.Sub(s.since) >= settled
 }
 
-// paused says that there was a pause between two looks that are a tick apart: this process was stopped, or its machine slept. By the
-// wall clock, because the other one stands still in a machine that sleeps.
+// paused says that there was a pause between two looks that are a tick apart: this process was stopped, or its machine slept.
 func paused(last, now time.Time) bool {
-	d := now.Round(0).Sub(last.Round(0))
+	d := now.Sub(last)
 	return d < 0 || d > 5*tick
 }

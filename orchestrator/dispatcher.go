@@ -172,7 +172,7 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
-	now := o.deps.Now()
+	now := o.deps.Now().Round(0) // by the wall clock: the other one stands still in a machine that sleeps
 	if !o.looked.IsZero() && paused(o.looked, now) {
 		o.grace = wakeGrace
 	}
