@@ -130,26 +130,56 @@ func (s *Snapshot) Encode(l Limits) ([]byte, error) {
 	if err := c.check(l); err != nil {
 		return nil, err
 	}
-	if c.Cookies == nil {
-		c.Cookies = []Cookie{}
-	}
-	if c.Origins == nil {
-		c.Origins = []Origin{}
-	}
-	for i := range c.Origins {
-		if c.Origins[i].LocalStorage == nil {
-			c.Origins[i].LocalStorage = []Entry{}
-		}
-	}
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(c); err != nil {
+	out, err := c.append(nil)
+	if err != nil {
 		return nil, &FormatError{"", err.Error()}
 	}
-	out := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 	if len(out) > l.Bytes {
 		return nil, &LimitError{What: "bytes", Have: len(out), Max: l.Bytes}
 	}
 	return out, nil
+}
+
+// append writes the snapshot after b. It does what encoding/json would do of it, which reads what a MarshalJSON returned once more, and
+// moves it twice: storage is most of a profile, and its session waits for it to be committed.
+func (s *Snapshot) append(b []byte) ([]byte, error) {
+	cookies, err := marshalPlain(append([]Cookie{}, s.Cookies...))
+	if err != nil {
+		return nil, err
+	}
+	b = append(append(b, `{"cookies":`...), cookies...)
+	b = append(b, `,"origins":[`...)
+	for i, o := range s.Origins {
+		name, err := marshalPlain(o.Origin)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, `{"origin":`...), name...), `,"localStorage":[`...)
+		for j, e := range o.LocalStorage {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			if b, err = e.Name.append(append(b, `{"name":`...)); err != nil {
+				return nil, err
+			}
+			if b, err = e.Value.append(append(b, `,"value":`...)); err != nil {
+				return nil, err
+			}
+			b = append(b, '}')
+		}
+		b = append(b, `]}`...)
+	}
+	return append(b, `]}`...), nil
+}
+
+// marshalPlain leaves <, > and & as they are.
+func marshalPlain(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }

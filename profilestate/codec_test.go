@@ -202,3 +202,34 @@ func FuzzDecode(f *testing.F) {
 		plan(s) // and can be planned, whatever is in it
 	})
 }
+
+// TestEncodeIsWhatEncodingJSONWrites: the encoder of our own leaves nothing out and escapes what must be.
+func TestEncodeIsWhatEncodingJSONWrites(t *testing.T) {
+	ascii := make([]byte, 128)
+	for i := range ascii {
+		ascii[i] = byte(i)
+	}
+	cookie := Cookie{Name: "<n>", Value: "a&\"\\b", Domain: "a.example", Path: "/<", Expires: 1e9, HTTPOnly: true, SameSite: Lax}
+	for _, s := range []*Snapshot{
+		{Cookies: []Cookie{}, Origins: []Origin{}},
+		{Cookies: []Cookie{cookie}, Origins: []Origin{{"https://a.example", []Entry{}}, {"https://b.example", []Entry{
+			{"", JSString(ascii)}, {JSString(ascii), ""}, {"k", "\xed\xa0\x80 漢\u2028<&"}}}}},
+	} {
+		got, err := s.Encode(Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		e := json.NewEncoder(&want)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(s); err != nil {
+			t.Fatal(err)
+		}
+		if string(got)+"\n" != want.String() {
+			t.Errorf("got\n%s\nwant\n%s", got, want.Bytes())
+		}
+	}
+	if _, err := (&Snapshot{Origins: []Origin{{"https://a.example", []Entry{{"k", "\xff"}}}}}).Encode(Limits{}); err == nil {
+		t.Error("bytes that are no text were encoded")
+	}
+}

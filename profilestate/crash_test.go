@@ -173,6 +173,16 @@ func (d *memDisk) SyncDir(path string) error {
 	return nil
 }
 
+// SyncNew can be cut between the two, as power can.
+func (d *memDisk) SyncNew(f diskFile, folder string) error { return syncInTurn(d, f, folder) }
+
+func syncInTurn(d disk, f diskFile, folder string) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return d.SyncDir(folder)
+}
+
 // loss is what a cut leaves of what was not flushed.
 type loss string
 
@@ -412,6 +422,8 @@ func (d *failDisk) fail() error {
 	}
 	return nil
 }
+
+func (d *failDisk) SyncNew(f diskFile, folder string) error { return syncInTurn(d, f, folder) }
 
 func (d *failDisk) Create(path string) (diskFile, error) {
 	if err := d.fail(); err != nil {

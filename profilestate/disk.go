@@ -20,6 +20,8 @@ type disk interface {
 	ReadDir(path string) ([]fs.DirEntry, error)
 	// SyncDir makes the names in a folder durable.
 	SyncDir(path string) error
+	// SyncNew makes a new file durable, and its name in the folder.
+	SyncNew(f diskFile, folder string) error
 }
 
 type diskFile interface {
@@ -39,6 +41,13 @@ func (osDisk) Remove(path string) error                   { return os.Remove(pat
 func (osDisk) Stat(path string) (fs.FileInfo, error)      { return os.Lstat(path) }
 func (osDisk) ReadDir(path string) ([]fs.DirEntry, error) { return os.ReadDir(path) }
 func (osDisk) SyncDir(path string) error                  { return syncFolder(path) }
+
+// SyncNew flushes both at once. Neither needs the other, and a journal commits them together; one after the other each waits for the device.
+func (d osDisk) SyncNew(f diskFile, folder string) error {
+	name := make(chan error, 1)
+	go func() { name <- d.SyncDir(folder) }()
+	return errors.Join(f.Sync(), <-name)
+}
 
 func (osDisk) Create(path string) (diskFile, error) {
 	return asDiskFile(os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600))

@@ -17,8 +17,21 @@ var errNotWTF8 = errors.New("the string holds bytes that are not WTF-8")
 
 // MarshalJSON writes unpaired surrogates as \udXXX, as JavaScript's JSON.stringify does.
 func (s JSString) MarshalJSON() ([]byte, error) {
-	b := append(make([]byte, 0, len(s)+2), '"')
+	return s.append(make([]byte, 0, len(s)+2))
+}
+
+// append writes what MarshalJSON does after b.
+func (s JSString) append(b []byte) ([]byte, error) {
+	b = append(b, '"')
 	for i := 0; i < len(s); {
+		n := i
+		for n < len(s) && s[n] < utf8.RuneSelf && s[n] >= ' ' && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		if b = append(b, s[i:n]...); n > i {
+			i = n
+			continue
+		}
 		if c := s[i]; c < utf8.RuneSelf {
 			b = appendASCII(b, c)
 			i++

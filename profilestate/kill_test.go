@@ -91,7 +91,8 @@ func (d *stepDisk) Remove(path string) error {
 	d.say("remove")
 	return d.disk.Remove(path)
 }
-func (d *stepDisk) SyncDir(path string) error { d.say("syncdir"); return d.disk.SyncDir(path) }
+func (d *stepDisk) SyncDir(path string) error               { d.say("syncdir"); return d.disk.SyncDir(path) }
+func (d *stepDisk) SyncNew(f diskFile, folder string) error { return syncInTurn(d, f, folder) }
 func (d *stepDisk) Stat(path string) (fs.FileInfo, error) {
 	d.say("stat")
 	return d.disk.Stat(path)

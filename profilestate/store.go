@@ -365,10 +365,7 @@ func (s *Store) create(name string, data []byte) (_ diskFile, err error) {
 	if _, err := f.Write(data); err != nil {
 		return nil, err
 	}
-	if err := f.Sync(); err != nil {
-		return nil, err
-	}
-	if err := s.disk.SyncDir(filepath.Dir(path)); err != nil {
+	if err := s.disk.SyncNew(f, filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	// Had this process slept between create and lock for longer than Sweep waits, the name would be gone now.
