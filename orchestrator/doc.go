@@ -78,9 +78,11 @@
 // the profile's volume (each has an id, made at its first start), and the recording of a session that moves to another volume ends
 // there as partial.
 //
-// Known limits. The report of the profile's restore is lost with its orchestrator, so that an adopted session's capture takes nothing for deleted: a
-// cookie that the customer removed before stays in the profile. It looks at the sites of the profile and at the pages that the host
-// remembers. Commands of the last moment before a kill may be missing from the log of a session that runs. A host
+// What the restore of its profile left in the browser is in a sealed file beside the profile's generations while a session runs, and removed with its
+// end: an adopted session's capture tells what was deleted from what was never there, as any other. It looks at the sites of the profile and at the pages
+// that the host remembers.
+//
+// Known limits. Commands of the last moment before a kill may be missing from the log of a session that runs. A host
 // tries for 32 s to find who takes its recording; one whose adoption takes longer ends as partial.
 //
 // # Several orchestrators

@@ -12,6 +12,7 @@ import (
 	"github.com/driftstack/fleet/driverproxy"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
+	"github.com/driftstack/fleet/profilestate"
 )
 
 // device is a running driver session, as this package needs it.
@@ -54,6 +55,7 @@ type live struct {
 	inflight int
 	idleAt   time.Time // when the last command ended
 	end      *EndError // the first reason to end wins
+	restored profilestate.Report
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -18,7 +19,7 @@ type openedProfile struct {
 	ref      profilestate.Ref
 	head     profilestate.Head
 	snapshot *profilestate.Snapshot // nil: it could not be opened, and is not saved
-	restored profilestate.Report    // of an adopted session the zero one: nothing is taken for deleted
+	restored profilestate.Report    // zero where nothing was, or where it is not known: nothing is taken for deleted
 }
 
 func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile, error) {
@@ -40,6 +41,13 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 			zap.String("profile", l.claim.Profile), cause(err))
 		p.snapshot, err = nil, nil
 	}
+	if err == nil && l.claim.Adopted && p.snapshot != nil {
+		if p.restored, err = o.deps.Profiles.LoadReport(ctx, p.ref, p.head, l.claim.Session); err != nil {
+			o.log.Warn("what was restored into an adopted session is not known: nothing will be taken for deleted", zap.String("session", l.claim.Session), zap.Error(err))
+			err = nil
+		}
+		l.restoredAs(p.restored)
+	}
 	return p, err
 }
 
@@ -58,10 +66,50 @@ func (p *openedProfile) restore(ctx context.Context, dev device) error {
 	if p.restored, err = profilestate.Restore(ctx, driver{dev}, p.snapshot); err != nil {
 		return err
 	}
+	p.l.restoredAs(p.restored)
+	if err := p.o.deps.Profiles.SaveReport(ctx, p.ref, p.head, p.l.claim.Session, p.restored); err != nil {
+		p.o.log.Warn("whoever goes on with the session will not know what was restored", zap.String("session", p.l.claim.Session), zap.Error(err))
+	}
 	n := p.restored.Counts()
 	p.l.emit(Event{Kind: EventProfileRestored, Generation: p.head.Current.Number, Took: p.o.deps.Now().Sub(begin),
 		Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped + n.Unsupported})
 	return nil
+}
+
+// forget removes what is kept of a session that has ended.
+func (p *openedProfile) forget(end *EndError) {
+	if p.l.claim.Profile != "" && (end == nil || !end.left) {
+		p.o.deps.Profiles.RemoveReport(p.ref, p.l.claim.Session)
+	}
+}
+
+// restoredAs tells what became of the profile's items, for who asks.
+func (l *live) restoredAs(r profilestate.Report) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.restored = r
+}
+
+// ProfileReport says what became of each item of the profile of a session that runs here, at most that many of them: those first that
+// are not as they were saved. ErrNotFound: it does not run here.
+func (o *Orchestrator) ProfileReport(session string, most int) (api.ProfileReport, error) {
+	l := o.find(session)
+	if l == nil {
+		return api.ProfileReport{}, ErrNotFound
+	}
+	l.mu.Lock()
+	restored := l.restored
+	l.mu.Unlock()
+	n := restored.Counts()
+	v := api.ProfileReport{Session: session, Profile: l.claim.Profile, Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped, Unsupported: n.Unsupported,
+		Items: []api.ProfileItem{}}
+	all := restored.Named()
+	for _, i := range all[:min(most, len(all))] {
+		v.Items = append(v.Items, api.ProfileItem{Kind: string(i.Kind), Domain: i.Domain, Path: i.Path, Origin: i.Origin, Name: strings.ToValidUTF8(i.Name, "\uFFFD"),
+			Status: string(i.Status), Reason: string(i.Reason)})
+	}
+	v.More = len(all) - len(v.Items)
+	return v, nil
 }
 
 // save captures, seals and publishes the profile, and returns the new generation's number. When it cannot, the

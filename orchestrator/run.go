@@ -78,6 +78,7 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 	if err != nil {
 		return o.ended(ctx, l, "profile cannot be opened", ProfileConflict, err), 0
 	}
+	defer func() { profile.forget(end) }()
 	rec, err := o.openRecording(ctx, l)
 	if err != nil {
 		return o.ended(ctx, l, "recording cannot be opened", RecordingFailed, err), 0

@@ -20,6 +20,9 @@
 // A capture merges by what it could observe. Something leaves the profile only when a restore confirmed that the browser
 // had it and a page from which it must be seen no longer showed it. An unknown state is never an absence.
 //
+// The Report of a restore is sealed into a file of its session while that runs, so that a session which another process goes
+// on with is captured as well as any.
+//
 // # Keys
 //
 //	RootKey (epochs) ──wraps──▶ AccountKey (epoch n) ──wraps──▶ data keys of a profile ──seal──▶ generations

@@ -151,7 +151,7 @@ func (s *Store) Delete(ctx context.Context, ref Ref) error {
 	folder := filepath.Join(s.dir, filepath.FromSlash(ref.folder()))
 	entries, _ := s.disk.ReadDir(folder) // what is left, Sweep removes
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), sealedSuffix) {
+		if strings.HasSuffix(e.Name(), sealedSuffix) || isReport(e.Name()) {
 			_ = s.disk.Remove(s.path(path.Join(ref.folder(), e.Name())))
 		}
 	}

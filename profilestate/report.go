@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 
 	"github.com/driftstack/fleet/driverproxy/inert"
 )
@@ -112,6 +113,36 @@ type Counts struct {
 
 // Items lists the items, for the profile's owner. Hosts in it say where somebody has been: it does not belong in logs.
 func (r Report) Items() []Item { return append([]Item(nil), r.items...) }
+
+// NamedItem is an Item with its name, which is the customer's: it is told to the profile's owner, and to nobody else.
+type NamedItem struct {
+	Item
+	Domain, Path string // of a cookie
+	Origin       string // of a localStorage item
+	Name         string
+}
+
+// Named lists the items with their names, those first that are not as they should be.
+func (r Report) Named() []NamedItem {
+	list := make([]NamedItem, 0, len(r.items))
+	for _, i := range r.items {
+		n := NamedItem{Item: i, Domain: i.cookie.domain, Path: i.cookie.path, Origin: i.entry.origin, Name: i.cookie.name}
+		if i.Kind == KindLocalStorage {
+			n.Name = string(i.entry.name)
+		}
+		list = append(list, n)
+	}
+	slices.SortStableFunc(list, func(a, b NamedItem) int {
+		switch {
+		case a.Status != Restored && b.Status == Restored:
+			return -1
+		case a.Status == Restored && b.Status != Restored:
+			return 1
+		}
+		return 0
+	})
+	return list
+}
 
 // Counts adds the items up.
 func (r Report) Counts() Counts {

@@ -64,6 +64,11 @@ func (s *Store) sweepFolder(ctx context.Context, folder string, age time.Duratio
 		if strings.HasSuffix(e.Name(), sealedSuffix) {
 			names = append(names, path.Join(folder, e.Name()))
 		}
+		if isReport(e.Name()) {
+			if err := s.sweepReport(path.Join(folder, e.Name()), age, sum); err != nil {
+				return err
+			}
+		}
 	}
 	if len(names) == 0 {
 		return nil

@@ -28,6 +28,10 @@ type profilesCmd struct {
 	Generations struct {
 		ID string `arg:"" help:"Profile id."`
 	} `cmd:"" help:"List a profile's saved states, newest first."`
+	Report struct {
+		Session string `arg:"" help:"Session id."`
+		Limit   int    `default:"1000" help:"How many items are listed, those first that are not as they were saved."`
+	} `cmd:"" help:"Show what became of each item of the profile in a session that runs. It names cookies and origins, which are the customer's."`
 	Promote struct {
 		ID     string `arg:"" help:"Profile id."`
 		Number int64  `arg:"" help:"Generation, as generations shows it."`
@@ -69,6 +73,9 @@ func (c *profilesCmd) run(ctx context.Context, command string, fleet *client.Cli
 	case "generations <id>":
 		v, err := fleet.Generations(ctx, c.Generations.ID)
 		return list(p, err, generationColumns(), v, p.generationRow)
+	case "report <session>":
+		v, err := fleet.ProfileReport(ctx, c.Report.Session, c.Report.Limit)
+		return p.objectOr(v, err)
 	case "promote <id> <number>":
 		v, err := fleet.PromoteGeneration(ctx, c.Promote.ID, c.Promote.Number)
 		return p.objectOr(v, err)

@@ -65,6 +65,11 @@ func (c *Client) PutQuota(ctx context.Context, account string, p api.PutQuota) (
 	return q, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(account)+"/quota", p, &q)
 }
 
+// ProfileReport says what became of each item of the profile in a session that runs; limit is how many items are listed.
+func (c *Client) ProfileReport(ctx context.Context, session string, limit int) (r api.ProfileReport, err error) {
+	return r, c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(session)+"/profile-report?limit="+strconv.Itoa(limit), nil, &r)
+}
+
 // ProfileExecution is where an account's sessions with a profile may run.
 func (c *Client) ProfileExecution(ctx context.Context, account string) (v api.ProfileExecution, err error) {
 	return v, c.call(ctx, http.MethodGet, "/v1/accounts/"+url.PathEscape(account)+"/profile-execution", nil, &v)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -313,6 +314,36 @@ func TestProfileOfAnAdoptedSession(t *testing.T) {
 	}
 	if got := kinds(t, two, s.ID); !slices.Contains(got, "profile_saved") || slices.Contains(got, "profile_not_saved") {
 		t.Errorf("log: %v", got)
+	}
+}
+
+// What was restored into a session is told by any orchestrator, without values.
+func TestProfileReport(t *testing.T) {
+	t.Parallel()
+	r, one, two := newPeers(t, 10*time.Minute, "eu-1", "eu-2")
+	p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
+	must(t, err)
+	const state = `{"cookies":[{"name":"mark","value":"secret","domain":"shop.example","path":"/","expires":-1,"httpOnly":false,"secure":false,"sameSite":"Lax"},
+		{"name":"stays","value":"secret","domain":"bank.example","path":"/","expires":-1,"httpOnly":false,"secure":false,"sameSite":"Lax"}],
+		"origins":[{"origin":"https://shop.example","localStorage":[]},{"origin":"https://bank.example","localStorage":[]}]}`
+	_, err = one.client.ImportProfile(t.Context(), p.ID, strings.NewReader(state))
+	must(t, err)
+	s, _ := r.running(t, api.CreateSession{Profile: p.ID})
+	told := func(o *mate) api.ProfileReport {
+		t.Helper()
+		v, err := o.client.ProfileReport(t.Context(), s.ID, 1)
+		must(t, err)
+		return v
+	}
+	first := told(one)
+	if first.Profile != p.ID || len(first.Items) != 1 || first.More != 1 || first.Items[0].Kind != "cookie" || first.Items[0].Path != "/" || first.Items[0].Status == "" {
+		t.Errorf("%+v", first)
+	}
+	if b, err := json.Marshal(first); err != nil || strings.Contains(string(b), "secret") {
+		t.Errorf("%s, %v", b, err)
+	}
+	if got := told(two); !reflect.DeepEqual(got, first) {
+		t.Errorf("another orchestrator tells %+v", got)
 	}
 }
 

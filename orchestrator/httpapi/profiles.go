@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -36,6 +37,20 @@ func (s *server) registerProfiles(a huma.API) {
 func (s *server) createProfile(ctx context.Context, in *struct{ Body api.CreateProfile }) (*body[api.Profile], error) {
 	v, err := s.Store.CreateProfile(ctx, uuid.NewString(), in.Body)
 	return &body[api.Profile]{v}, s.problem(err)
+}
+
+func (s *server) profileReport(ctx context.Context, in *struct {
+	ByID
+	Limit int `query:"limit" minimum:"0" maximum:"10000" default:"1000" doc:"How many items are listed: those first that are not as they were saved."`
+}) (*body[api.ProfileReport], error) {
+	v, err := s.Orchestrator.ProfileReport(in.ID, in.Limit)
+	if errors.Is(err, orchestrator.ErrNotFound) {
+		if _, err := s.Store.Get(ctx, in.ID); err != nil {
+			return nil, s.problem(err)
+		}
+		err = &orchestrator.ConflictError{Problem: "the session does not run: the report is there once its profile is restored, and removed when it ends; its event profile_restored keeps the counts"}
+	}
+	return &body[api.ProfileReport]{v}, s.problem(err)
 }
 
 func (s *server) listProfiles(ctx context.Context, in *struct {
