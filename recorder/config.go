@@ -34,8 +34,11 @@ type Config struct {
 	EU      EUTarget  // every recording goes here
 	US      *USTarget // nil: recordings of placement replicated are refused
 	Journal Journal
-	Log     *zap.Logger      // zap.NewNop() when nil
-	Now     func() time.Time // time.Now when nil
+
+	Removals Removals // of copies in the US; nil: none are ever removed
+
+	Log *zap.Logger      // zap.NewNop() when nil
+	Now func() time.Time // time.Now when nil
 
 	PartSize    int64         // of a multipart upload, DefaultPartSize when 0
 	Concurrency int           // uploads in flight to each target over all recordings, DefaultConcurrency when 0

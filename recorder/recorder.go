@@ -67,6 +67,9 @@ func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 		return nil, err
 	}
 	r.wg.Go(func() { r.scanAgain(life) })
+	if cfg.Removals != nil && r.us != nil { // the EU copy is the recording: nothing but its erasure removes it
+		r.wg.Go(func() { r.removeAgain(life, r.us.store) })
+	}
 	return r, nil
 }
 

@@ -149,6 +149,17 @@ func (s *store) abort(ctx context.Context, key, uploadID string) error {
 	return err
 }
 
+// remove deletes one object; that there is none is fine.
+func (s *store) remove(ctx context.Context, key string) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	_, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: &key})
+	if isCode(err, "NoSuchKey", "NotFound") {
+		return nil
+	}
+	return err
+}
+
 // head gives size and ETag of an object; found is false when there is none.
 func (s *store) head(ctx context.Context, key string) (size int64, etag string, found bool, err error) {
 	ctx, cancel := s.call(ctx)

@@ -90,6 +90,8 @@ func operation(r *http.Request) string {
 		return "Complete"
 	case r.Method == http.MethodDelete && q.Has("uploadId"):
 		return "Abort"
+	case r.Method == http.MethodDelete:
+		return "DeleteObject"
 	}
 	return "other"
 }
