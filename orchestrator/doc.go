@@ -16,6 +16,10 @@
 //	recording ─▶ sealed ─▶ uploading ─▶ available (EU copy verified) ─▶ replicated (US copy too, where the account has one)
 //	                                    empty (nothing was captured)   quarantined (its spool is damaged)
 //
+// Each of its copies has one too; the last two are for an account that was changed from replicated to eu, and are the US copy's alone:
+//
+//	pending ─▶ uploading ─▶ verified ─▶ removing ─▶ removed
+//
 // The reasons are the rows of one table, in errors.go: HTTP status, W3C error and whether to try again are its columns.
 //
 // # The line

@@ -106,12 +106,14 @@ type SessionList struct {
 type Account struct {
 	ID         string    `json:"id"`
 	Recordings string    `json:"recordings" enum:"eu,replicated" doc:"Where its recordings are kept: in the EU only, or in the EU and the US."`
+	Removing   int       `json:"removing,omitempty" doc:"How many US copies of its recordings are still to be removed, because it was changed to eu."`
 	CreatedAt  time.Time `json:"created_at"`
 }
 
 // PutAccount creates or changes an account.
 type PutAccount struct {
-	Recordings string `json:"recordings" enum:"eu,replicated"`
+	Recordings string `json:"recordings" enum:"eu,replicated" doc:"From replicated to eu, the US copies of all its recordings are removed, in the background. From eu to replicated, sessions that are created from then on have two copies."`
+	Reason     string `json:"reason,omitempty" maxLength:"256" doc:"Why, for the audit log."`
 }
 
 // CreateHost invites a driver host.
@@ -229,31 +231,6 @@ type Device struct {
 // DeviceList lists devices.
 type DeviceList struct {
 	Devices []Device `json:"devices"`
-}
-
-// Recording is the recording of a session.
-type Recording struct {
-	ID         string          `json:"id"`
-	Session    string          `json:"session"`
-	Placement  string          `json:"placement" enum:"eu,replicated"`
-	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined"`
-	Partial    bool            `json:"partial" doc:"Part of the session is missing from it."`
-	Cause      string          `json:"cause,omitempty" doc:"Why it is partial, empty or quarantined."`
-	Bytes      int64           `json:"bytes"`
-	DurationMS int64           `json:"duration_ms"`
-	SHA256     string          `json:"sha256,omitempty"`
-	StartedAt  time.Time       `json:"started_at"`
-	Copies     []RecordingCopy `json:"copies"`
-}
-
-// RecordingCopy is one stored copy.
-type RecordingCopy struct {
-	Region     string     `json:"region" enum:"eu,us"`
-	Bucket     string     `json:"bucket"`
-	State      string     `json:"state" enum:"pending,uploading,verified"`
-	VerifiedAt *time.Time `json:"verified_at,omitempty" doc:"When its size and checksum were read back."`
-	URL        string     `json:"url,omitempty" doc:"Presigned GET; only for a verified copy."`
-	ExpiresAt  *time.Time `json:"expires_at,omitempty"`
 }
 
 // Event is one line of a session's log. It carries no payload: a route is a template, the rest are numbers and fixed words.

@@ -47,13 +47,13 @@ type AuditEntry struct {
 	ID      int64     `json:"id"`
 	At      time.Time `json:"at"`
 	Actor   string    `json:"actor" doc:"Who did it, as they said; driftstack: it followed by itself."`
-	Action  string    `json:"action" doc:"cordon, uncordon, drain, end-drained, force-release, remove or quota."`
+	Action  string    `json:"action" doc:"cordon, uncordon, drain, end-drained, force-release, remove, quota or placement."`
 	Host    string    `json:"host"`
 	Device  string    `json:"device,omitempty"`
 	Session string    `json:"session,omitempty"`
 	Reason  string    `json:"reason,omitempty" doc:"As they gave it."`
 	Detail  string    `json:"detail,omitempty"`
-	Account string    `json:"account,omitempty" doc:"Of a quota, which has no host."`
+	Account string    `json:"account,omitempty" doc:"Of a quota or a placement, which have no host."`
 }
 
 // Fleet is what there is, and what it does, as of one moment.

@@ -265,6 +265,27 @@ func (c *Client) Recording(ctx context.Context, session string) (r api.Recording
 	return r, c.call(ctx, http.MethodGet, "/v1/sessions/"+url.PathEscape(session)+"/recording", nil, &r)
 }
 
+// Recordings is one page of recordings. query may have account, session, state, since, before, limit and cursor.
+func (c *Client) Recordings(ctx context.Context, query url.Values) (l api.RecordingList, err error) {
+	return l, c.call(ctx, http.MethodGet, "/v1/recordings?"+query.Encode(), nil, &l)
+}
+
+// RecordingByID is one recording, without URLs.
+func (c *Client) RecordingByID(ctx context.Context, id string) (r api.Recording, err error) {
+	return r, c.call(ctx, http.MethodGet, "/v1/recordings/"+url.PathEscape(id), nil, &r)
+}
+
+// RecordingURL is a presigned URL of a recording's copy in a region, valid for up to an hour.
+func (c *Client) RecordingURL(ctx context.Context, id, region string, expires time.Duration) (u api.RecordingURL, err error) {
+	q := url.Values{"region": {region}, "expires_in": {strconv.Itoa(int(expires / time.Second))}}
+	return u, c.call(ctx, http.MethodGet, "/v1/recordings/"+url.PathEscape(id)+"/url?"+q.Encode(), nil, &u)
+}
+
+// Account is one account.
+func (c *Client) Account(ctx context.Context, id string) (v api.Account, err error) {
+	return v, c.call(ctx, http.MethodGet, "/v1/accounts/"+url.PathEscape(id), nil, &v)
+}
+
 // PutAccount creates or changes an account.
 func (c *Client) PutAccount(ctx context.Context, id string, a api.PutAccount) (v api.Account, err error) {
 	return v, c.call(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(id), a, &v)

@@ -94,7 +94,7 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/sessions/{id}/events", "session-events", "Read or follow a session's log", 0, s.events)
 	describeEvents(a.OpenAPI())
 	s.registerBatch(a)
-	reg(a, http.MethodGet, "/v1/sessions/{id}/recording", "session-recording", "Where a session's recording is", 0, s.recording)
+	s.registerRecordings(a)
 	reg(a, http.MethodGet, "/v1/sessions/{id}/profile-report", "session-profile-report", "What became of each item of the profile in a session that runs", 0, s.profileReport)
 	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
@@ -268,35 +268,12 @@ func (s *server) cancelSession(ctx context.Context, in *struct {
 	return &body[api.Session]{s.shown(v, in.Origin)}, s.problem(err)
 }
 
-func (s *server) recording(ctx context.Context, in *struct {
-	ByID
-	TTLSeconds int `query:"ttl_seconds" minimum:"1" maximum:"3600" default:"3600" doc:"How long the URLs are valid."`
-}) (*body[api.Recording], error) {
-	v, key, err := s.Store.Recording(ctx, in.ID)
-	if err != nil {
-		return nil, s.problem(err)
-	}
-	ttl := time.Duration(in.TTLSeconds) * time.Second
-	for i := range v.Copies {
-		c := &v.Copies[i]
-		if c.VerifiedAt == nil {
-			continue
-		}
-		expires := s.Now().Add(ttl)
-		if c.URL, err = s.Recordings.URL(ctx, place.Region(c.Region), key, ttl); err != nil {
-			s.Log.Warn("no URL of a copy", zap.String("region", c.Region), zap.Error(err)) // the other one may have one
-			continue
-		}
-		c.ExpiresAt = &expires
-	}
-	return &body[api.Recording]{v}, nil
-}
-
 func (s *server) putAccount(ctx context.Context, in *struct {
-	ID   string `path:"id" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9._-]+$"`
+	ID string `path:"id" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9._-]+$"`
+	Operator
 	Body api.PutAccount
 }) (*body[api.Account], error) {
-	v, err := s.Store.PutAccount(ctx, in.ID, in.Body)
+	v, err := s.Store.PutAccount(ctx, in.ID, in.Body, in.act(in.Body.Reason))
 	return &body[api.Account]{v}, s.problem(err)
 }
 

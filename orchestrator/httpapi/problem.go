@@ -35,6 +35,11 @@ const (
 	typeDamaged      = "urn:driftstack:problem:profile-damaged"
 	typeKeyDestroyed = "urn:driftstack:problem:key-destroyed"
 
+	typeNotStored   = "urn:driftstack:problem:recording-not-stored"
+	typeEmpty       = "urn:driftstack:problem:recording-empty"
+	typeQuarantined = "urn:driftstack:problem:recording-quarantined"
+	typeRemoved     = "urn:driftstack:problem:copy-removed"
+
 	typeOutcomeUnknown = "urn:driftstack:problem:outcome-unknown"
 )
 

@@ -57,7 +57,7 @@ func TestRacingCreatesGoOverNoLimit(t *testing.T) {
 			return errors.As(err, &full) && full.Limit == 3*most
 		}},
 	} {
-		if _, err := s.PutAccount(t.Context(), c.account, api.PutAccount{Recordings: "eu"}); err != nil {
+		if _, err := s.PutAccount(t.Context(), c.account, api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		got := race(t, s, 4*most, func() orchestrator.NewSession {

@@ -331,7 +331,7 @@ func TestAdoptionByAnotherStore(t *testing.T) {
 		stores[name] = s
 	}
 	one, two := stores["eu-1"], stores["eu-2"]
-	if _, err := one.PutAccount(ctx, "a", api.PutAccount{Recordings: "eu"}); err != nil {
+	if _, err := one.PutAccount(ctx, "a", api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	up(t, one, "mac-1", 1)

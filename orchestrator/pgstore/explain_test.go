@@ -173,7 +173,7 @@ func TestPlaceIsTheOrderOfClaims(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := open(t, 1)
 	for i, account := range []string{"a", "b", "c"} {
-		if _, err := s.PutAccount(t.Context(), account, api.PutAccount{Recordings: "eu"}); err != nil {
+		if _, err := s.PutAccount(t.Context(), account, api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		s.Weigh(t, account, i+1)

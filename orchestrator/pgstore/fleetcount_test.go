@@ -57,7 +57,7 @@ func TestFleetCounts(t *testing.T) {
 	// More accounts than are told apart.
 	for i := range 60 {
 		name := fmt.Sprintf("c-%02d", i)
-		_, err := s.PutAccount(ctx, name, api.PutAccount{Recordings: "eu"})
+		_, err := s.PutAccount(ctx, name, api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"})
 		must(t, err)
 		mustCreate(t, s, wish(name))
 	}

@@ -3,6 +3,8 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -25,6 +27,15 @@ func (s *Store) RecordingChanged(ctx context.Context, u recorder.RecordingUpdate
 		}
 		if _, err := tx.Exec(ctx, `SELECT FROM sessions WHERE id = $1 FOR NO KEY UPDATE`, u.Session); err != nil {
 			return err
+		}
+		// What its account is changed to meanwhile holds for it too: see withdraw.
+		var wants string
+		err := tx.QueryRow(ctx, `SELECT recordings FROM accounts WHERE id = $1 FOR SHARE`, u.Account).Scan(&wants)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		if wants == string(place.EUOnly) {
+			u.Placement = place.EUOnly
 		}
 		tag, err := tx.Exec(ctx, `
 			INSERT INTO recordings AS r (id, session, account, term, placement, state, partial, cause, key, bytes, duration_ms,
@@ -49,10 +60,15 @@ func (s *Store) RecordingChanged(ctx context.Context, u recorder.RecordingUpdate
 			if !c.Verified.IsZero() {
 				verified = c.Verified
 			}
+			state := string(c.State)
+			if c.Region == place.US && wants == string(place.EUOnly) {
+				state = copyRemoving
+			}
 			if _, err := tx.Exec(ctx, `
-				INSERT INTO recording_copies (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
-				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, state = $4, etag = $5, verified_at = $6`,
-				u.ID, string(c.Region), c.Bucket, string(c.State), c.ETag, verified); err != nil {
+				INSERT INTO recording_copies AS c (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
+				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, etag = $5, verified_at = $6,
+				    state = CASE WHEN c.state IN ('removing', 'removed') THEN c.state ELSE $4 END`,
+				u.ID, string(c.Region), c.Bucket, state, c.ETag, verified); err != nil {
 				return err
 			}
 		}
@@ -65,28 +81,127 @@ func (s *Store) RecordingChanged(ctx context.Context, u recorder.RecordingUpdate
 	return unavailable(err)
 }
 
+const recordingColumns = `r.id, r.session, r.account, r.placement,
+	CASE WHEN r.state = 'replicated' AND r.placement = 'eu' THEN 'available' ELSE r.state END,
+	r.partial, r.cause, r.bytes, r.duration_ms, r.sha256, r.started_at, r.updated_at, r.key`
+
+// stored is a recording and the key of its object.
+type stored struct {
+	api.Recording
+	key string
+}
+
+func scanRecording(row pgx.CollectableRow) (r stored, err error) {
+	return r, row.Scan(&r.ID, &r.Session, &r.Account, &r.Placement, &r.State, &r.Partial, &r.Cause, &r.Bytes, &r.DurationMS, &r.SHA256,
+		&r.StartedAt, &r.UpdatedAt, &r.key)
+}
+
 // Recording is the recording of a session, its newest one, and the object's key. ErrNotFound.
 func (s *Store) Recording(ctx context.Context, session string) (api.Recording, string, error) {
-	var r api.Recording
-	var key string
-	err := s.pool.QueryRow(ctx, `
-		SELECT id, session, placement, state, partial, cause, bytes, duration_ms, sha256, started_at, key
-		FROM recordings WHERE session = $1 ORDER BY term DESC LIMIT 1`, session).Scan(&r.ID, &r.Session, &r.Placement,
-		&r.State, &r.Partial, &r.Cause, &r.Bytes, &r.DurationMS, &r.SHA256, &r.StartedAt, &key)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return r, "", orchestrator.ErrNotFound
+	return s.recording(ctx, `r.session = $1 ORDER BY r.term DESC LIMIT 1`, session)
+}
+
+// RecordingByID is one recording, and the object's key; account, unless it is empty, is whose it has to be. ErrNotFound.
+func (s *Store) RecordingByID(ctx context.Context, id, account string) (api.Recording, string, error) {
+	return s.recording(ctx, `r.id = $1 AND ($2 = '' OR r.account = $2)`, id, account)
+}
+
+func (s *Store) recording(ctx context.Context, where string, args ...any) (api.Recording, string, error) {
+	list, err := s.recordings(ctx, where, args...)
+	if err == nil && len(list) == 0 {
+		err = orchestrator.ErrNotFound
 	}
 	if err != nil {
-		return r, "", unavailable(err)
+		return api.Recording{}, "", err
 	}
-	rows, err := s.pool.Query(ctx, `SELECT region, bucket, state, verified_at FROM recording_copies WHERE recording = $1 ORDER BY region`, r.ID)
+	return list[0].Recording, list[0].key, nil
+}
+
+// RecordingFilter narrows Recordings; an empty field fits every recording.
+type RecordingFilter struct {
+	Account, Session, State string
+	Since, Before           time.Time // started then or later; before then
+	Limit                   int
+	Cursor                  string // Next of the page before
+}
+
+// Recordings is one page of recordings, newest first.
+func (s *Store) Recordings(ctx context.Context, f RecordingFilter) (api.RecordingList, error) {
+	before, id := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""
+	if f.Cursor != "" {
+		var err error
+		if before, id, err = parseCursor(f.Cursor); err != nil {
+			return api.RecordingList{}, err
+		}
+	}
+	where, args := `(r.started_at, r.id) < ($1, $2)`, []any{before, id, f.Limit + 1}
+	narrow := func(condition string, value any) { // apart, so that each plan is for what is asked
+		args = append(args, value)
+		where += fmt.Sprintf(" AND "+condition, len(args))
+	}
+	if f.Account != "" {
+		narrow(`r.account = $%d`, f.Account)
+	}
+	if f.Session != "" {
+		narrow(`r.session = $%d`, f.Session)
+	}
+	if f.State != "" {
+		narrow(`CASE WHEN r.state = 'replicated' AND r.placement = 'eu' THEN 'available' ELSE r.state END = $%d`, f.State)
+	}
+	if !f.Since.IsZero() {
+		narrow(`r.started_at >= $%d`, f.Since)
+	}
+	if !f.Before.IsZero() {
+		narrow(`r.started_at < $%d`, f.Before)
+	}
+	list, err := s.recordings(ctx, where+` ORDER BY r.started_at DESC, r.id DESC LIMIT $3`, args...)
 	if err != nil {
-		return r, "", unavailable(err)
+		return api.RecordingList{}, err
 	}
-	r.Copies, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c api.RecordingCopy, err error) {
-		return c, row.Scan(&c.Region, &c.Bucket, &c.State, &c.VerifiedAt)
+	page := api.RecordingList{Recordings: make([]api.Recording, 0, min(len(list), f.Limit))}
+	for i, r := range list {
+		if i == f.Limit {
+			page.Next = cursorAfter(list[i-1].StartedAt, list[i-1].ID)
+			break
+		}
+		page.Recordings = append(page.Recordings, r.Recording)
+	}
+	return page, nil
+}
+
+// recordings are those that where, which may order and limit them, fits, with their copies.
+func (s *Store) recordings(ctx context.Context, where string, args ...any) ([]stored, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+recordingColumns+` FROM recordings r WHERE `+where, args...)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	list, err := pgx.CollectRows(rows, scanRecording)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	at := map[string]*stored{}
+	ids := make([]string, len(list))
+	for i := range list {
+		ids[i] = list[i].ID
+		at[ids[i]] = &list[i]
+		list[i].Copies = []api.RecordingCopy{}
+	}
+	rows, err = s.pool.Query(ctx, `SELECT recording, region, bucket, state, etag, verified_at, removed_at FROM recording_copies
+		WHERE recording = ANY ($1) ORDER BY recording, region`, ids)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	var id string
+	var c api.RecordingCopy
+	_, err = pgx.ForEachRow(rows, []any{&id, &c.Region, &c.Bucket, &c.State, &c.ETag, &c.VerifiedAt, &c.RemovedAt}, func() error {
+		of, shown := at[id], c
+		if c.VerifiedAt != nil {
+			shown.Bytes = of.Bytes
+		}
+		of.Copies = append(of.Copies, shown)
+		return nil
 	})
-	return r, key, unavailable(err)
+	return list, unavailable(err)
 }
 
 // Placement is where an account's recordings are kept. ErrNotFound.

@@ -97,9 +97,14 @@ func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, err
 	if len(list) > f.Limit {
 		page.Sessions = list[:f.Limit]
 		last := page.Sessions[f.Limit-1]
-		page.Next = base64.RawURLEncoding.EncodeToString([]byte(last.CreatedAt.Format(time.RFC3339Nano) + " " + last.ID))
+		page.Next = cursorAfter(last.CreatedAt, last.ID)
 	}
 	return page, nil
+}
+
+// cursorAfter is the Next of a page that ends with this one.
+func cursorAfter(at time.Time, id string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(at.Format(time.RFC3339Nano) + " " + id))
 }
 
 func parseCursor(c string) (time.Time, string, error) {

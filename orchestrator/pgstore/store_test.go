@@ -42,7 +42,7 @@ func open(t *testing.T, devices int) *pgstore.Store {
 	}
 	t.Cleanup(s.Close)
 	for id, placement := range map[string]string{"a": "replicated", "b": "eu"} {
-		if _, err := s.PutAccount(ctx, id, api.PutAccount{Recordings: placement}); err != nil {
+		if _, err := s.PutAccount(ctx, id, api.PutAccount{Recordings: placement}, orchestrator.Act{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 	}
