@@ -106,7 +106,7 @@ The stack is up: Ctrl-C stops it. Ready to paste:
     -d '{"account":"%[4]s","device":{"kind":"%[5]s"}}' $DRIFTSTACK_URL/v1/sessions
   %[6]s sessions ls
   %[6]s logs -f SESSION
-  %[6]s recordings url SESSION
+  %[6]s recordings open SESSION
 
   # the sample site: %[3]s (user %[7]s, password %[8]s); the API: %[1]s/openapi.json
 

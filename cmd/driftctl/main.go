@@ -83,7 +83,7 @@ type cli struct {
 		Host   string `help:"Only what was done to this host and its devices."`
 		Limit  int    `default:"50" help:"At most so many, 1 to 1000."`
 		Before int64  `help:"Only older entries: the number that the page before ended with."`
-	} `cmd:"" help:"List what operators did to hosts, devices and quotas, who and why, newest first."`
+	} `cmd:"" help:"List what operators did to hosts, devices and accounts, who and why, newest first."`
 	Sessions struct {
 		Ls struct {
 			Account string   `help:"Only this account's."`
@@ -104,22 +104,18 @@ type cli struct {
 		Follow  bool   `short:"f" help:"Go on until the session has ended."`
 		After   int64  `help:"Only events with a higher number."`
 	} `cmd:"" help:"Print a session's log; it holds routes, statuses, sizes and durations, never a payload."`
-	Recordings struct {
-		Get struct {
-			Session string `arg:""`
-		} `cmd:"" help:"Show where a session's recording is."`
-		URL struct {
-			Session string `arg:""`
-			Region  string `default:"eu" enum:"eu,us" help:"Copy to link to: eu or us."`
-		} `cmd:"" name:"url" help:"Print a presigned URL of a session's recording, valid for one hour."`
-	} `cmd:"" help:"Recordings."`
-	Profiles profilesCmd `cmd:"" help:"Profiles: saved cookies and localStorage, one generation a session."`
-	Keys     keysCmd     `cmd:"" help:"Keys that profiles are sealed with."`
-	Accounts struct {
+	Recordings recordingsCmd `cmd:"" help:"Recordings of sessions' screens."`
+	Profiles   profilesCmd   `cmd:"" help:"Profiles: saved cookies and localStorage, one generation a session."`
+	Keys       keysCmd       `cmd:"" help:"Keys that profiles are sealed with."`
+	Accounts   struct {
 		Put struct {
 			ID         string `arg:""`
-			Recordings string `required:"" enum:"eu,replicated" help:"Where its recordings are kept: eu or replicated."`
+			Recordings string `required:"" enum:"eu,replicated" help:"Where its recordings are kept: eu or replicated. From replicated to eu, the US copies of all its recordings are removed; accounts get says how many are left."`
+			Reason     string `help:"Why; it goes into the audit log."`
 		} `cmd:"" help:"Create or change an account."`
+		Get struct {
+			ID string `arg:""`
+		} `cmd:"" help:"Show one account: where its recordings are kept, and how many US copies are still to be removed."`
 		Quota quotaCmd `cmd:"" help:"Show what an account may have and has: sessions at once, queued, created within 60 s, and its weight in the queue. With flags, change those first."`
 
 		ProfileExecution struct {
@@ -227,21 +223,6 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return p.objectOr(v, err)
 	case "logs <session>":
 		return c.logs(ctx, fleet, p)
-	case "recordings get <session>":
-		v, err := fleet.Recording(ctx, c.Recordings.Get.Session)
-		return p.objectOr(v, err)
-	case "recordings url <session>":
-		v, err := fleet.Recording(ctx, c.Recordings.URL.Session)
-		if err != nil {
-			return err
-		}
-		for _, copied := range v.Copies {
-			if copied.Region == c.Recordings.URL.Region && copied.URL != "" {
-				_, err := fmt.Fprintln(out, copied.URL)
-				return err
-			}
-		}
-		return fmt.Errorf("there is no verified copy in %s: the recording is %s, placement %s", c.Recordings.URL.Region, v.State, v.Placement)
 	case "accounts quota <id>":
 		return c.Accounts.Quota.run(ctx, fleet, p)
 	case "accounts profile-execution <id>":
@@ -252,11 +233,16 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 			api.PutProfileExecution{ProfileExecution: api.Execution(c.Accounts.ProfileExecution.Allowed), Reason: c.Accounts.ProfileExecution.Reason})
 		return p.objectOr(v, err)
 	case "accounts put <id>":
-		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings})
+		v, err := fleet.PutAccount(ctx, c.Accounts.Put.ID, api.PutAccount{Recordings: c.Accounts.Put.Recordings, Reason: c.Accounts.Put.Reason})
+		return p.objectOr(v, err)
+	case "accounts get <id>":
+		v, err := fleet.Account(ctx, c.Accounts.Get.ID)
 		return p.objectOr(v, err)
 	}
 	if noun, rest, _ := strings.Cut(command, " "); noun == "profiles" {
 		return c.Profiles.run(ctx, rest, fleet, p)
+	} else if noun == "recordings" {
+		return c.Recordings.run(ctx, rest, fleet, p)
 	} else if noun == "keys" {
 		return c.Keys.run(ctx, rest, fleet, p)
 	}
