@@ -36,6 +36,7 @@ type Recording struct {
 
 	mu        sync.Mutex // guards what follows
 	ready     int64      // size of the body that may be sent while recording
+	newest    int64      // byte of the body where the clusters begin that came last
 	changed   chan struct{}
 	wantSeal  bool                    // Seal was called: watch sees to it
 	left      bool                    // Leave was called
@@ -79,7 +80,7 @@ func (r *Recording) advance(size int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if size > r.ready {
-		r.ready = size
+		r.newest, r.ready = r.ready, size
 		r.wakeLocked()
 	}
 }

@@ -332,7 +332,7 @@ func (d *dispatchBench) openStore(ctx context.Context, u *undo, database, name s
 	}
 	u.add(func() error { store.Close(); return nil })
 	for i := range dispatchAccounts {
-		if _, err := store.PutAccount(ctx, accountName(i), api.PutAccount{Recordings: "eu"}); err != nil {
+		if _, err := store.PutAccount(ctx, accountName(i), api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "bench"}); err != nil {
 			return nil, err
 		}
 	}

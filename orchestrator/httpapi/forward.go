@@ -224,6 +224,9 @@ func (s *server) forward(w http.ResponseWriter, r *http.Request, next http.Handl
 	defer arrived()
 	answering := func() { _ = c.SetWriteDeadline(time.Now().Add(bodyLimit)) }
 	defer func() { _ = c.SetWriteDeadline(time.Time{}) }()
+	if isLive(r) {
+		w = rolling{w, c}
+	}
 	var small []byte
 	whole := r.ContentLength >= 0 && r.ContentLength <= smallBody
 	if whole {

@@ -82,7 +82,8 @@ func sessionOf(r *http.Request) (session string, ok bool) {
 	}
 	session, ok = strings.CutPrefix(p, "/v1/sessions/")
 	session, what, _ := strings.Cut(session, "/")
-	return unescape(session), ok && (what == "stream" && r.Method == http.MethodGet || what == "batch" && r.Method == http.MethodPost || what == "profile-report" && r.Method == http.MethodGet)
+	get, post := r.Method == http.MethodGet, r.Method == http.MethodPost
+	return unescape(session), ok && (get && (what == "stream" || what == liveWhat || what == "profile-report") || post && what == "batch")
 }
 
 // forwarding serves requests of sessions where the sessions are.

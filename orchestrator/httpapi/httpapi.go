@@ -25,6 +25,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/profilestate"
+	"github.com/driftstack/fleet/recorder"
 )
 
 // Config is what the handlers call.
@@ -33,7 +34,7 @@ type Config struct {
 	Store        *pgstore.Store
 	Profiles     *profilestate.Store
 	Keys         *profilestate.Keyring
-	Recordings   Presigner
+	Recordings   Recordings
 	Peers        *Peers        // nil: there is no other orchestrator
 	Rest         time.Duration // how long the address of a removed host is not given to another
 	Token        string        // the service token of the API server
@@ -41,9 +42,10 @@ type Config struct {
 	Now          func() time.Time
 }
 
-// Presigner makes presigned URLs of stored recordings.
-type Presigner interface {
+// Recordings are where recordings are read: what is stored by presigned URLs, what is being made here as it grows.
+type Recordings interface {
 	URL(ctx context.Context, region place.Region, key string, ttl time.Duration) (string, error)
+	Live(session string, latest bool) (*recorder.Live, error)
 }
 
 type server struct{ Config }
@@ -57,6 +59,7 @@ func New(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	s.control(mux)
 	mux.HandleFunc("GET /v1/sessions/{id}/stream", s.stream)
+	mux.HandleFunc("GET /v1/sessions/{id}/recording/live", s.liveRecording)
 	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, &huma.ErrorModel{Status: http.StatusNotFound, Title: "Not Found",

@@ -27,15 +27,16 @@ import (
 // mate is one of several orchestrators on one database and one volume. Its lines can be cut and frozen: for everybody
 // else it is then dead, or stopped.
 type mate struct {
-	name   string
-	volume string
-	client *client.Client
-	url    string
-	store  *pgstore.Store
-	fleet  *driverproxy.Fleet
-	others *httpapi.Peers
-	wake   func(session string) // as a notification does
-	stop   func()               // as SIGTERM does, and waits
+	name     string
+	volume   string
+	client   *client.Client
+	url      string
+	store    *pgstore.Store
+	fleet    *driverproxy.Fleet
+	recorder *recorder.Recorder
+	others   *httpapi.Peers
+	wake     func(session string) // as a notification does
+	stop     func()               // as SIGTERM does, and waits
 
 	database, hosts *line
 	peers           *line  // the other orchestrators' way to it
@@ -115,6 +116,7 @@ func newMate(t *testing.T, dsn, keyDSN, dir, name string, ttl time.Duration) (o 
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool-" + name, Journal: o.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
 	must(t, err)
+	o.recorder = rec
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 	o.fleet = driverproxy.NewFleet(driverproxy.Config{Orchestrator: name, Epoch: name, Directory: directory{Store: o.store}, Log: log})
 	hosts := httptest.NewServer(o.fleet.Handler())
