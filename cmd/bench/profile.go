@@ -181,7 +181,7 @@ func holdProfile(ctx context.Context, store *pgstore.Store) (c orchestrator.Clai
 	if err := enrolHost(ctx, store); err != nil {
 		return c, err
 	}
-	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
+	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}, orchestrator.Act{By: "bench"}); err != nil {
 		return c, err
 	}
 	hello := wire.Hello{Protocol: wire.Version, Host: "bench", Devices: []wire.Device{{Name: "phone", Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: wire.DeviceReady}}}

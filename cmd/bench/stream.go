@@ -226,7 +226,7 @@ type ground struct {
 // on brings orchestrator and host up.
 func (f *fleet) on(ctx context.Context, g ground, dir string, devices []host.Device) error {
 	store, log := g.store, zap.NewNop()
-	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}); err != nil {
+	if _, err := store.PutAccount(ctx, "bench", api.PutAccount{Recordings: string(place.EUOnly)}, orchestrator.Act{By: "bench"}); err != nil {
 		return err
 	}
 	deps, err := f.parts(ctx, dir, g, log)
