@@ -21,20 +21,27 @@ import (
 //	501 NotImplemented  server-side encryption, tagging, ACL, object lock and website headers and requests
 //	501 NotImplemented  aws-chunked bodies and trailing checksums
 //	400 InvalidPart     Complete with parts of unequal size (but the last), or under 5 MiB
+//	400 ExpiredRequest  a presigned URL after its time
+//	404 NoSuchBucket    a bucket of another jurisdiction, once See was called
+//	429 TooManyRequests a second write of an object (PutObject, Complete) within a second
 //
 // It counts what passes, and can be cut off, as a region that is down. Requests are forwarded as they are, so
 // that signatures hold.
-//
-// Out of scope: rate limits, expired URLs, jurisdictions.
 type Strict struct {
 	proxy *httputil.ReverseProxy
+	now   func() time.Time
 
 	mu    sync.Mutex // guards what follows
 	sizes map[string]map[int]int64
 	calls map[string]int
 	down  map[string]bool
 	lose  map[string]int
+	wrote map[string]time.Time // by path, within the last writeEvery
+	see   map[string]bool      // nil: every bucket
 }
+
+// writeEvery is how often an object may be written.
+const writeEvery = time.Second
 
 // NewStrict is in front of the server at endpoint.
 func NewStrict(endpoint string) (*Strict, error) {
@@ -42,7 +49,7 @@ func NewStrict(endpoint string) (*Strict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3server: strict: %w", err)
 	}
-	s := &Strict{sizes: map[string]map[int]int64{}, calls: map[string]int{}, down: map[string]bool{}, lose: map[string]int{}}
+	s := &Strict{sizes: map[string]map[int]int64{}, calls: map[string]int{}, down: map[string]bool{}, lose: map[string]int{}, wrote: map[string]time.Time{}, now: time.Now}
 	s.proxy = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)
@@ -61,6 +68,17 @@ func (s *Strict) Cut(bucket string, down bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down[bucket] = down
+}
+
+// See limits it to a jurisdiction's buckets: others are not there. Two in front of one server, each with buckets of its own, are two
+// jurisdictions.
+func (s *Strict) See(buckets ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.see = map[string]bool{}
+	for _, b := range buckets {
+		s.see[b] = true
+	}
 }
 
 // Lose has the next n requests of an operation executed and their answers lost.
@@ -101,7 +119,7 @@ func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	bucket, _ := splitPath(r.URL.Path)
 	op := operation(r)
 	s.mu.Lock()
-	down := s.down[bucket]
+	down, seen := s.down[bucket], s.see == nil || s.see[bucket]
 	s.calls[bucket+" "+op]++
 	lose := s.lose[op] > 0 && !down
 	if lose {
@@ -110,6 +128,14 @@ func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	if down {
 		panic(http.ErrAbortHandler)
+	}
+	if !seen {
+		refuse(w, http.StatusNotFound, "NoSuchBucket", "there is no bucket "+bucket+" in this jurisdiction")
+		return
+	}
+	if expired(r, s.now()) {
+		refuse(w, http.StatusBadRequest, "ExpiredRequest", "the URL has expired")
+		return
 	}
 	if why := unimplemented(r); why != "" {
 		refuse(w, http.StatusNotImplemented, "NotImplemented", why+" is not implemented")
@@ -137,6 +163,10 @@ func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
+	if (op == "PutObject" || op == "Complete") && s.tooSoon(r.URL.Path) {
+		refuse(w, http.StatusTooManyRequests, "TooManyRequests", "an object may be written once a second")
+		return
+	}
 	if lose {
 		s.proxy.ServeHTTP(&void{header: http.Header{}}, r)
 		panic(http.ErrAbortHandler)
@@ -150,6 +180,37 @@ type void struct{ header http.Header }
 func (v *void) Header() http.Header         { return v.header }
 func (v *void) Write(b []byte) (int, error) { return len(b), nil }
 func (v *void) WriteHeader(int)             {}
+
+// expired says whether a presigned URL is past its time; a request that is signed in its header never is.
+func expired(r *http.Request, now time.Time) bool {
+	q := r.URL.Query()
+	if !q.Has("X-Amz-Expires") {
+		return false
+	}
+	signed, err := time.Parse("20060102T150405Z", q.Get("X-Amz-Date"))
+	if err != nil {
+		return false // the server behind says what is wrong with it
+	}
+	seconds, err := strconv.Atoi(q.Get("X-Amz-Expires"))
+	return err == nil && now.After(signed.Add(time.Duration(seconds)*time.Second))
+}
+
+// tooSoon counts a write of an object, unless there was one just now.
+func (s *Strict) tooSoon(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for p, at := range s.wrote {
+		if now.Sub(at) >= writeEvery {
+			delete(s.wrote, p)
+		}
+	}
+	if _, ok := s.wrote[path]; ok {
+		return true
+	}
+	s.wrote[path] = now
+	return false
+}
 
 func unimplemented(r *http.Request) string {
 	for name := range r.Header {

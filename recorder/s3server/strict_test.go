@@ -81,7 +81,7 @@ func TestStrictChecksPartSizesAtComplete(t *testing.T) {
 		"too small":          {[]int{1 << 20, 1 << 20, 100}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bucket, key := aws.String("recordings"), aws.String("k")
+			bucket, key := aws.String("recordings"), aws.String(strings.ReplaceAll(name, " ", "-"))
 			up, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: bucket, Key: key})
 			if err != nil {
 				t.Fatal(err)
@@ -132,4 +132,68 @@ func TestStrictCutsAndLoses(t *testing.T) {
 	if b, _ := io.ReadAll(out.Body); string(b) != "x" {
 		t.Errorf("stored %q", b)
 	}
+}
+
+func TestStrictTakesOneWriteOfAnObjectASecond(t *testing.T) {
+	front, client := strictClient(t)
+	now := time.Now()
+	front.now = func() time.Time { return now }
+	put := func(key string) error {
+		_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: &key, Body: strings.NewReader("x")})
+		return err
+	}
+	if err := errors.Join(put("a"), put("b")); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(writeEvery - 1)
+	wantCode(t, put("a"), "TooManyRequests")
+	now = now.Add(1)
+	if err := put("a"); err != nil {
+		t.Errorf("after a second: %v", err)
+	}
+	wantCode(t, put("a"), "TooManyRequests")
+}
+
+func TestStrictRefusesAnExpiredURL(t *testing.T) {
+	front, client := strictClient(t)
+	if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")}); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := s3.NewPresignClient(client).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k")}, s3.WithPresignExpires(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func() (int, string) {
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+		resp, err := c.Get(signed.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	if code, body := get(); code != http.StatusOK || body != "x" {
+		t.Errorf("in time: %d %s", code, body)
+	}
+	front.now = func() time.Time { return time.Now().Add(2 * time.Minute) }
+	if code, body := get(); code != http.StatusBadRequest || !strings.Contains(body, "<Code>ExpiredRequest</Code>") {
+		t.Errorf("too late: %d %s", code, body)
+	}
+}
+
+func TestStrictJurisdictionsDoNotSeeOneAnother(t *testing.T) {
+	front, client := strictClient(t)
+	head := func() error {
+		_, err := client.HeadBucket(t.Context(), &s3.HeadBucketInput{Bucket: aws.String("recordings")})
+		return err
+	}
+	front.See("recordings")
+	if err := head(); err != nil {
+		t.Errorf("its own bucket: %v", err)
+	}
+	front.See("other")
+	wantCode(t, head(), "NotFound")
+	_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")})
+	wantCode(t, err, "NoSuchBucket")
 }
