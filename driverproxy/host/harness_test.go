@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == safari.Program {
 		os.Exit(safari.Main(os.Args))
 	}
+	if filepath.Base(os.Args[0]) == reusedProgram {
+		os.Exit(reusedMain(os.Args))
+	}
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case host.SuperviseCommand:
