@@ -94,8 +94,12 @@ const late = `((state = 'queued' AND queue_until <= now())
     OR (state IN ('starting', 'running', 'finishing') AND lease_until <= now()
         AND (state <> 'running' OR lease_until <= now() - make_interval(secs => $1))))`
 
-// reapSQL ends sessions of several accounts at once, and so has the lock that claims have, where there are any; see claim_sessions. Where $3
-// says so, those are ended as well whose waiter is gone, other than $2. The recursion looks at one row a waiter.
+// reapReason is as what such a session ends.
+const reapReason = `CASE WHEN state <> 'queued' THEN 'lease_lost' WHEN queue_until > now() THEN 'cancelled'
+    WHEN EXISTS (SELECT FROM lanes n WHERE n.account = sessions.account AND n.want = sessions.want AND NOT n.open) THEN 'quota' ELSE 'device_unavailable' END`
+
+// reapSQL ends late sessions, up to 1000 of a kind. Where $3 says so, those are ended as well whose waiter is gone, other than $2. The recursion looks at
+// one row a waiter. Each kind is read in its index's order: sessions that ended long ago have the planner believe that most are late.
 const reapSQL = `
 WITH RECURSIVE waiters AS (
     (SELECT waiter FROM sessions WHERE state = 'queued' AND waiter <> '' AND $3 ORDER BY waiter LIMIT 1)
@@ -103,18 +107,21 @@ WITH RECURSIVE waiters AS (
     SELECT (SELECT s.waiter FROM sessions s WHERE s.state = 'queued' AND s.waiter <> '' AND s.waiter > w.waiter ORDER BY s.waiter LIMIT 1)
     FROM waiters w WHERE w.waiter IS NOT NULL),
 gone AS MATERIALIZED (SELECT waiter FROM waiters WHERE waiter <> $2 AND NOT ` + waiterLive + `),
-l AS MATERIALIZED (SELECT pg_advisory_xact_lock(7236838, 1) IS NULL AS got WHERE EXISTS (SELECT FROM sessions WHERE ` + late + `)),
-late AS (
-    SELECT id, CASE WHEN state <> 'queued' THEN 'lease_lost' WHEN queue_until > now() THEN 'cancelled'
-        WHEN EXISTS (SELECT FROM lanes n WHERE n.account = sessions.account AND n.want = sessions.want AND NOT n.open) THEN 'quota'
-        ELSE 'device_unavailable' END AS reason
-    FROM sessions WHERE NOT (SELECT got FROM l) AND ` + late + ` FOR UPDATE SKIP LOCKED),
+seen AS MATERIALIZED (
+    (SELECT id FROM sessions WHERE state = 'queued' AND queue_until <= now() ORDER BY queue_until LIMIT 1000)
+    UNION
+    SELECT s.id FROM gone CROSS JOIN LATERAL (
+        SELECT id FROM sessions WHERE state = 'queued' AND waiter <> '' AND waiter = gone.waiter ORDER BY waiter LIMIT 1000) s
+    UNION
+    (SELECT id FROM sessions WHERE state IN ('starting', 'running', 'finishing') AND lease_until <= now() ORDER BY lease_until LIMIT 1000)),
+late AS MATERIALIZED (
+    SELECT s.id FROM seen CROSS JOIN LATERAL (SELECT id FROM sessions WHERE id = seen.id AND ` + late + ` FOR UPDATE SKIP LOCKED) s),
 s AS (
-    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL, reason = late.reason,
-           detail = CASE late.reason WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone'
+    UPDATE sessions SET state = 'ended', ended_at = now(), lease_until = NULL, want_caps = NULL, caps = NULL, reason = ` + reapReason + `,
+           detail = CASE ` + reapReason + ` WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone'
                WHEN 'quota' THEN 'its account had as many sessions on devices as it may have at once' ELSE detail END
-    FROM late WHERE sessions.id = late.id RETURNING sessions.id, sessions.reason, sessions.term),
-d AS (UPDATE devices SET session = NULL WHERE session IN (SELECT id FROM s)),
+    WHERE id = ANY (ARRAY (SELECT id FROM late)) RETURNING id, reason, term),
+d AS (UPDATE devices SET session = NULL WHERE session = ANY (ARRAY (SELECT id FROM s))),
 e AS (
     INSERT INTO session_events (session, seq, at, kind, term, reason)
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s
