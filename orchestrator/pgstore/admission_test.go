@@ -234,6 +234,10 @@ func TestMovesTakeNothingOfAQuota(t *testing.T) {
 	none("starting")
 	ok(s.Running(t.Context(), c[0].Session, c[0].Term, nil))
 	none("running")
+	other := wish("a")
+	other.Want.Host = "mac-1" // another want, and so a lane that nobody has shut
+	mustCreate(t, s, other)
+	none("for another want")
 	ok(s.HandOver(t.Context(), orchestrator.Event{Session: c[0].Session, Term: c[0].Term, Seq: c[0].LastEvent + 1, At: time.Now(), Kind: orchestrator.EventHandedOver}))
 	none("handed over")
 	a, adopted, err := s.Adopt(t.Context(), "other", []string{"mac-1"}, time.Minute)
