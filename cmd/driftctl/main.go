@@ -120,7 +120,7 @@ type cli struct {
 
 		ProfileExecution struct {
 			ID      string `arg:""`
-			Allowed string `arg:"" optional:"" enum:",any,eu" help:"Change it first: any, or eu for devices that are declared to be in a member state of the EU."`
+			Allowed string `arg:"" optional:"" enum:",any,eu" default:"" help:"Change it first: any, or eu for devices that are declared to be in a member state of the EU."`
 			Reason  string `help:"Why; it goes into the audit log."`
 		} `cmd:"" help:"Show where an account's sessions with a profile may run: any or eu."`
 	} `cmd:"" help:"Accounts."`
