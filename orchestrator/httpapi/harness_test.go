@@ -278,7 +278,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(40 * time.Second)
 	for !ok() {
 		select {
 		case <-tick.C:
