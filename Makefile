@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 PROGRAMS := orchestrator driverhost driftctl devstack
 # Where a package's tests share a machine with real browsers, a slow one must not pass for a hung one.
 # Many tests wait for most of their time: for a lease to run out, for a partition to be noticed.
-TESTFLAGS ?= -race -parallel 4 -timeout 20m
+TESTFLAGS ?= -race -parallel 3 -timeout 20m
 # The longest first: one that begins late ends alone.
 PACKAGES ?= ./cmd/devstack ./orchestrator/httpapi ./tunnel ./driverproxy/host ./orchestrator/pgstore ./...
 

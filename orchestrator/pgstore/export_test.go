@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
@@ -448,4 +449,36 @@ func (s *Store) AllowedAnywhere(t testing.TB, session string) (anywhere bool) {
 		t.Fatal(err)
 	}
 	return anywhere
+}
+
+// CreateTogether creates sessions of what is not yet wanted by any, in one statement, and says which were refused for a quota or the queue's room. together is
+// whether one statement did it.
+func (s *Store) CreateTogether(t testing.TB, sessions ...orchestrator.NewSession) (queueFull, createsFull []bool, together bool) {
+	t.Helper()
+	var of []creation
+	for _, n := range sessions {
+		w, err := wantedOf(n.Want, n.Browser, n.BiDi)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := s.want(context.Background(), w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of = append(of, creation{n, want})
+	}
+	all, err := s.batches.creates.run(context.Background(), of)
+	if errors.Is(err, errAlone) {
+		return nil, nil, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range all {
+		queueFull, createsFull = append(queueFull, !v.queueOK), append(createsFull, !v.createsOK)
+		if (v.at == nil) != (!v.queueOK || !v.createsOK) {
+			t.Errorf("%+v", v)
+		}
+	}
+	return queueFull, createsFull, true
 }

@@ -1,0 +1,103 @@
+package pgstore_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/pgstore"
+)
+
+// TestCreatesTogether: what is created in one statement goes over no limit, and only those are refused that would.
+func TestCreatesTogether(t *testing.T) {
+	s := open(t, 1)
+	many := func(n int, account string, l orchestrator.Limits) (list []orchestrator.NewSession) {
+		for range n {
+			w := wish(account)
+			w.Limits = l
+			list = append(list, w)
+		}
+		return list
+	}
+	two := orchestrator.Limits{Queued: 2}
+	full, _, _ := s.CreateTogether(t, slices.Concat(many(2, "a", two), many(1, "b", two), many(1, "a", two))...)
+	if !slices.Equal(full, []bool{false, false, false, true}) {
+		t.Errorf("over the queue's quota: %v", full)
+	}
+	_, over, _ := s.CreateTogether(t, many(3, "b", orchestrator.Limits{CreatesPerMinute: 3})...)
+	if !slices.Equal(over, []bool{false, false, true}) {
+		t.Errorf("over the creates' quota: %v", over)
+	}
+
+	// The queue has room for 16 in pieces of one: each alone.
+	small := many(2, "a", orchestrator.Limits{})
+	small[0].QueueLimit, small[1].QueueLimit = 16, 16
+	if _, _, together := s.CreateTogether(t, small...); together {
+		t.Error("two went where there is room for one")
+	}
+	// Five are queued. Whichever pieces have room, a queue of three has none.
+	none := wish("a")
+	none.QueueLimit = 3
+	for range 5 {
+		var is *orchestrator.QueueFullError
+		if _, err := s.Create(t.Context(), none); !errors.As(err, &is) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if wrong := s.Counts(t); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}
+
+// TestBatchesOfClaimsAreFair: several claimed at once are of whom they would be of one by one.
+func TestBatchesOfClaimsAreFair(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	const each, claims = 30, 48
+	accounts := []string{"a", "b", "c"}
+	weights := []int{1 + rnd.IntN(5), 1 + rnd.IntN(5), 1 + rnd.IntN(5)}
+	ready := func() *pgstore.Store {
+		s := open(t, claims)
+		for i, id := range accounts {
+			_, err := s.PutAccount(t.Context(), id, api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"})
+			must(t, err)
+			must(t, second(s.PutQuota(t.Context(), id, api.Quota{Weight: weights[i]}, orchestrator.Act{By: "ada"})))
+		}
+		for range each {
+			for _, id := range accounts {
+				mustCreate(t, s, wish(id))
+			}
+		}
+		return s
+	}
+	take := func(s *pgstore.Store, most int, served map[string]int) {
+		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
+		must(t, err)
+		if len(got) != most {
+			t.Fatalf("%d were claimed, not %d", len(got), most)
+		}
+		for _, c := range got {
+			served[c.Account]++
+		}
+	}
+	one, several := ready(), ready()
+	singly, together := map[string]int{}, map[string]int{}
+	for left := claims; left > 0; {
+		n := min(left, 1+rnd.IntN(12))
+		left -= n
+		for range n {
+			take(one, 1, singly)
+		}
+		take(several, n, together)
+		for _, id := range accounts {
+			if d := singly[id] - together[id]; d < -1 || d > 1 { // of those whose turn comes at the same moment one may be before the other
+				t.Fatalf("weights %v: after %d claims %v one by one, %v in batches", weights, claims-left, singly, together)
+			}
+		}
+	}
+}
