@@ -13,7 +13,7 @@ DROP FUNCTION count_session, count_queue;
 -- count_sessions keeps account_load, lanes and queue_room: whatever statement changes sessions' states, the counts follow. Everybody locks
 -- sessions, then accounts in their order, then pieces of the queue's room in theirs.
 -- +goose StatementBegin
-CREATE FUNCTION count_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION count_sessions() RETURNS trigger LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     whose   text[];
     waiting integer[]; -- by how many more are queued
@@ -106,7 +106,7 @@ CREATE TRIGGER sessions_deleted AFTER DELETE ON sessions REFERENCING OLD TABLE A
 -- of all at once. Whoever claims has the advisory lock, and tells nobody: who called it does, once it is committed.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION claim_sessions(who text, reach text[], ttl double precision, most integer, default_active integer)
-RETURNS TABLE (claimed sessions, seq bigint) LANGUAGE plpgsql AS $$
+RETURNS TABLE (claimed sessions, seq bigint) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     stride  CONSTANT bigint := 1000000;
     live    bigint[];
