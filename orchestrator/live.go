@@ -371,9 +371,5 @@ func (d driver) Do(ctx context.Context, method, path string, body []byte) (json.
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Err(); err != nil {
-		return nil, err
-	}
-	var v json.RawMessage
-	return v, a.Value(&v)
+	return a.Raw()
 }

@@ -39,11 +39,7 @@ func sender(send func(context.Context, webdriver.Command) (webdriver.Answer, err
 		if err != nil {
 			return nil, err
 		}
-		if err := answer.Err(); err != nil {
-			return nil, err
-		}
-		var value json.RawMessage
-		return value, answer.Value(&value)
+		return answer.Raw()
 	}
 }
 

@@ -88,11 +88,7 @@ func (s sweepDriver) Do(ctx context.Context, method, path string, body []byte) (
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Err(); err != nil {
-		return nil, err
-	}
-	var v json.RawMessage
-	return v, a.Value(&v)
+	return a.Raw()
 }
 
 // sweepUp takes from the browser what was stored for the pages' sites, the latest first, and makes sure of it.

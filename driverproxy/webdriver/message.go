@@ -44,6 +44,16 @@ func (a Answer) Err() error {
 	return &e
 }
 
+// Raw is the value of the envelope as it is, or the error that the answer is.
+func (a Answer) Raw() (json.RawMessage, error) {
+	if err := a.Err(); err != nil {
+		return nil, err
+	}
+	var v json.RawMessage
+	err := a.Value(&v)
+	return v, err
+}
+
 // Value decodes the value of the envelope into v.
 func (a Answer) Value(v any) error {
 	var envelope struct {
