@@ -59,8 +59,9 @@ func (s *Store) Account(ctx context.Context, id string) (api.Account, error) {
 
 func readAccount(ctx context.Context, db querier, id string) (api.Account, error) {
 	v := api.Account{ID: id}
-	return v, db.QueryRow(ctx, `
+	err := db.QueryRow(ctx, `
 		SELECT recordings, created_at, (SELECT count(*) FROM recording_copies c JOIN recordings r ON r.id = c.recording
 		                                WHERE r.account = a.id AND c.state = 'removing')
 		FROM accounts a WHERE id = $1`, id).Scan(&v.Recordings, &v.CreatedAt, &v.Removing)
+	return v, err
 }

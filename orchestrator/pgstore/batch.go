@@ -160,9 +160,6 @@ func (b *batch[T, R]) ask(calls []*call[T, R]) error {
 	ctx, cancel := context.WithDeadline(context.Background(), until)
 	defer cancel()
 	answers, err := b.run(ctx, of)
-	if errors.Is(err, errAlone) {
-		return err
-	}
 	if err != nil {
 		return unavailable(err)
 	}

@@ -158,7 +158,7 @@ func newCreates(pool *pgxpool.Pool) *batch[creation, admission] {
 	return &batch[creation, admission]{run: func(ctx context.Context, of []creation) ([]admission, error) {
 		all, err := admit(ctx, pool, of)
 		if err == nil && len(of) > 1 && slices.ContainsFunc(all, admission.full) { // there may be room for some
-			err = errAlone
+			err = verdict{errAlone}
 		}
 		return all, err
 	}}

@@ -468,7 +468,7 @@ func (s *Store) CreateTogether(t testing.TB, sessions ...orchestrator.NewSession
 		of = append(of, creation{n, want})
 	}
 	all, err := s.batches.creates.run(context.Background(), of)
-	if errors.Is(err, errAlone) {
+	if errors.Is(unavailable(err), errAlone) {
 		return nil, nil, false
 	}
 	if err != nil {

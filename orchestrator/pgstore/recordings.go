@@ -127,12 +127,9 @@ type RecordingFilter struct {
 
 // Recordings is one page of recordings, newest first.
 func (s *Store) Recordings(ctx context.Context, f RecordingFilter) (api.RecordingList, error) {
-	before, id := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""
-	if f.Cursor != "" {
-		var err error
-		if before, id, err = parseCursor(f.Cursor); err != nil {
-			return api.RecordingList{}, err
-		}
+	before, id, err := parseCursor(f.Cursor)
+	if err != nil {
+		return api.RecordingList{}, err
 	}
 	where, args := `(r.started_at, r.id) < ($1, $2)`, []any{before, id, f.Limit + 1}
 	narrow := func(condition string, value any) { // apart, so that each plan is for what is asked

@@ -71,12 +71,9 @@ type SessionFilter struct {
 
 // List is one page of sessions, newest first.
 func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, error) {
-	before, id := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""
-	if f.Cursor != "" {
-		var err error
-		if before, id, err = parseCursor(f.Cursor); err != nil {
-			return api.SessionList{}, err
-		}
+	before, id, err := parseCursor(f.Cursor)
+	if err != nil {
+		return api.SessionList{}, err
 	}
 	labelled, args := ``, []any{f.Account, f.Profile, f.Host, f.State, before, id, f.Limit + 1}
 	if len(f.Labels) > 0 { // apart, so that the others' plan does not have to fit it
@@ -107,7 +104,11 @@ func cursorAfter(at time.Time, id string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(at.Format(time.RFC3339Nano) + " " + id))
 }
 
+// parseCursor is what a page comes after: without a cursor everything does.
 func parseCursor(c string) (time.Time, string, error) {
+	if c == "" {
+		return time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), "", nil
+	}
 	bad := &orchestrator.InvalidError{Field: "cursor", Problem: "pass next of the page before, unchanged"}
 	b, err := base64.RawURLEncoding.DecodeString(c)
 	if err != nil {
