@@ -29,9 +29,12 @@ type AuditFilter struct {
 
 // Audit is one page of the audit log, newest first.
 func (s *Store) Audit(ctx context.Context, f AuditFilter) (api.AuditList, error) {
+	n := narrowed{`true`, []any{f.Limit + 1}}
+	n.by(`host = $%d`, f.Host, f.Host != "")
+	n.by(`id < $%d`, f.Before, f.Before != 0)
 	rows, err := s.pool.Query(ctx, `
 		SELECT id, at, actor, action, host, device, session, reason, detail, account FROM audit
-		WHERE ($1 = '' OR host = $1) AND ($2 = 0 OR id < $2) ORDER BY id DESC LIMIT $3`, f.Host, f.Before, f.Limit+1)
+		WHERE `+n.where+` ORDER BY id DESC LIMIT $1`, n.args...)
 	if err != nil {
 		return api.AuditList{}, unavailable(err)
 	}

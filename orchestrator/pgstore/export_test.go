@@ -333,7 +333,7 @@ func (s *Store) Ended(t testing.TB, sessions int) {
 	s.exec(t, `ANALYZE sessions`)
 }
 
-// Explained is the same store, with every plan that is carried out shown, those inside functions and triggers too.
+// Explained is the same store, with every plan that was carried out shown, those inside functions and triggers too, and how many rows it read.
 func (s *Store) Explained(t testing.TB, show func(plan string)) *Store {
 	t.Helper()
 	cfg := s.pool.Config()
@@ -345,7 +345,7 @@ func (s *Store) Explained(t testing.TB, show func(plan string)) *Store {
 	}
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		_, err := c.Exec(ctx, `LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
-			SET auto_explain.log_level = notice`)
+			SET auto_explain.log_level = notice; SET auto_explain.log_analyze = on; SET auto_explain.log_timing = off`)
 		return err
 	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
@@ -356,6 +356,35 @@ func (s *Store) Explained(t testing.TB, show func(plan string)) *Store {
 	t.Cleanup(e.Close)
 	return e
 }
+
+// Unanalysed has nobody look at the tables any more, so that plans stay.
+func (s *Store) Unanalysed(t testing.TB) {
+	for _, table := range []string{"sessions", "session_events", "devices", "lanes", "account_load"} {
+		s.exec(t, `ALTER TABLE `+table+` SET (autovacuum_enabled = off)`)
+	}
+}
+
+// Grow adds queued sessions, each with its event, and as many that have ended.
+func (s *Store) Grow(t testing.TB, prefix string, n int) {
+	s.exec(t, `
+		INSERT INTO sessions (id, account, want, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, piece, state, reason, ended_at)
+		SELECT $2 || s || n, 'b', (SELECT min(id) FROM wants), false, 'eu', 60, 3600, 60, now() + interval '1 hour', n % 16, s,
+		    CASE s WHEN 'ended' THEN 'completed' ELSE '' END, CASE s WHEN 'ended' THEN now() END
+		FROM unnest('{queued,ended}'::text[]) s, generate_series(1, $1::int) n`, n, prefix)
+	s.exec(t, `INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM sessions ON CONFLICT DO NOTHING`)
+}
+
+// Deadlocks is how many there have been in the database, once all other connections to it are closed.
+func (s *Store) Deadlocks(t testing.TB) (n int) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// DSN is how to connect to its database.
+func (s *Store) DSN() string { return s.pool.Config().ConnString() }
 
 // Crowd adds hosts with devices, queued sessions of both accounts and running ones, as if they had come through the store. Statistics are fresh.
 func (s *Store) Crowd(t testing.TB, hosts, devicesEach, queued, running int) {
@@ -386,6 +415,11 @@ func (s *Store) Crowd(t testing.TB, hosts, devicesEach, queued, running int) {
 // Weigh gives an account a weight.
 func (s *Store) Weigh(t testing.TB, account string, weight int) {
 	s.exec(t, `UPDATE account_load SET weight = $2 WHERE account = $1`, account, weight)
+}
+
+// AgeCreated makes a session one that was queued so much earlier.
+func (s *Store) AgeCreated(t testing.TB, session string, by time.Duration) {
+	s.exec(t, `UPDATE sessions SET created_at = created_at - make_interval(secs => $2) WHERE id = $1`, session, by.Seconds())
 }
 
 // AgeStarted makes a session one that has had its device for so much longer.

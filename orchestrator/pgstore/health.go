@@ -182,6 +182,12 @@ func readHosts(ctx context.Context, from batcher, name string) ([]api.HostDetail
 	var facts []hostFacts
 	var list []api.HostDetail
 	links := map[string][]linkFacts{}
+	of := func(column string) narrowed {
+		n := narrowed{where: `true`}
+		n.by(column+` = $%d`, name, name != "")
+		return n
+	}
+	one, linksOf := of(`name`), of(`host`)
 	b := &pgx.Batch{}
 	b.Queue(`SELECT now(), coalesce((SELECT array_agg(orchestrator ORDER BY orchestrator) FROM gateways WHERE seen_at > now() - interval '30 seconds'), '{}')`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&now, &gateways) })
@@ -190,7 +196,7 @@ func readHosts(ctx context.Context, from batcher, name string) ([]api.HostDetail
 		       join_expires_at, revoked_at, pulsed_at, pulsed_to, pulse_reason, seen_at, created_at,
 		       cordoned_at, cordoned_by, cordon_reason, drain_until,
 		       (SELECT count(*) FROM devices d WHERE d.host = hosts.name), (SELECT count(*) FROM devices d WHERE d.host = hosts.name AND session IS NOT NULL)
-		FROM hosts WHERE $1 = '' OR name = $1 ORDER BY name`, name).
+		FROM hosts WHERE `+one.where+` ORDER BY name`, one.args...).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				var h hostFacts
@@ -213,7 +219,7 @@ func readHosts(ctx context.Context, from batcher, name string) ([]api.HostDetail
 		SELECT host, orchestrator, `+live+`, reason, heard_at, written_at, lost_at, goodbye, round_trip, handshake_at, rx_bytes, tx_bytes, mtu,
 		       gateway, backend, repairs_handshake, repairs_socket, repairs_resolve, repairs_device, repaired_at,
 		       losses, CASE WHEN damped_until > now() THEN damped_until END
-		FROM host_links l WHERE $1 = '' OR host = $1 ORDER BY host, orchestrator`, name).
+		FROM host_links l WHERE `+linksOf.where+` ORDER BY host, orchestrator`, linksOf.args...).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				var l linkFacts
@@ -292,13 +298,15 @@ func (s *Store) Devices(ctx context.Context) ([]api.Device, error) { return s.de
 
 // devices lists those of one host, or all when host is empty.
 func (s *Store) devices(ctx context.Context, host string) ([]api.Device, error) {
+	n := narrowed{where: `true`}
+	n.by(`host = $%d`, host, host != "")
 	rows, err := s.pool.Query(ctx, `
-		WITH d AS (SELECT d.*, state <> 'quarantined' AND NOT `+connected+` AS offline FROM devices d WHERE $1 = '' OR host = $1)
+		WITH d AS (SELECT d.*, state <> 'quarantined' AND NOT `+connected+` AS offline FROM devices d WHERE `+n.where+`)
 		SELECT host, name, kind, browser, bidi, model, platform_name, platform_version, country, labels,
 		       CASE WHEN offline THEN 'offline' WHEN state = 'ready' AND session IS NOT NULL THEN 'busy' ELSE state END,
 		       CASE WHEN offline THEN 'its host is not connected' ELSE reason END, coalesce(session, ''),
 		       cordoned_at, cordoned_by, cordon_reason, host_cordoned
-		FROM d ORDER BY host, name`, host)
+		FROM d ORDER BY host, name`, n.args...)
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -1,8 +1,10 @@
 package pgstore_test
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -16,32 +18,55 @@ import (
 )
 
 var (
-	scanned = regexp.MustCompile(`Seq Scan on (sessions|devices)\b`)
+	// read is a node that reads a table, with how many rows it gave each time, how often, and how many of each time were not wanted.
+	read = regexp.MustCompile(`Scan (?:using \w+ )?on (sessions|session_events|devices)\b.*\(actual rows=(\d+) loops=(\d+)\)((?:\n +[^-\n].*)*)`)
+	left = regexp.MustCompile(`Rows Removed by \w+(?: \w+)*: (\d+)`)
 	// all are indices that sessions are in that have ended.
 	all = regexp.MustCompile(`\b(sessions)_(pkey|list|account|host|by_profile)\b`)
 )
+
+// mostRead is how many rows of one table a plan may read: far fewer than there are.
+const mostRead = 2000
+
+// readers are the tables that a plan reads more of.
+func readers(plan string) (tables []string) {
+	for _, m := range read.FindAllStringSubmatch(plan, -1) {
+		rows, _ := strconv.Atoi(m[2])
+		times, _ := strconv.Atoi(m[3])
+		for _, more := range left.FindAllStringSubmatch(m[4], -1) {
+			n, _ := strconv.Atoi(more[1])
+			rows += n
+		}
+		if rows*times > mostRead {
+			tables = append(tables, m[1])
+		}
+	}
+	return tables
+}
 
 // plans are those of what is done, by what it is called.
 type plans struct {
 	mu   sync.Mutex
 	seen int                            // guarded by mu
 	live bool                           // guarded by mu; only live sessions are to be read
-	bad  map[string]map[string]struct{} // guarded by mu; plans with a sequential scan, by table
+	bad  map[string]map[string]struct{} // guarded by mu; plans that read too much, by table
 }
 
 func (p *plans) show(plan string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.seen++
-	found := scanned.FindAllStringSubmatch(plan, -1)
+	found := readers(plan)
 	if p.live {
-		found = append(found, all.FindAllStringSubmatch(plan, -1)...)
-	}
-	for _, m := range found {
-		if p.bad[m[1]] == nil {
-			p.bad[m[1]] = map[string]struct{}{}
+		for _, m := range all.FindAllStringSubmatch(plan, -1) {
+			found = append(found, m[1])
 		}
-		p.bad[m[1]][plan] = struct{}{}
+	}
+	for _, table := range found {
+		if p.bad[table] == nil {
+			p.bad[table] = map[string]struct{}{}
+		}
+		p.bad[table][plan] = struct{}{}
 	}
 }
 
@@ -97,6 +122,47 @@ func testPlans(t *testing.T, queued int) {
 	}
 }
 
+// TestPlansOfANewDatabase: plans that were made when there were a few sessions, and are kept, are good for thousands.
+func TestPlansOfANewDatabase(t *testing.T) {
+	base := open(t, 20)
+	base.Unanalysed(t)
+	mustCreate(t, base, wish("b"))
+	base.Grow(t, "few-", 30)
+	p := &plans{bad: map[string]map[string]struct{}{}}
+	s := base.Explained(t, p.show)
+	for range 7 {
+		life(t, s)
+		turns(t, s)
+	}
+	base.Grow(t, "many-", 5000)
+	p.mu.Lock()
+	p.seen, p.bad = 0, map[string]map[string]struct{}{}
+	p.mu.Unlock()
+	for range 7 {
+		life(t, s)
+		turns(t, s)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen == 0 {
+		t.Error("no plan was shown")
+	}
+	for table, found := range p.bad {
+		for plan := range found {
+			t.Errorf("reads too many %s: %s", table, plan)
+		}
+	}
+}
+
+// reach is all hosts: there is a tunnel from each to every orchestrator.
+func reach() []string {
+	hosts := []string{"mac-1"}
+	for n := range 50 {
+		hosts = append(hosts, fmt.Sprintf("crowd-%d", n+1))
+	}
+	return hosts
+}
+
 // life is what a session passes.
 func life(t *testing.T, s *pgstore.Store) {
 	ctx := t.Context()
@@ -104,7 +170,7 @@ func life(t *testing.T, s *pgstore.Store) {
 	n.QueueLimit, n.Key = 1_000_000, orchestrator.Idempotency{Key: uuid.NewString()}
 	must(t, second(s.Offers(ctx, n.Want)))
 	mustCreate(t, s, n)
-	got, err := s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 2, 0)
+	got, err := s.Claim(ctx, "test", reach(), time.Minute, 2, 0)
 	must(t, err)
 	if len(got) != 2 {
 		t.Fatalf("%d sessions were claimed", len(got))
@@ -115,7 +181,7 @@ func life(t *testing.T, s *pgstore.Store) {
 	must(t, s.AppendEvents(ctx, []orchestrator.Event{{Session: c.Session, Term: c.Term, Seq: c.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRunning}}))
 	must(t, s.Finishing(ctx, c.Session, c.Term))
 	must(t, finish(s, c, orchestrator.Completed))
-	must(t, s.DeviceChanged(ctx, c.Host, wire.Device{Name: c.Device, Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: wire.DeviceReady}))
+	must(t, s.DevicesChanged(ctx, c.Host, []wire.Device{wire.Device{Name: c.Device, Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: wire.DeviceReady}}))
 	again := orchestrator.Event{Session: got[1].Session, Term: got[1].Term, Seq: got[1].LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRequeued}
 	must(t, second(s.Requeue(ctx, again)))
 }
@@ -123,13 +189,13 @@ func life(t *testing.T, s *pgstore.Store) {
 // turns is what happens to a session otherwise.
 func turns(t *testing.T, s *pgstore.Store) {
 	ctx := t.Context()
-	c, ok, err := claim(ctx, s, "test", []string{"mac-1"}, time.Minute)
+	c, ok, err := claim(ctx, s, "test", reach(), time.Minute)
 	if err != nil || !ok {
 		t.Fatalf("claim: %v %v", ok, err)
 	}
 	must(t, s.Running(ctx, c.Session, c.Term, nil))
 	must(t, s.HandOver(ctx, orchestrator.Event{Session: c.Session, Term: c.Term, Seq: c.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventHandedOver}))
-	if c, ok, err = s.Adopt(ctx, "test", []string{"mac-1"}, time.Minute); err != nil || !ok {
+	if c, ok, err = s.Adopt(ctx, "test", reach(), time.Minute); err != nil || !ok {
 		t.Fatalf("adopt: %v %v", ok, err)
 	}
 	must(t, s.Cancel(ctx, c.Session))
@@ -150,10 +216,9 @@ func watch(t *testing.T, s *pgstore.Store) {
 	must(t, second(s.EndDrained(ctx)))
 	must(t, second(s.DeviceFree(ctx)))
 	must(t, second(s.Whereabouts(ctx, "queued-1")))
-	if _, ok, err := s.Adopt(ctx, "test", []string{"mac-1"}, time.Minute); err != nil || ok {
+	if _, ok, err := s.Adopt(ctx, "test", reach(), time.Minute); err != nil || ok {
 		t.Fatalf("adopt: %v %v", ok, err)
 	}
-	must(t, second(s.Claim(ctx, "test", []string{"nowhere"}, time.Minute, 64, 0)))
 	must(t, s.HostUp(ctx, wire.Hello{Protocol: wire.Version, Host: "crowd-50", Devices: []wire.Device{{Name: "phone-200", Kind: "fake", State: wire.DeviceBusy}}}))
 }
 

@@ -37,13 +37,15 @@ func (s *Store) ChangeProfile(ctx context.Context, id string, p api.ChangeProfil
 
 // Profiles lists the profiles of an account, or of all; id, when set, picks one.
 func (s *Store) Profiles(ctx context.Context, account, id string) ([]api.Profile, error) {
+	n := narrowed{where: `p.deleted_at IS NULL`}
+	n.by(`p.account = $%d`, account, account != "")
+	n.by(`p.id = $%d`, id, id != "")
 	rows, err := s.pool.Query(ctx, `
 		SELECT p.id, p.account, p.name, p.archetype, p.description, p.generation, coalesce(g.bytes, 0), coalesce(g.state = 'quarantined', false),
 		       (SELECT count(*) FROM generations c WHERE c.profile = p.id AND c.state = 'candidate'), coalesce(s.id, ''), p.created_at
 		FROM profiles p LEFT JOIN generations g ON g.profile = p.id AND g.number = p.generation
 		     LEFT JOIN sessions s ON s.profile = p.id AND s.state <> 'ended' AND s.profile_mode <> 'readonly'
-		WHERE ($1 = '' OR p.account = $1) AND ($2 = '' OR p.id = $2) AND p.deleted_at IS NULL
-		ORDER BY p.created_at DESC, p.id LIMIT 1000`, account, id)
+		WHERE `+n.where+` ORDER BY p.created_at DESC, p.id LIMIT 1000`, n.args...)
 	if err != nil {
 		return nil, unavailable(err)
 	}

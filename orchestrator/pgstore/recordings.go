@@ -3,7 +3,6 @@ package pgstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -103,7 +102,9 @@ func (s *Store) Recording(ctx context.Context, session string) (api.Recording, s
 
 // RecordingByID is one recording, and the object's key; account, unless it is empty, is whose it has to be. ErrNotFound.
 func (s *Store) RecordingByID(ctx context.Context, id, account string) (api.Recording, string, error) {
-	return s.recording(ctx, `r.id = $1 AND ($2 = '' OR r.account = $2)`, id, account)
+	n := narrowed{`r.id = $1`, []any{id}}
+	n.by(`r.account = $%d`, account, account != "")
+	return s.recording(ctx, n.where, n.args...)
 }
 
 func (s *Store) recording(ctx context.Context, where string, args ...any) (api.Recording, string, error) {
@@ -131,27 +132,13 @@ func (s *Store) Recordings(ctx context.Context, f RecordingFilter) (api.Recordin
 	if err != nil {
 		return api.RecordingList{}, err
 	}
-	where, args := `(r.started_at, r.id) < ($1, $2)`, []any{before, id, f.Limit + 1}
-	narrow := func(condition string, value any) { // apart, so that each plan is for what is asked
-		args = append(args, value)
-		where += fmt.Sprintf(" AND "+condition, len(args))
-	}
-	if f.Account != "" {
-		narrow(`r.account = $%d`, f.Account)
-	}
-	if f.Session != "" {
-		narrow(`r.session = $%d`, f.Session)
-	}
-	if f.State != "" {
-		narrow(`CASE WHEN r.state = 'replicated' AND r.placement = 'eu' THEN 'available' ELSE r.state END = $%d`, f.State)
-	}
-	if !f.Since.IsZero() {
-		narrow(`r.started_at >= $%d`, f.Since)
-	}
-	if !f.Before.IsZero() {
-		narrow(`r.started_at < $%d`, f.Before)
-	}
-	list, err := s.recordings(ctx, where+` ORDER BY r.started_at DESC, r.id DESC LIMIT $3`, args...)
+	n := narrowed{`(r.started_at, r.id) < ($1, $2)`, []any{before, id, f.Limit + 1}}
+	n.by(`r.account = $%d`, f.Account, f.Account != "")
+	n.by(`r.session = $%d`, f.Session, f.Session != "")
+	n.by(`CASE WHEN r.state = 'replicated' AND r.placement = 'eu' THEN 'available' ELSE r.state END = $%d`, f.State, f.State != "")
+	n.by(`r.started_at >= $%d`, f.Since, !f.Since.IsZero())
+	n.by(`r.started_at < $%d`, f.Before, !f.Before.IsZero())
+	list, err := s.recordings(ctx, n.where+` ORDER BY r.started_at DESC, r.id DESC LIMIT $3`, n.args...)
 	if err != nil {
 		return api.RecordingList{}, err
 	}

@@ -75,14 +75,13 @@ func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, err
 	if err != nil {
 		return api.SessionList{}, err
 	}
-	labelled, args := ``, []any{f.Account, f.Profile, f.Host, f.State, before, id, f.Limit + 1}
-	if len(f.Labels) > 0 { // apart, so that the others' plan does not have to fit it
-		labelled, args = ` AND labels <> '{}' AND labels @> $8`, append(args, f.Labels)
-	}
-	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions
-		WHERE ($1 = '' OR account = $1) AND ($2 = '' OR profile = $2) AND ($3 = '' OR host = $3) AND ($4 = '' OR state = $4)
-		  AND (created_at, id) < ($5, $6)`+labelled+`
-		ORDER BY created_at DESC, id DESC LIMIT $7`, args...)
+	n := narrowed{`(created_at, id) < ($1, $2)`, []any{before, id, f.Limit + 1}}
+	n.by(`account = $%d`, f.Account, f.Account != "")
+	n.by(`profile = $%d`, f.Profile, f.Profile != "")
+	n.by(`host = $%d AND host <> ''`, f.Host, f.Host != "")
+	n.by(`state = $%d`, f.State, f.State != "")
+	n.by(`labels <> '{}' AND labels @> $%d`, f.Labels, len(f.Labels) > 0)
+	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions WHERE `+n.where+` ORDER BY created_at DESC, id DESC LIMIT $3`, n.args...)
 	if err != nil {
 		return api.SessionList{}, unavailable(err)
 	}

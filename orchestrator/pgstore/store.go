@@ -31,7 +31,7 @@ var migrations embed.FS
 
 // Channels of LISTEN/NOTIFY. A payload is an identifier or empty. What happens in every session's life is told by [news].
 const (
-	chanQueue   = "driftstack_queue"   // a session was queued or a device became free
+	chanQueue   = "driftstack_queue"   // a session was queued or a device became free; payload: the orchestrator that is to claim it, or empty
 	chanAdopt   = "driftstack_adopt"   // a session was handed over
 	chanSession = "driftstack_session" // payload: a session whose state or log changed
 	chanCancel  = "driftstack_cancel"  // payload: a session that shall end
@@ -92,6 +92,12 @@ func connect(ctx context.Context, dsn string, conns int32) (*pgxpool.Pool, error
 	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "30000"
 	// A process that is stopped in a transaction must not stop the others' for ever.
 	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "30000"
+	// Each statement is planned once a connection, for whatever it will be asked, and goes from row to row by indices. Plans by statistics are
+	// those of what a table was when they were made: of an empty one, in the first minutes of a database.
+	cfg.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_generic_plan"
+	for _, way := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"} {
+		cfg.ConnConfig.RuntimeParams[way] = "off"
+	}
 	cfg.ConnConfig.RuntimeParams["application_name"] = "driftstack"
 	cfg.MaxConns = max(cfg.MaxConns, conns)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
@@ -138,6 +144,20 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, files embed.FS, folder str
 		return fmt.Errorf("migrations: %w", err)
 	}
 	return nil
+}
+
+// narrowed is conditions with their arguments. What is not asked for is no condition, so that each plan is for what is.
+type narrowed struct {
+	where string
+	args  []any
+}
+
+// by adds a condition on a value that is asked for; %d is its place among the arguments.
+func (n *narrowed) by(condition string, value any, asked bool) {
+	if asked {
+		n.args = append(n.args, value)
+		n.where += fmt.Sprintf(" AND "+condition, len(n.args))
+	}
 }
 
 // unavailable marks errors of the connection, as opposed to answers of the database, and text that no database can hold
