@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -322,23 +324,35 @@ func (f *Fleet) reportDevices(h *hostConn) {
 		dirty := h.dirty
 		h.dirty = map[string]wire.Device{}
 		h.mu.Unlock()
-		failed := false
-		for _, d := range dirty {
-			ctx, cancel := context.WithTimeout(context.Background(), directoryLimit)
-			err := f.cfg.Directory.DeviceChanged(ctx, h.name, d)
-			cancel()
-			if err != nil {
-				f.cfg.Log.Error("device change not recorded", zap.String("host", h.name), zap.String("device", d.Name), zap.Error(err))
-				h.untold(d)
-				failed = true
-			}
-		}
-		if failed {
-			again.Reset(pause.NextBackOff())
-		} else {
+		if f.report(h, slices.Collect(maps.Values(dirty))) {
 			pause.Reset()
+		} else {
+			again.Reset(pause.NextBackOff())
 		}
 	}
+}
+
+// report tells of devices, all at once; where that fails, of each: one that cannot be told of must not hide the others.
+func (f *Fleet) report(h *hostConn, devices []wire.Device) bool {
+	if len(devices) == 0 {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), directoryLimit)
+	defer cancel()
+	err := f.cfg.Directory.DevicesChanged(ctx, h.name, devices)
+	switch {
+	case err == nil:
+		return true
+	case len(devices) == 1:
+		f.cfg.Log.Error("device change not recorded", zap.String("host", h.name), zap.String("device", devices[0].Name), zap.Error(err))
+		h.untold(devices[0])
+		return false
+	}
+	all := true
+	for _, d := range devices {
+		all = f.report(h, []wire.Device{d}) && all
+	}
+	return all
 }
 
 // untold keeps a change that could not be reported, unless a newer one of the device has come.

@@ -38,14 +38,14 @@ var (
 )
 
 // Directory is what the fleet needs to know about hosts, and where it tells what it learns. Calls for one host are made
-// one at a time: HostUp, then any DeviceChanged, then HostDown.
+// one at a time: HostUp, then any DevicesChanged, then HostDown.
 type Directory interface {
 	// HostByAddr names the enrolled host that owns the tunnel address.
 	HostByAddr(ctx context.Context, addr netip.Addr) (host string, err error)
 	// HostUp is called before the host is used; refusing closes its socket, and then HostDown is not called.
 	HostUp(ctx context.Context, hello wire.Hello) error
-	// DeviceChanged reports a device's newest state; states in between may be left out.
-	DeviceChanged(ctx context.Context, host string, d wire.Device) error
+	// DevicesChanged reports the newest states of some devices; states in between may be left out.
+	DevicesChanged(ctx context.Context, host string, devices []wire.Device) error
 	// HostDown says that the control socket is gone or silent. The cause wraps ErrGoodbye or ErrSilent where that is why, and
 	// what Drop was given.
 	HostDown(ctx context.Context, host string, cause error)

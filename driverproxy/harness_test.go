@@ -55,7 +55,7 @@ type directory struct {
 	mu    sync.Mutex
 	calls []string
 	downs error
-	away  int // calls of DeviceChanged that fail
+	away  int // calls of DevicesChanged that fail
 }
 
 func (d *directory) note(format string, args ...any) {
@@ -85,7 +85,7 @@ func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
 	return d.refuse
 }
 
-func (d *directory) DeviceChanged(_ context.Context, host string, v wire.Device) error {
+func (d *directory) DevicesChanged(_ context.Context, host string, list []wire.Device) error {
 	d.mu.Lock()
 	away := d.away > 0
 	d.away--
@@ -93,7 +93,9 @@ func (d *directory) DeviceChanged(_ context.Context, host string, v wire.Device)
 	if away {
 		return errors.New("the database is away")
 	}
-	d.note("device %s %s", v.Name, v.State)
+	for _, v := range list {
+		d.note("device %s %s", v.Name, v.State)
+	}
 	return nil
 }
 

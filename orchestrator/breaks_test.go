@@ -55,10 +55,10 @@ func (c *cables) cut() {
 // loopback is a directory of one host.
 type loopback struct{}
 
-func (loopback) HostByAddr(context.Context, netip.Addr) (string, error)   { return "mac-1", nil }
-func (loopback) HostUp(context.Context, wire.Hello) error                 { return nil }
-func (loopback) DeviceChanged(context.Context, string, wire.Device) error { return nil }
-func (loopback) HostDown(context.Context, string, error)                  {}
+func (loopback) HostByAddr(context.Context, netip.Addr) (string, error)      { return "mac-1", nil }
+func (loopback) HostUp(context.Context, wire.Hello) error                    { return nil }
+func (loopback) DevicesChanged(context.Context, string, []wire.Device) error { return nil }
+func (loopback) HostDown(context.Context, string, error)                     {}
 
 // roaming is a session that moves from one orchestrator to the next.
 type roaming struct {

@@ -24,10 +24,10 @@ const patient = 20 * time.Second
 
 type anyHost struct{}
 
-func (anyHost) HostByAddr(context.Context, netip.Addr) (string, error)   { return "mac-1", nil }
-func (anyHost) HostUp(context.Context, wire.Hello) error                 { return nil }
-func (anyHost) DeviceChanged(context.Context, string, wire.Device) error { return nil }
-func (anyHost) HostDown(_ context.Context, _ string, _ error)            {}
+func (anyHost) HostByAddr(context.Context, netip.Addr) (string, error)      { return "mac-1", nil }
+func (anyHost) HostUp(context.Context, wire.Hello) error                    { return nil }
+func (anyHost) DevicesChanged(context.Context, string, []wire.Device) error { return nil }
+func (anyHost) HostDown(_ context.Context, _ string, _ error)               {}
 
 // linkStore notes what is stored, and may be away.
 type linkStore struct {

@@ -112,10 +112,12 @@ func (d *directory) HostUp(_ context.Context, h wire.Hello) error {
 	return nil
 }
 
-func (d *directory) DeviceChanged(_ context.Context, _ string, v wire.Device) error {
+func (d *directory) DevicesChanged(_ context.Context, _ string, list []wire.Device) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.devices[v.Name] = v
+	for _, v := range list {
+		d.devices[v.Name] = v
+	}
 	return nil
 }
 

@@ -142,10 +142,12 @@ type directory struct {
 	changed func(wire.Device) // nil, or told of what is stored of a device
 }
 
-func (d directory) DeviceChanged(ctx context.Context, host string, v wire.Device) error {
-	err := d.Store.DeviceChanged(ctx, host, v)
+func (d directory) DevicesChanged(ctx context.Context, host string, list []wire.Device) error {
+	err := d.Store.DevicesChanged(ctx, host, list)
 	if err == nil && d.changed != nil {
-		d.changed(v)
+		for _, v := range list {
+			d.changed(v)
+		}
 	}
 	return err
 }

@@ -44,16 +44,17 @@ type batches struct {
 	offers     *batch[wanted, []webdriver.Offer]
 	creates    *batch[creation, admission]
 	looks      *batch[string, *api.Session]
+	wheres     *batch[string, *orchestrator.Whereabouts]
 	renewals   *batch[renewal, *string]
 	runnings   *batch[running, *string]
 	finishings *batch[lease, *string]
 	finishes   *batch[finish, *string]
-	devices    *batch[deviceNews, struct{}]
+	devices    *batch[[]deviceNews, struct{}]
 }
 
 func newBatches(pool *pgxpool.Pool) batches {
 	return batches{
-		offers: newOffers(pool), creates: newCreates(pool), looks: newLooks(pool), renewals: newRenewals(pool), runnings: newRunnings(pool), finishings: newFinishings(pool), finishes: newFinishes(pool),
+		offers: newOffers(pool), creates: newCreates(pool), looks: newLooks(pool), wheres: newWheres(pool), renewals: newRenewals(pool), runnings: newRunnings(pool), finishings: newFinishings(pool), finishes: newFinishes(pool),
 		devices: newDeviceNews(pool),
 	}
 }
@@ -63,6 +64,7 @@ func (b batches) close() {
 	b.offers.running.Wait()
 	b.creates.running.Wait()
 	b.looks.running.Wait()
+	b.wheres.running.Wait()
 	b.renewals.running.Wait()
 	b.runnings.running.Wait()
 	b.finishings.running.Wait()

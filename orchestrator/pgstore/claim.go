@@ -121,7 +121,8 @@ s AS (
            detail = CASE ` + reapReason + ` WHEN 'cancelled' THEN 'the orchestrator that its client waited at is gone'
                WHEN 'quota' THEN 'its account had as many sessions on devices as it may have at once' ELSE detail END
     WHERE id = ANY (ARRAY (SELECT id FROM late)) RETURNING id, reason, term),
-d AS (UPDATE devices SET session = NULL WHERE session = ANY (ARRAY (SELECT id FROM s))),
+held AS MATERIALIZED (` + devicesOf + `),
+d AS (UPDATE devices d SET session = NULL FROM held WHERE d.host = held.host AND d.name = held.name),
 e AS (
     INSERT INTO session_events (session, seq, at, kind, term, reason)
     SELECT id, 1 + (SELECT max(seq) FROM session_events e WHERE e.session = s.id), now(), 'ended', term, reason FROM s

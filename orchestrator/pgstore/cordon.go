@@ -64,7 +64,7 @@ func (s *Store) UncordonHost(ctx context.Context, name string, by orchestrator.A
 		}
 		var b pgx.Batch
 		b.Queue(`UPDATE hosts SET cordoned_at = NULL, cordoned_by = '', cordon_reason = '', drain_until = NULL WHERE name = $1`, name)
-		b.Queue(`UPDATE devices SET host_cordoned = false WHERE host = $1`, name)
+		markDevices(&b, name, false)
 		b.Queue(`SELECT pg_notify('` + chanQueue + `', '')`)
 		write(&b, by, entry{action: "uncordon", host: name, detail: sessions(h.sessions)})
 		return tx.SendBatch(ctx, &b).Close()
@@ -97,6 +97,12 @@ func (s *Store) onHost(ctx context.Context, name string, f func(pgx.Tx, held) er
 	}))
 }
 
+// markDevices has a host's devices say that it is cordoned, or not. They are locked in the order in which everybody locks several.
+func markDevices(b *pgx.Batch, host string, cordoned bool) {
+	b.Queue(`SELECT FROM devices WHERE host = $1 ORDER BY name FOR UPDATE`, host)
+	b.Queue(`UPDATE devices SET host_cordoned = $2 WHERE host = $1`, host, cordoned)
+}
+
 func noHost(name string) error {
 	return &orchestrator.MissingError{What: fmt.Sprintf("there is no host %q; `driftctl hosts ls` lists them", name)}
 }
@@ -107,7 +113,7 @@ func cordonHost(ctx context.Context, tx pgx.Tx, name string, by orchestrator.Act
 	b.Queue(`
 		UPDATE hosts SET cordoned_at = coalesce(cordoned_at, now()), cordoned_by = $2, cordon_reason = $3, drain_until = now() + $4::interval
 		WHERE name = $1`, name, by.By, by.Reason, deadline)
-	b.Queue(`UPDATE devices SET host_cordoned = true WHERE host = $1`, name)
+	markDevices(&b, name, true)
 	write(&b, by, entry{action: action, host: name, detail: detail})
 	return tx.SendBatch(ctx, &b).Close()
 }

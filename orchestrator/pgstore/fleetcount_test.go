@@ -43,7 +43,7 @@ func TestFleetCounts(t *testing.T) {
 	}
 	mustCreate(t, s, wish("a"))
 	must(t, s.DrainHost(ctx, "mac-1", time.Hour, ada))
-	must(t, s.DeviceChanged(ctx, "mac-2", wire.Device{Name: "phone-0", State: wire.DeviceQuarantined, Reason: "locked"}))
+	must(t, s.DevicesChanged(ctx, "mac-2", []wire.Device{wire.Device{Name: "phone-0", State: wire.DeviceQuarantined, Reason: "locked"}}))
 	store(t, s, orchestrator.LinkReport{Host: "mac-2"})
 	busy, err := s.Fleet(ctx)
 	must(t, err)

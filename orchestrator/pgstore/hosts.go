@@ -98,7 +98,10 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
             $13::bigint[]) AS u (host, name, kind, model, platform_name, platform_version, labels, state, reason, browser, bidi, country, shape)
 ON CONFLICT (host, name) DO UPDATE SET kind = excluded.kind, model = excluded.model, platform_name = excluded.platform_name,
     platform_version = excluded.platform_version, labels = excluded.labels, state = excluded.state, reason = excluded.reason, browser = excluded.browser,
-    bidi = excluded.bidi, country = excluded.country, shape = excluded.shape`
+    bidi = excluded.bidi, country = excluded.country, shape = excluded.shape
+WHERE (devices.kind, devices.model, devices.platform_name, devices.platform_version, devices.labels, devices.state, devices.reason, devices.browser, devices.bidi, devices.country, devices.shape)
+    IS DISTINCT FROM (excluded.kind, excluded.model, excluded.platform_name, excluded.platform_version, excluded.labels, excluded.state, excluded.reason, excluded.browser,
+        excluded.bidi, excluded.country, excluded.shape) -- each orchestrator that a host is connected to is told the same`
 
 // putDevices stores what hosts say, in the devices' order, in which everybody locks several. Of one device the last is true.
 func putDevices(ctx context.Context, on execer, news []deviceNews) error {
@@ -130,22 +133,26 @@ type execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-func newDeviceNews(pool *pgxpool.Pool) *batch[deviceNews, struct{}] {
-	return &batch[deviceNews, struct{}]{run: func(ctx context.Context, news []deviceNews) ([]struct{}, error) {
-		return make([]struct{}, len(news)), putDevices(ctx, pool, news)
+func newDeviceNews(pool *pgxpool.Pool) *batch[[]deviceNews, struct{}] {
+	return &batch[[]deviceNews, struct{}]{run: func(ctx context.Context, news [][]deviceNews) ([]struct{}, error) {
+		return make([]struct{}, len(news)), putDevices(ctx, pool, slices.Concat(news...))
 	}}
 }
 
-// DeviceChanged implements driverproxy.Directory.
-func (s *Store) DeviceChanged(ctx context.Context, host string, d wire.Device) error {
-	shape, err := s.shape(ctx, d)
-	if err != nil {
+// DevicesChanged implements driverproxy.Directory.
+func (s *Store) DevicesChanged(ctx context.Context, host string, devices []wire.Device) error {
+	news, ready := make([]deviceNews, len(devices)), false
+	for i, d := range devices {
+		shape, err := s.shape(ctx, d)
+		if err != nil {
+			return err
+		}
+		news[i], ready = deviceNews{host, shape, d}, ready || d.State == wire.DeviceReady
+	}
+	if _, err := s.batches.devices.do(ctx, news); err != nil {
 		return err
 	}
-	if _, err := s.batches.devices.do(ctx, deviceNews{host, shape, d}); err != nil {
-		return err
-	}
-	if d.State == wire.DeviceReady {
+	if ready {
 		s.news.tell(chanQueue, "")
 	}
 	return nil

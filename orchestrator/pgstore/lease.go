@@ -118,6 +118,9 @@ func (s *Store) Finishing(ctx context.Context, session string, term int64) error
 	return err
 }
 
+// devicesOf locks the devices of the sessions s, in the order in which everybody locks several.
+const devicesOf = `SELECT d.host, d.name FROM devices d WHERE d.session = ANY (ARRAY (SELECT id FROM s)) ORDER BY d.host, d.name FOR UPDATE`
+
 type finish struct {
 	lease
 	last       orchestrator.Event
@@ -134,7 +137,8 @@ func newFinishes(pool *pgxpool.Pool) *batch[finish, *string] {
 		    UPDATE sessions SET state = 'ended', reason = u.reason, detail = u.detail, generation = u.generation, ended_at = now(), lease_until = NULL,
 		           want_caps = NULL, caps = NULL
 		    FROM u WHERE sessions.id = u.id AND sessions.term = u.term AND sessions.state <> 'ended' RETURNING sessions.id, sessions.term),
-		d AS (UPDATE devices SET session = NULL, used_at = now() WHERE session IN (SELECT id FROM s)),
+		held AS MATERIALIZED (`+devicesOf+`),
+		d AS (UPDATE devices d SET session = NULL, used_at = now() FROM held WHERE d.host = held.host AND d.name = held.name),
 		e AS (
 		    INSERT INTO session_events (session, seq, at, kind, term, reason)
 		    SELECT u.id, u.seq, u.at, 'ended', u.term, u.reason FROM u JOIN s USING (id, term) ON CONFLICT DO NOTHING)

@@ -46,7 +46,7 @@ func TestOffers(t *testing.T) {
 		}
 	}
 	// A device that changes is offered as what it is now; one of a host that was removed is not.
-	if err := s.DeviceChanged(t.Context(), "mac-1", wire.Device{Name: "chromium", Kind: "chromedriver", Browser: "chrome", State: wire.DeviceBusy}); err != nil {
+	if err := s.DevicesChanged(t.Context(), "mac-1", []wire.Device{wire.Device{Name: "chromium", Kind: "chromedriver", Browser: "chrome", State: wire.DeviceBusy}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := s.Offers(t.Context(), api.DeviceWant{Kind: "chromedriver"}); err != nil || !slices.Equal(got, []webdriver.Offer{{Browser: "chrome"}}) {

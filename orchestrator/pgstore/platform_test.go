@@ -36,7 +36,7 @@ func TestSessionGetsItsPlatform(t *testing.T) {
 	up(t, s, "mac-2", 1)
 	for _, state := range []wire.DeviceState{wire.DeviceBusy, wire.DeviceReady} {
 		d := wire.Device{Name: "phone-0", Kind: "fake", Model: "iPad", PlatformName: "iPadOS", State: state}
-		if err := s.DeviceChanged(t.Context(), "mac-2", d); err != nil {
+		if err := s.DevicesChanged(t.Context(), "mac-2", []wire.Device{d}); err != nil {
 			t.Fatal(err)
 		}
 		if state == wire.DeviceBusy {

@@ -2,9 +2,9 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/driftstack/fleet/orchestrator"
 )
@@ -50,14 +50,36 @@ func (s *Store) WithdrawReplica(ctx context.Context, id string) error {
 	return unavailable(err)
 }
 
-// Whereabouts implements orchestrator.ReplicaStore. A lease that ran out is nobody's.
-func (s *Store) Whereabouts(ctx context.Context, session string) (w orchestrator.Whereabouts, err error) {
-	err = s.pool.QueryRow(ctx, `
-		SELECT s.state, coalesce(s.holder, ''), coalesce(r.orchestrator, ''), coalesce(r.url, '')
-		FROM (SELECT state, CASE WHEN lease_until > now() AND state IN ('starting', 'running', 'finishing') THEN holder END AS holder
-		      FROM sessions WHERE id = $1) s LEFT JOIN replicas r ON r.id = s.holder`, session).Scan(&w.State, &w.Holder.ID, &w.Holder.Name, &w.Holder.URL)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return w, orchestrator.ErrNotFound
+// newWheres reads who has sessions; one that is not there has no answer. A lease that ran out is nobody's.
+func newWheres(pool *pgxpool.Pool) *batch[string, *orchestrator.Whereabouts] {
+	return &batch[string, *orchestrator.Whereabouts]{run: func(ctx context.Context, ids []string) ([]*orchestrator.Whereabouts, error) {
+		rows, err := pool.Query(ctx, `
+			SELECT s.id, s.state, coalesce(s.holder, ''), coalesce(r.orchestrator, ''), coalesce(r.url, '')
+			FROM (SELECT id, state, CASE WHEN lease_until > now() AND state IN ('starting', 'running', 'finishing') THEN holder END AS holder
+			      FROM sessions WHERE id = ANY ($1)) s LEFT JOIN replicas r ON r.id = s.holder`, ids)
+		if err != nil {
+			return nil, err
+		}
+		found := map[string]*orchestrator.Whereabouts{}
+		var id string
+		var w orchestrator.Whereabouts
+		_, err = pgx.ForEachRow(rows, []any{&id, &w.State, &w.Holder.ID, &w.Holder.Name, &w.Holder.URL}, func() error {
+			where := w
+			found[id] = &where
+			return nil
+		})
+		return column(ids, func(id string) *orchestrator.Whereabouts { return found[id] }), err
+	}}
+}
+
+// Whereabouts implements orchestrator.ReplicaStore.
+func (s *Store) Whereabouts(ctx context.Context, session string) (orchestrator.Whereabouts, error) {
+	w, err := s.batches.wheres.do(ctx, session)
+	switch {
+	case err != nil:
+		return orchestrator.Whereabouts{}, err
+	case w == nil:
+		return orchestrator.Whereabouts{}, orchestrator.ErrNotFound
 	}
-	return w, unavailable(err)
+	return *w, nil
 }

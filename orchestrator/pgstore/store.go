@@ -1,8 +1,9 @@
 // Package pgstore holds all SQL of the project: sessions and their leases, events, accounts, profiles' metadata, hosts
 // and devices, recordings' states. Every write that belongs to a running session is fenced by its term.
 //
-// Statements that lock several rows lock sessions before devices, devices before accounts (account_load, then their lanes) and accounts before pieces of the
-// queue's room, each kind in its own order. A claim begins with the accounts, and waits for no session or device.
+// Statements go from row to row by indices, see connect, in the order in which they are given them. Those that lock several rows lock sessions before
+// devices, devices before accounts (account_load, then their lanes) and accounts before pieces of the queue's room, each kind in its own order. A claim
+// begins with the accounts, and waits for no session or device.
 //
 // Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
 // kept until the session runs, and what the driver matched while it runs; a session's name and labels as long as it is listed.

@@ -26,7 +26,7 @@ func labelled(t *testing.T, s *pgstore.Store, devices int) {
 		if i == 0 {
 			d.State = wire.DeviceBusy
 		}
-		must(t, s.DeviceChanged(t.Context(), "mac-1", d))
+		must(t, s.DevicesChanged(t.Context(), "mac-1", []wire.Device{d}))
 	}
 }
 

@@ -2,11 +2,16 @@ package pgstore_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
@@ -99,5 +104,62 @@ func TestBatchesOfClaimsAreFair(t *testing.T) {
 				t.Fatalf("weights %v: after %d claims %v one by one, %v in batches", weights, claims-left, singly, together)
 			}
 		}
+	}
+}
+
+// TestEndsAndNewsLockInOrder: sessions that end together, and news of their devices that come together, never wait for one another in a circle.
+func TestEndsAndNewsLockInOrder(t *testing.T) {
+	base := open(t, 0)
+	hosts := []string{"mac-1", "mac-2", "mac-3", "mac-4"}
+	for _, h := range hosts {
+		up(t, base, h, 10)
+	}
+	stores := make([]*pgstore.Store, 2)
+	for i := range stores {
+		var err error
+		if stores[i], err = pgstore.Open(t.Context(), base.DSN(), fmt.Sprint("eu-", i+1), zap.NewNop()); err != nil {
+			t.Fatal(err)
+		}
+		defer stores[i].Close()
+	}
+	for range 15 {
+		for range 40 {
+			mustCreate(t, base, wish("a"))
+		}
+		claims, err := base.Claim(t.Context(), "test", hosts, time.Minute, 40, 0)
+		if must(t, err); len(claims) != 40 {
+			t.Fatalf("%d sessions were claimed", len(claims))
+		}
+		rand.Shuffle(len(claims), func(i, j int) { claims[i], claims[j] = claims[j], claims[i] })
+		var all sync.WaitGroup
+		for i, c := range claims {
+			all.Go(func() {
+				if err := finish(stores[i%2], c, orchestrator.Completed); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for _, h := range hosts {
+			for _, s := range stores {
+				all.Go(func() {
+					for _, state := range []wire.DeviceState{wire.DeviceBusy, wire.DeviceReady} {
+						var news []wire.Device
+						for n := range 10 {
+							news = append(news, wire.Device{Name: fmt.Sprint("phone-", n), Kind: "fake", Model: "iPhone 15", PlatformName: "iOS", State: state})
+						}
+						if err := s.DevicesChanged(t.Context(), h, news); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+		}
+		all.Wait()
+	}
+	for _, s := range stores {
+		s.Close() // what they count is known then
+	}
+	if n := base.Deadlocks(t); n > 0 {
+		t.Errorf("%d deadlocks", n)
 	}
 }
