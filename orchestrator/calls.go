@@ -93,6 +93,9 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 	if err != nil {
 		return api.Session{}, err
 	}
+	if waiter != "" {
+		poke(o.queued) // there is nothing that it would have to be told by the database
+	}
 	mode := n.Mode
 	if n.Profile == "" {
 		mode = ""

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,6 +38,7 @@ type Orchestrator struct {
 	routes   routes
 	measures *measures
 	queued   chan struct{} // wakes who claims; has room for one
+	later    atomic.Bool   // it is going to be woken: others were first
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
 	tired    chan struct{} // closed drainLimit after that: whatever still cleans up gives up
@@ -105,15 +107,26 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Wait()
 }
 
-// claimMost is how many sessions are claimed at once: enough that the claim itself costs each little.
-const claimMost = 64
+const (
+	// claimMost is how many sessions are claimed at once: enough that the claim itself costs each little.
+	claimMost = 64
+	// claimBytes is of how many bytes of capabilities a claim is full; as claim_sessions has it.
+	claimBytes = 1 << 16
+	// waiterFirst is how long a session is left to the orchestrator that its client waits at; a little more than claim_sessions has.
+	waiterFirst = 110 * time.Millisecond
+)
 
-// taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. more says that there may be others.
+// taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. more says that there may be others: that it took
+// all that it could there and then is not, since what comes meanwhile wakes it.
 type taker func(ctx context.Context, hosts []string) (got []Claim, more bool, err error)
 
 func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) ([]Claim, bool, error) {
 	got, err := o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
-	return got, len(got) > 0, err
+	bytes := 0
+	for _, c := range got {
+		bytes += len(c.Capabilities)
+	}
+	return got, len(got) == claimMost || bytes >= claimBytes, err
 }
 
 func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, bool, error) {
@@ -223,8 +236,22 @@ func (o *Orchestrator) tidy(ctx context.Context) {
 	}
 }
 
-// WakeQueue says that a session was queued or a device became free.
-func (o *Orchestrator) WakeQueue() { poke(o.queued) }
+// WakeQueue says that a session was queued or a device became free. A session that a client waits for at an orchestrator is that one's
+// to claim, which knows of it, and the others' a little later.
+func (o *Orchestrator) WakeQueue(waiter string) {
+	switch waiter {
+	case "":
+		poke(o.queued)
+	case o.deps.ID:
+	default:
+		if !o.later.Swap(true) {
+			time.AfterFunc(waiterFirst, func() {
+				o.later.Store(false)
+				poke(o.queued)
+			})
+		}
+	}
+}
 
 // WakeAdopt says that a session was handed over.
 func (o *Orchestrator) WakeAdopt() { poke(o.orphaned) }

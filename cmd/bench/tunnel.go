@@ -143,7 +143,7 @@ func (t *tunnelBench) openSite(ctx context.Context, cfg siteConfig) (_ *site, er
 	s.add(server.Close)
 	s.start(func(ctx context.Context) error { s.gateway.Run(ctx); return nil })
 	s.start(func(ctx context.Context) error {
-		s.store.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: s.gateway.Nudge, Session: func(string) {}, Cancel: func(string) {}})
+		s.store.Listen(ctx, pgstore.Wakes{Queue: func(string) {}, Hosts: s.gateway.Nudge, Session: func(string) {}, Cancel: func(string) {}})
 		return nil
 	})
 	return s, nil

@@ -143,7 +143,7 @@ func TestHandedOverSessionIsAdoptedAtOnce(t *testing.T) {
 	var listening sync.WaitGroup
 	nothing := func(string) {}
 	listening.Go(func() {
-		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Adopt: func() { told <- struct{}{} }, Hosts: nothing, Session: nothing, Cancel: nothing})
+		s.Listen(ctx, pgstore.Wakes{Queue: func(string) {}, Adopt: func() { told <- struct{}{} }, Hosts: nothing, Session: nothing, Cancel: nothing})
 	})
 	defer listening.Wait()
 	defer cancel()
@@ -214,7 +214,7 @@ func TestDeviceStaysWithItsSession(t *testing.T) {
 	}
 	s.AgeLease(t, mine.Session, time.Minute+time.Second)
 	untaken("the lease is over")
-	if err := s.DeviceChanged(ctx, "mac-1", wire.Device{Name: "phone-0", Kind: "fake", Model: "iPhone 15", State: wire.DeviceReady}); err != nil {
+	if err := s.DevicesChanged(ctx, "mac-1", []wire.Device{wire.Device{Name: "phone-0", Kind: "fake", Model: "iPhone 15", State: wire.DeviceReady}}); err != nil {
 		t.Fatal(err)
 	}
 	untaken("its driver died meanwhile") // whoever adopts it finds that out

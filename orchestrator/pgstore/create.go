@@ -143,7 +143,7 @@ func (s *Store) create(ctx context.Context, n orchestrator.NewSession) (time.Tim
 	}
 	at, err := s.verdict(ctx, n, v, err)
 	if err == nil {
-		s.news.tell(chanQueue, "")
+		s.news.tell(chanQueue, n.Waiter)
 	}
 	return at, err
 }

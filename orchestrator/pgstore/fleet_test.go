@@ -81,7 +81,7 @@ func startReplicaEvery(t *testing.T, dsn string, number int, every time.Duration
 		if !listens {
 			return
 		}
-		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: g.Nudge, Session: func(string) {}, Cancel: func(string) {}})
+		s.Listen(ctx, pgstore.Wakes{Queue: func(string) {}, Hosts: g.Nudge, Session: func(string) {}, Cancel: func(string) {}})
 	})
 	t.Cleanup(func() {
 		stop()

@@ -270,7 +270,7 @@ func TestHostsThatComeBack(t *testing.T) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		none := func(string) {}
-		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: func(name string) { hosts <- name }, Session: none, Cancel: none,
+		s.Listen(ctx, pgstore.Wakes{Queue: func(string) {}, Hosts: func(name string) { hosts <- name }, Session: none, Cancel: none,
 			Gateway: func(string) { listening <- struct{}{} }})
 	})
 	defer group.Wait()

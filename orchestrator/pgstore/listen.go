@@ -11,8 +11,8 @@ import (
 // Wakes says what to call on a notification. After a lost connection each is called once with an empty identifier,
 // which means "anything may have changed".
 type Wakes struct {
-	Queue   func()
-	Adopt   func() // may be nil
+	Queue   func(waiter string) // that a session was queued for, or empty
+	Adopt   func()              // may be nil
 	Hosts   func(name string)
 	Session func(id string)
 	Cancel  func(id string)
@@ -57,7 +57,7 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 		w.Gateway = func(string) {}
 	}
 	connected()
-	w.Queue()
+	w.Queue("")
 	w.Adopt()
 	w.Hosts("")
 	w.Session("")
@@ -70,7 +70,7 @@ func (s *Store) listen(ctx context.Context, w Wakes, connected func()) error {
 		}
 		switch n.Channel {
 		case chanQueue:
-			w.Queue()
+			w.Queue(n.Payload)
 		case chanAdopt:
 			w.Adopt()
 		case chanHosts:

@@ -124,7 +124,7 @@ func TestListenerIsDialledAgain(t *testing.T) {
 	nothing := func(string) {}
 	go func() {
 		defer close(ended)
-		s.Listen(ctx, pgstore.Wakes{Queue: func() {}, Hosts: func(name string) { woken <- name }, Session: nothing, Cancel: nothing})
+		s.Listen(ctx, pgstore.Wakes{Queue: func(string) {}, Hosts: func(name string) { woken <- name }, Session: nothing, Cancel: nothing})
 	}()
 	defer func() { stop(); <-ended }()
 	next := func(what, want string) {

@@ -1,6 +1,7 @@
 package pgstore_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ func TestConfirmIsForOneTerm(t *testing.T) {
 		}
 	}
 	confirm(1) // too early
+	s.AgeCreated(t, n.ID, time.Second)
 	c := mustClaim(t, s)
 	if c.Waiter != "a1" || state(c.Term) != [2]bool{false, false} {
 		t.Errorf("claimed: %+v, %v", c, state(c.Term))
@@ -83,5 +85,40 @@ func TestConfirmIsForOneTerm(t *testing.T) {
 	s.AgeReplica(t, "a1", time.Minute)
 	if !state(c.Term)[1] {
 		t.Error("one that is silent is not gone")
+	}
+}
+
+// A session that a client waits for is for its own orchestrator first, and for anybody after a moment.
+func TestWaiterClaimsFirst(t *testing.T) {
+	s := open(t, 3)
+	n, free := wish("a"), wish("a")
+	n.Waiter = "here"
+	mustCreate(t, s, n)
+	mustCreate(t, s, free)
+	claimed := func(by string) (ids []string) {
+		t.Helper()
+		got, err := s.Claim(t.Context(), by, []string{"mac-1"}, time.Minute, 10, 0)
+		must(t, err)
+		for _, c := range got {
+			ids = append(ids, c.Session)
+		}
+		return ids
+	}
+	s.AgeCreated(t, n.ID, -time.Hour) // however long this takes
+	if got := claimed("there"); !slices.Equal(got, []string{free.ID}) {
+		t.Errorf("another orchestrator claimed %v, not what nobody waits for", got)
+	}
+	if got := claimed("here"); !slices.Equal(got, []string{n.ID}) {
+		t.Errorf("its own claimed %v", got)
+	}
+	late := wish("a")
+	late.Waiter = "here"
+	mustCreate(t, s, late)
+	s.AgeCreated(t, late.ID, 100*time.Millisecond)
+	if got := claimed("there"); !slices.Equal(got, []string{late.ID}) {
+		t.Errorf("after 100 ms another claimed %v", got)
+	}
+	if wrong := s.Counts(t); len(wrong) > 0 {
+		t.Error(wrong)
 	}
 }
