@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"time"
 
@@ -16,8 +17,10 @@ const (
 	drainLook = time.Second
 	// drainSlack is how long sessions may take to end once they are told to: their profiles are saved, and their devices cleaned.
 	drainSlack = 5 * time.Minute
-	// drainAway is how long an orchestrator that does not answer is asked again.
-	drainAway = time.Minute
+	// drainAway is how long an orchestrator that does not answer is asked again: it may be restarted meanwhile, or its database.
+	drainAway = 5 * time.Minute
+	// drainAsk is how long it has for one answer.
+	drainAsk = 5 * time.Second
 )
 
 // drain waits until no session is on a host any more. It writes a line for each change, and on a terminal one that is
@@ -36,7 +39,9 @@ func (c *cli) drain(ctx context.Context, fleet *client.Client, p printer) error 
 	if o.Deadline < time.Second || o.Deadline > 24*time.Hour {
 		return errors.New("--deadline: 1s to 24h")
 	}
-	h, err := fleet.DrainHost(ctx, o.Name, o.Reason, o.Deadline)
+	begin, cancel := context.WithTimeout(ctx, 6*drainAsk)
+	h, err := fleet.DrainHost(begin, o.Name, o.Reason, o.Deadline)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -50,7 +55,11 @@ func (c *cli) drain(ctx context.Context, fleet *client.Client, p printer) error 
 	t := time.NewTicker(drainLook)
 	defer t.Stop()
 	d := drain{host: o.Name, out: p.out, terminal: isTerminal(p.out) && !p.json, now: time.Now, look: t.C,
-		get: func(ctx context.Context) (api.HostDetail, error) { return fleet.Host(ctx, o.Name) }}
+		get: func(ctx context.Context) (api.HostDetail, error) {
+			ctx, cancel := context.WithTimeout(ctx, drainAsk)
+			defer cancel()
+			return fleet.Host(ctx, o.Name)
+		}}
 	if p.json {
 		d.out = io.Discard
 	}
@@ -84,40 +93,56 @@ func counted(n int, what string) string {
 
 // wait returns the host once it is drained.
 func (d drain) wait(ctx context.Context) (h api.HostDetail, err error) {
-	shown, silent := "", time.Time{}
+	shown, silent := "", time.Time{} // the latter is since when nobody answers
 	for {
 		h, err = d.get(ctx)
+		line, key, over := "", "", false
 		switch {
+		case ctx.Err() != nil:
+			err = fmt.Errorf("not waiting any more; the drain goes on, and `driftctl hosts uncordon %s` undoes it", d.host)
 		case err == nil:
 			silent = time.Time{}
-		case ctx.Err() != nil:
-		case refused(err):
-			return h, err
-		case silent.IsZero():
-			silent = d.now()
-		case d.now().Sub(silent) > drainAway:
-			return h, fmt.Errorf("the drain goes on, and the orchestrator does not answer: %w", err)
+			line, over, err = d.progress(h)
+			key = d.key(h)
+		case !refused(err):
+			if silent.IsZero() {
+				silent = d.now()
+			}
+			if left := drainAway - d.now().Sub(silent); left > 0 {
+				line, key, err = fmt.Sprintf("%s: no answer, trying for %s more: %s", d.host, short(left), unanswered(err)), "no answer", nil
+			} else {
+				err = fmt.Errorf("not waiting any more: no answer for %s (%s); the drain goes on, and `driftctl hosts get %s` shows how far it is", short(drainAway), unanswered(err), d.host)
+			}
 		}
-		if err == nil {
-			line, over, err := d.progress(h)
-			if err != nil || over {
-				d.clear()
-				if err == nil {
-					_, err = fmt.Fprintln(d.out, line)
-				}
-				return h, err
-			}
-			if err := d.show(line, h, &shown); err != nil {
-				return h, err
-			}
+		switch {
+		case err != nil:
+			d.clear()
+			return h, err
+		case over:
+			d.clear()
+			_, err = fmt.Fprintln(d.out, line)
+			return h, err
+		}
+		if err := d.show(line, key, &shown); err != nil {
+			return h, err
 		}
 		select {
 		case <-ctx.Done():
-			d.clear()
-			return h, fmt.Errorf("not waiting any more; the drain goes on, and `driftctl hosts uncordon %s` undoes it", d.host)
 		case <-d.look:
 		}
 	}
+}
+
+// unanswered is why there is no answer, without the request that there is none to.
+func unanswered(err error) string {
+	var u *url.Error
+	switch {
+	case errors.As(err, &u) && u.Timeout():
+		return "nothing within " + short(drainAsk)
+	case errors.As(err, &u):
+		return u.Err.Error()
+	}
+	return err.Error()
 }
 
 // refused says that asking again would be answered the same.
@@ -149,13 +174,20 @@ func (d drain) progress(h api.HostDetail) (line string, over bool, err error) {
 	return fmt.Sprintf("%s: %s left, %s to the deadline", h.Name, count(h.Sessions), left.Round(time.Second)), false, nil
 }
 
-// show writes the line: over the one before on a terminal, and elsewhere when something but the time has changed.
-func (d drain) show(line string, h api.HostDetail, shown *string) error {
+// key changes when something but the time has.
+func (d drain) key(h api.HostDetail) string {
+	return fmt.Sprint(h.Sessions, h.Cordon != nil && h.Cordon.Until != nil && h.Cordon.Until.After(d.now()))
+}
+
+// show writes the line: over the one before on a terminal, and elsewhere when the key has changed.
+func (d drain) show(line, key string, shown *string) error {
 	if d.terminal {
+		if r := []rune(line); len(r) >= 80 { // one that goes on in the next row would stay there
+			line = string(r[:78]) + "…"
+		}
 		_, err := fmt.Fprintf(d.out, "\r\x1b[K%s", line)
 		return err
 	}
-	key := fmt.Sprint(h.Sessions, h.Cordon.Until != nil && h.Cordon.Until.After(d.now()))
 	if key == *shown {
 		return nil
 	}

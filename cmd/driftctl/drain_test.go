@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -49,16 +50,16 @@ func watched(t *testing.T, terminal bool, looks ...any) (string, error) {
 }
 
 func TestDrainProgress(t *testing.T) {
-	away := errors.New("connection refused")
+	away := &url.Error{Op: "Get", URL: "http://127.0.0.1:8080/v1/hosts/mac-2", Err: errors.New("connection refused")}
 	looks := []any{draining(3, 90*time.Second), draining(3, 89*time.Second), away, draining(1, 30*time.Second), draining(1, -time.Second), draining(0, -2*time.Second)}
 	got, err := watched(t, false, looks...)
-	want := "mac-2: 3 sessions left, 1m30s to the deadline\nmac-2: 1 session left, 30s to the deadline\n" +
+	want := "mac-2: 3 sessions left, 1m30s to the deadline\nmac-2: no answer, trying for 5m more: connection refused\nmac-2: 1 session left, 30s to the deadline\n" +
 		"mac-2: 1 session left, ending: the deadline has passed\nmac-2 is drained: no session is on it\n"
 	if err != nil || got != want {
 		t.Errorf("%v\n%s", err, got)
 	}
 	got, err = watched(t, true, looks...)
-	want = "\r\x1b[Kmac-2: 3 sessions left, 1m30s to the deadline\r\x1b[Kmac-2: 3 sessions left, 1m29s to the deadline\r\x1b[Kmac-2: 1 session left, 30s to the deadline" +
+	want = "\r\x1b[Kmac-2: 3 sessions left, 1m30s to the deadline\r\x1b[Kmac-2: 3 sessions left, 1m29s to the deadline\r\x1b[Kmac-2: no answer, trying for 5m more: connection refused\r\x1b[Kmac-2: 1 session left, 30s to the deadline" +
 		"\r\x1b[Kmac-2: 1 session left, ending: the deadline has passed\r\x1b[Kmac-2 is drained: no session is on it\n"
 	if err != nil || got != want {
 		t.Errorf("%v\n%q", err, got)
@@ -74,6 +75,49 @@ func TestDrainProgress(t *testing.T) {
 		if out, err := watched(t, false, looks...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v\n%s", want, err, out)
 		}
+	}
+}
+
+// TestDrainOutlastsItsOrchestrator: while nobody answers, for whatever reason, --wait says so and tries on; and gives up when that lasts.
+func TestDrainOutlastsItsOrchestrator(t *testing.T) {
+	at, asked := now, 0
+	look := make(chan time.Time)
+	close(look)
+	run := func(terminal bool, away time.Duration, err error) (string, error) {
+		at, asked = now, 0
+		var b bytes.Buffer
+		d := drain{host: "mac-2", out: &b, terminal: terminal, now: func() time.Time { return at }, look: look, get: func(context.Context) (api.HostDetail, error) {
+			asked++
+			if asked > 1 {
+				at = at.Add(time.Second)
+			}
+			switch passed := at.Sub(now); {
+			case asked == 1:
+				return draining(2, time.Hour), nil
+			case passed <= away:
+				return api.HostDetail{}, err
+			case passed <= away+time.Second:
+				return draining(2, time.Hour), nil
+			}
+			return draining(0, 0), nil
+		}}
+		_, err = d.wait(t.Context())
+		return b.String(), err
+	}
+	unavailable := &client.Problem{Status: 503, Title: "Service Unavailable", Detail: "the database does not answer"}
+	out, err := run(false, 4*time.Minute, unavailable)
+	want := "mac-2: 2 sessions left, 1h0m0s to the deadline\nmac-2: no answer, trying for 5m more: 503 Service Unavailable: the database does not answer\n" +
+		"mac-2: 2 sessions left, 55m59s to the deadline\nmac-2 is drained: no session is on it\n"
+	if err != nil || out != want {
+		t.Errorf("%v\n%s", err, out)
+	}
+	out, err = run(true, 4*time.Minute, unavailable)
+	if lines := strings.Split(out, "\r\x1b[K"); err != nil || len(lines) < 241 || lines[240] != "mac-2: no answer, trying for 62s more: 503 Service Unavailable: the database d…" {
+		t.Errorf("%v, %d lines, %q", err, len(lines), lines[min(240, len(lines)-1)])
+	}
+	out, err = run(false, time.Hour, &url.Error{Op: "Get", URL: "http://127.0.0.1", Err: context.DeadlineExceeded})
+	if err == nil || err.Error() != "not waiting any more: no answer for 5m (nothing within 5s); the drain goes on, and `driftctl hosts get mac-2` shows how far it is" || asked != 302 {
+		t.Errorf("%v after %d looks\n%s", err, asked, out)
 	}
 }
 

@@ -44,7 +44,7 @@ type cli struct {
 			Name     string        `arg:"" help:"Name of the host."`
 			Deadline time.Duration `default:"10m" help:"How long sessions on it have to end by themselves, 1s to 24h; then they end as drained, and their profiles are saved. Again, with another deadline: that one counts."`
 			Reason   string        `help:"Why; it is shown with the host and goes into the audit log."`
-			Wait     bool          `help:"Wait until no session is on it any more, and show how far it is. Ctrl-C stops the waiting, not the drain."`
+			Wait     bool          `help:"Wait until no session is on it any more, and show how far it is; status 0 says that it is drained. Ctrl-C stops the waiting, not the drain, and so do 5m without an answer."`
 		} `cmd:"" help:"Take a driver host out of use: no new sessions, and those on it have until a deadline. hosts uncordon undoes it."`
 		Cordon struct {
 			Name   string `arg:"" help:"Name of the host."`
