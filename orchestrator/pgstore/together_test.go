@@ -163,3 +163,47 @@ func TestEndsAndNewsLockInOrder(t *testing.T) {
 		t.Errorf("%d deadlocks", n)
 	}
 }
+
+// TestBatchIsSharedOut: eight accounts that wait alike have two of sixteen devices each, and one that comes then is behind nobody who has had two.
+func TestBatchIsSharedOut(t *testing.T) {
+	s := open(t, 24)
+	var accounts []string
+	for i := range 8 {
+		accounts = append(accounts, string(rune('a'+i)))
+	}
+	newcomer := "z"
+	for _, id := range append(slices.Clone(accounts), newcomer) {
+		must(t, second(s.PutAccount(t.Context(), id, api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"})))
+	}
+	take := func(most int) map[string]int {
+		t.Helper()
+		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
+		must(t, err)
+		served := map[string]int{}
+		for _, c := range got {
+			served[c.Account]++
+		}
+		return served
+	}
+	for range 5 {
+		for _, id := range accounts {
+			mustCreate(t, s, wish(id))
+		}
+	}
+	served := take(16)
+	for _, id := range accounts {
+		if served[id] != 2 {
+			t.Fatalf("%v", served)
+		}
+	}
+	for range 5 {
+		mustCreate(t, s, wish(newcomer))
+	}
+	// It begins where the others were served last: one before their third, and one beside it.
+	if served = take(1); served[newcomer] != 1 {
+		t.Errorf("the newcomer waits behind %v", served)
+	}
+	if served = take(7); served[newcomer] > 1 {
+		t.Errorf("the newcomer has %d of 7", served[newcomer])
+	}
+}
