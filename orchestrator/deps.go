@@ -48,6 +48,9 @@ type SessionStore interface {
 	// Claim gives queued sessions to free devices of the hosts, up to most, in fair order: see claim_sessions in pgstore. concurrent is how
 	// many an account may have at once that has no quota of its own; zero is no limit.
 	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]Claim, error)
+	// Reclaim gives again, under a new term, what Claim gave to the holder in an answer that did not arrive: those sessions of its that are
+	// starting, and are not among those that it knows of, up to most.
+	Reclaim(ctx context.Context, holder string, known []string, ttl time.Duration, most int) ([]Claim, error)
 	// Adopt takes a running session on a device of one of the hosts whose lease ran out at most AdoptWindow ago, or was handed
 	// over: the oldest first. ok is false when there is none.
 	Adopt(ctx context.Context, holder string, hosts []string, ttl time.Duration) (c Claim, ok bool, err error)
@@ -64,6 +67,8 @@ type SessionStore interface {
 	Requeue(ctx context.Context, last Event) (again bool, err error)
 	// Cancel ends a queued session or asks the holder of a running one to end it. ErrNotFound.
 	Cancel(ctx context.Context, session string) error
+	// Cancelled are the sessions of a holder that Renew would tell to end.
+	Cancelled(ctx context.Context, holder string) ([]string, error)
 	// Reap ends queued sessions whose time is up and sessions whose lease ran out, running ones only AdoptWindow later; and with
 	// waiters those that are queued for clients of another orchestrator than self which is gone. It says as what, for each.
 	Reap(ctx context.Context, self string, waiters bool) ([]Reason, error)

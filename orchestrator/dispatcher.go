@@ -2,6 +2,8 @@ package orchestrator
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +51,8 @@ type Orchestrator struct {
 	attended   map[string]bool      // guarded by mu; sessions that clients wait for here, see attend.go
 	sure       time.Time            // guarded by mu; when reap last found that those that are silent are gone, zero: it does not know
 
+	claimLost time.Time // when the answer to a claim was last lost, zero: to none that matters still; claimMany's own
+
 	answering steady    // the database, as reap sees it; reap's own, as what follows
 	looked    time.Time // when reap was last called
 	grace     int       // ticks until it reaps again
@@ -81,13 +85,18 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	loops.Go(func() { o.journal.run(storing) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
 	loops.Go(func() { every(ctx, tick, reportLimit, o.endUnwanted) })
+	loops.Go(func() { every(ctx, tick, lookLimit, o.endCancelled) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.endDrained) })
 	loops.Go(func() { every(ctx, sweepEvery, sweepLimit, o.sweep) })
 	loops.Go(func() { every(ctx, tidyEvery, tidyLimit, o.tidy) })
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // hosts stay connected while sessions end
 	loops.Go(func() { o.reportHealth(linked) })
 	loops.Go(func() { o.evict(linked) })
-	start := func(c Claim, claimed time.Time) { sessions.Go(func() { o.run(work, c, claimed) }) }
+	start := func(c Claim, claimed time.Time) {
+		l := newLive(c, o.journal, o.deps.Now)
+		o.enter(l) // at once: what is known is not reclaimed
+		sessions.Go(func() { o.run(work, l, claimed) })
+	}
 	var takers sync.WaitGroup
 	takers.Go(func() { o.take(ctx, o.orphaned, o.deps.Fleet.Hosts, o.adoptOne, start) })
 	takers.Go(func() { o.take(ctx, o.queued, o.deps.Fleet.Open, o.claimMany, start) })
@@ -120,13 +129,39 @@ const (
 // all that it could there and then is not, since what comes meanwhile wakes it.
 type taker func(ctx context.Context, hosts []string) (got []Claim, more bool, err error)
 
-func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) ([]Claim, bool, error) {
-	got, err := o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
+func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Claim, more bool, err error) {
+	defer func() {
+		if err != nil {
+			o.claimLost = o.deps.Now()
+		}
+	}()
+	if !o.claimLost.IsZero() {
+		if got, err = o.reclaim(ctx); err != nil || len(got) > 0 {
+			return got, err == nil, err
+		}
+	}
+	got, err = o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
 	bytes := 0
 	for _, c := range got {
 		bytes += len(c.Capabilities)
 	}
 	return got, len(got) == claimMost || bytes >= claimBytes, err
+}
+
+// reclaim takes up what was claimed and not told of: otherwise it would be nobody's until its lease is over, and then end. What a claim
+// was cut short of may still come to be, so that it is asked for again for a while.
+func (o *Orchestrator) reclaim(ctx context.Context) ([]Claim, error) {
+	over := o.deps.Now().Sub(o.claimLost) > landLimit
+	got, err := o.deps.Sessions.Reclaim(ctx, o.deps.ID, o.known(), o.deps.LeaseTTL, claimMost)
+	if err != nil {
+		return nil, err
+	}
+	if len(got) > 0 {
+		o.log.Info("sessions taken up that a lost answer had given", zap.Int("sessions", len(got)))
+	} else if over {
+		o.claimLost = time.Time{}
+	}
+	return got, nil
 }
 
 func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, bool, error) {
@@ -262,14 +297,21 @@ func (o *Orchestrator) WakeSession(id string) {
 	o.watch.wake(id)
 }
 
-// WakeCancel says that a session, or any when id is empty, may have been cancelled.
+// WakeCancel says that a session may have been cancelled. Which of all, when id is empty, the tick finds out.
 func (o *Orchestrator) WakeCancel(id string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, l := range o.live {
-		if id == "" || l.claim.Session == id {
-			poke(l.look)
-		}
+	if l := o.find(id); l != nil {
+		poke(l.look)
+	}
+}
+
+// endCancelled is WakeCancel for those whose notification was lost, in one look for all of them.
+func (o *Orchestrator) endCancelled(ctx context.Context) {
+	ids, err := o.deps.Sessions.Cancelled(ctx, o.deps.ID)
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("what was cancelled cannot be looked up; trying again", zap.Error(err))
+	}
+	for _, id := range ids {
+		o.WakeCancel(id)
 	}
 }
 
@@ -299,6 +341,13 @@ func (o *Orchestrator) leave(l *live) {
 	close(l.over)
 	o.watch.wake(l.claim.Session)
 	l.streams.close()
+}
+
+// known are the sessions that this process runs.
+func (o *Orchestrator) known() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Collect(maps.Keys(o.live))
 }
 
 func (o *Orchestrator) find(session string) *live {

@@ -45,6 +45,10 @@
 // stops before anyone else can start. A holder that was stopped for longer than that, or slept, finds its lease lost before it
 // sends anything else; what it had sent already is refused by the driver host, which takes no frame of an older term.
 //
+// A claim may be carried out whose answer is lost, also after it was given up. So for a minute after such a claim its holder asks every second which
+// sessions are starting for it that it does not run, and takes them up under the next term. It asks every second as well, of all its
+// sessions at once, which somebody wants ended: a notification that was lost costs no more than that.
+//
 // # Sessions that outlive their orchestrator
 //
 // The driver on the host outlives the orchestrator, and what it has of the session outlives the lease:

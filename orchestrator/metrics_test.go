@@ -64,7 +64,9 @@ func TestMetricsDoNotGrow(t *testing.T) {
 			Idle: time.Hour, Max: time.Hour, Command: time.Hour, Adopted: i%2 == 1, Waited: 20 * time.Second}
 		newLive(c, o.journal, time.Now).emit(Event{Kind: EventCommand, Route: webdriver.RouteGetTitle, Status: 200 + 300*(i%2), Took: 30 * time.Millisecond})
 		c.Adopted = false
-		o.run(t.Context(), c, time.Now())
+		l := newLive(c, o.journal, time.Now)
+		o.enter(l)
+		o.run(t.Context(), l, time.Now())
 		store.fleet.Queue.Accounts = append(store.fleet.Queue.Accounts, api.AccountQueue{Account: c.Account, Queued: 1})
 	}
 	o.journal.flush(t.Context())

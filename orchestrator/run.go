@@ -30,10 +30,9 @@ const (
 )
 
 // run takes a session that was claimed or adopted to its end, or leaves it to be adopted.
-func (o *Orchestrator) run(ctx context.Context, c Claim, claimed time.Time) {
-	l := newLive(c, o.journal, o.deps.Now)
+func (o *Orchestrator) run(ctx context.Context, l *live, claimed time.Time) {
+	c := l.claim
 	o.measures.take(c)
-	o.enter(l)
 	defer o.leave(l)
 	ctx, cancel := context.WithCancelCause(ctx)
 	held := make(chan struct{})

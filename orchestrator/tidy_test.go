@@ -22,6 +22,7 @@ type untidy struct {
 }
 
 func (*untidy) Reap(context.Context, string, bool) ([]Reason, error)              { return nil, nil }
+func (*untidy) Cancelled(context.Context, string) (ids []string, _ error)         { return nil, nil }
 func (*untidy) EndDrained(context.Context) (int, error)                           { return 0, nil }
 func (*untidy) StoreLinks(context.Context, string, []LinkReport) error            { return nil }
 func (*untidy) Unwelcome(context.Context, []string) (unwelcome []string, _ error) { return nil, nil }

@@ -171,6 +171,9 @@ func (s *Store) ExplainAdopt(t testing.TB, hosts []string) string {
 
 func (s *Store) ExplainReap(t testing.TB) string { return s.explain(t, reapSQL, 60.0, "self", true) }
 
+// ExplainCancelled is the plan of the statement.
+func (s *Store) ExplainCancelled(t testing.TB) string { return s.explain(t, cancelledSQL, "test") }
+
 func (s *Store) explain(t testing.TB, sql string, args ...any) (plan string) {
 	t.Helper()
 	rows, err := s.pool.Query(t.Context(), `EXPLAIN `+sql, args...)

@@ -214,6 +214,8 @@ func watch(t *testing.T, s *pgstore.Store) {
 	ctx := t.Context()
 	must(t, second(s.Reap(ctx, "self", true)))
 	must(t, second(s.EndDrained(ctx)))
+	must(t, second(s.Cancelled(ctx, "self")))
+	must(t, second(s.Reclaim(ctx, "self", []string{"queued-1"}, time.Minute, 64)))
 	must(t, second(s.DeviceFree(ctx)))
 	must(t, second(s.Whereabouts(ctx, "queued-1")))
 	if _, ok, err := s.Adopt(ctx, "test", reach(), time.Minute); err != nil || ok {
