@@ -82,7 +82,7 @@ func strict(b []byte, v any) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("something follows the JSON object")
 	}
-	return nil
+	return webdriver.ExactNames(b, v)
 }
 
 func count(steps int) *webdriver.Error {

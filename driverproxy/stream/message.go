@@ -25,11 +25,28 @@ func limits() socket.Limits {
 
 // message is what a client sends: a command, an acknowledgement, or both.
 type message struct {
-	ID     *uint64         `json:"id"`
-	Method string          `json:"method"`
-	Path   string          `json:"path"`
-	Body   json.RawMessage `json:"body"`
-	Ack    *uint64         `json:"ack"`
+	ID           *uint64
+	Method, Path string
+	Body         json.RawMessage
+	Ack          *uint64
+}
+
+// set reads one member of a message.
+func (m *message) set(name string, value json.RawMessage) error {
+	switch name {
+	case "id":
+		return json.Unmarshal(value, &m.ID)
+	case "method":
+		return json.Unmarshal(value, &m.Method)
+	case "path":
+		return json.Unmarshal(value, &m.Path)
+	case "body":
+		m.Body = value
+		return nil
+	case "ack":
+		return json.Unmarshal(value, &m.Ack)
+	}
+	return errors.New("unknown member")
 }
 
 func (m message) command() webdriver.Command {
@@ -54,9 +71,13 @@ type answer struct {
 // decode parses a client's message. Errors are short: they go into a websocket's close reason.
 func decode(b []byte) (message, error) {
 	var m message
+	var members map[string]json.RawMessage // by their very names, which encoding/json takes in any case for a struct
 	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&m); err != nil {
+	err := d.Decode(&members)
+	for name, value := range members {
+		err = errors.Join(err, m.set(name, value))
+	}
+	if err != nil {
 		return m, errors.New(`not a command: {"id", "method", "path", "body", "ack"}`)
 	}
 	_, end := d.Token() // unlike More it sees a stray bracket

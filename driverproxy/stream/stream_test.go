@@ -312,7 +312,9 @@ func TestWhatIsNoCommandIsRefusedWithWords(t *testing.T) {
 		`{"id":1,"method":"GET","path":"/url"}}`: "after", `{"id":1,"method":"GET","path":"/url"} ]`: "after",
 		`{"id":2,"method":"GET","path":"/url"}`: "1 is the next", `{"id":18446744073709551615,"method":"GET","path":"/url"}`: "1 is the next",
 		`{"ack":1}`: "was not given", `{"id":1,"method":"GET","path":"/url","ack":1}`: "was not given", `{"ack":18446744073709551615}`: "was not given",
-		`{"ack":0,"path":"/url"}`: "id",
+		`{"ack":0,"path":"/url"}`: "id", `{"ID":1,"method":"GET","path":"/url"}`: "not a command", `{"id":1,"Method":"GET","path":"/url"}`: "not a command",
+		`{"id":1,"method":"GET","path":"/url","Path":"/title"}`: "not a command", `{"id":1,"method":"POST","path":"/url","BODY":{}}`: "not a command", `{"Ack":0}`: "not a command",
+		`{"id":"1","method":"GET","path":"/url"}`: "not a command", `{"id":1,"method":7,"path":"/url"}`: "not a command", `{"id":1,"method":"GET","path":[]}`: "not a command",
 	} {
 		c := open(t, s.url, "")
 		c.say(t, sent)

@@ -160,6 +160,9 @@ func parseNewSession(b []byte) (req api.CreateSession, n webdriver.NewSession, e
 		d := json.NewDecoder(bytes.NewReader(n.Options))
 		d.DisallowUnknownFields()
 		err := d.Decode(&req)
+		if err == nil {
+			err = webdriver.ExactNames(n.Options, &req)
+		}
 		var wrong *json.UnmarshalTypeError // its own words are about our types
 		switch {
 		case errors.As(err, &wrong) && wrong.Field != "":

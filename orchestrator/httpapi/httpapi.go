@@ -13,6 +13,7 @@ import (
 	"crypto/subtle"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -55,6 +56,7 @@ const callLimit = 45 * time.Second
 
 // New returns the handler of the public listener.
 func New(cfg Config) http.Handler {
+	exactNames()
 	s := &server{cfg}
 	mux := http.NewServeMux()
 	s.control(mux)
@@ -73,6 +75,9 @@ func New(cfg Config) http.Handler {
 		mux.ServeHTTP(w, r)
 	}))))
 }
+
+// exactNames has huma refuse fields whose names differ in their case: JSON's have one, and of "account" and "Account" in one request either would count.
+var exactNames = sync.OnceFunc(func() { huma.ValidateStrictCasing = true })
 
 // control registers the control plane.
 func (s *server) control(mux *http.ServeMux) {

@@ -54,6 +54,8 @@ func TestBadRequestsToTheControlPlane(t *testing.T) {
 		"no JSON":              {"POST", "/v1/sessions", `{`, 400, ""},
 		"empty body":           {"POST", "/v1/sessions", ``, 400, "body"},
 		"unknown field":        {"POST", "/v1/sessions", `{"account":"a","colour":"red"}`, 422, ""},
+		"name in another case": {"POST", "/v1/sessions", `{"account":"a","Name":"x"}`, 422, "unexpected property"},
+		"required in another":  {"POST", "/v1/sessions", `{"Account":"a"}`, 422, "account"},
 		"wrong type":           {"POST", "/v1/sessions", `{"account":7}`, 422, ""},
 		"no account":           {"POST", "/v1/sessions", `{}`, 422, ""},
 		"unknown account":      {"POST", "/v1/sessions", `{"account":"nobody"}`, 422, "PUT /v1/accounts"},

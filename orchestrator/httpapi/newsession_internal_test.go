@@ -13,6 +13,8 @@ func TestOptionsAreRefusedInTheirOwnNames(t *testing.T) {
 		`{"account":"a","timeouts":{"command_seconds":1.5}}`:      "driftstack:options.timeouts.command_seconds: does not take a JSON number 1.5",
 		`{"account":"a","acount":"a"}`:                            `driftstack:options: unknown field "acount"`,
 		`{"account":"a","capabilities":{"browserName":"safari"}}`: "driftstack:options.capabilities: capabilities go beside",
+		`{"Account":"a"}`: `driftstack:options: unknown field "Account"`,
+		`{"account":"a","timeouts":{"command_seconds":1,"IDLE_seconds":1}}`: `driftstack:options: unknown field "IDLE_seconds"`,
 		`{}`: "driftstack:options.account: name the account",
 	} {
 		_, _, err := parseNewSession([]byte(`{"capabilities":{"alwaysMatch":{"driftstack:options":` + options + `}}}`))
