@@ -1,0 +1,60 @@
+package orchestrator
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/driftstack/fleet/orchestrator/api"
+)
+
+// looked is a store in which a session is as it was set, which no notification tells of.
+type looked struct {
+	SessionStore
+	state api.SessionState
+	at    time.Time // from then on
+}
+
+func (l *looked) Get(context.Context, string) (api.Session, error) {
+	if time.Now().Before(l.at) {
+		return api.Session{State: api.Queued}, nil
+	}
+	return api.Session{State: l.state}, nil
+}
+
+// TestLostNotificationCostsATick, to whoever takes sessions and to whoever waits for one.
+func TestLostNotificationCostsATick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &looked{state: api.Running}
+		o := New(Deps{Log: zap.NewNop(), Sessions: l, LeaseTTL: 15 * time.Second})
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		queued := time.Now().Add(10*tick + tick/2)
+		taken := make(chan time.Time, 1)
+		looks := 0
+		get := func(context.Context, []string) ([]Claim, bool, error) {
+			looks++
+			if time.Now().Before(queued) {
+				return nil, false, nil
+			}
+			return []Claim{{Session: "s"}}, false, nil
+		}
+		go o.take(ctx, o.queued, func() []string { return []string{"mac-1"} }, get, func(Claim, time.Time) {
+			taken <- time.Now()
+			stop()
+		})
+		if late := (<-taken).Sub(queued); late > tick {
+			t.Errorf("claimed %s late", late)
+		}
+		if looks != 12 { // at once, and with each tick
+			t.Errorf("looked %d times in 11 s", looks)
+		}
+		l.at = time.Now().Add(10*tick + tick/2)
+		if _, err := o.Wait(t.Context(), "s", IsRunning); err != nil || time.Since(l.at) > tick {
+			t.Errorf("seen %s late, %v", time.Since(l.at), err)
+		}
+	})
+}
