@@ -274,6 +274,10 @@ func (o *Orchestrator) finish(ctx context.Context, l *live, end *EndError, saved
 	o.journal.flush(ctx)
 	last := l.stamp(Event{Kind: EventEnded, Reason: end.Reason})
 	err := o.patiently(ctx, func() error { return o.deps.Sessions.Finish(ctx, last, end.Detail, saved) })
+	if errors.Is(err, ErrLeaseLost) { // also where it was stored, and the answer was lost
+		o.log.Warn("session is another orchestrator's, or has ended", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)))
+		return
+	}
 	if err != nil {
 		o.log.Error("the ending could not be stored", zap.String("session", l.claim.Session), zap.String("reason", string(end.Reason)), zap.Error(err))
 		return

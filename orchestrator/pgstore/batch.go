@@ -141,7 +141,7 @@ var errAlone = errors.New("each alone")
 // alone says whether a statement that failed may not fail for each of its calls.
 func alone(err error) bool {
 	var pg *pgconn.PgError
-	return errors.Is(err, errAlone) || errors.As(err, &pg) && !errors.Is(err, orchestrator.ErrUnavailable)
+	return errors.Is(err, errAlone) || deadlocked(err) || errors.As(err, &pg) && !errors.Is(err, orchestrator.ErrUnavailable)
 }
 
 // ask runs calls for as long as the most patient of their callers waits.

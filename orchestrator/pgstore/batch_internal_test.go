@@ -182,3 +182,12 @@ func TestBatchEndsWithItsMostPatientCaller(t *testing.T) {
 	}
 	a.running.Wait()
 }
+
+// TestUndoneIsTriedAgain: what the database undid for another's sake says nothing against doing it again, as what it refused does.
+func TestUndoneIsTriedAgain(t *testing.T) {
+	for code, again := range map[string]bool{"40P01": true, "40001": true, "57014": true, "53100": true, "08006": true, "23505": false, "42601": false} {
+		if err := unavailable(&pgconn.PgError{Code: code}); errors.Is(err, orchestrator.ErrUnavailable) != again {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+}

@@ -163,12 +163,13 @@ func noDevice(host, device string) error {
 	return &orchestrator.MissingError{What: fmt.Sprintf("there is no device %q on host %q; `driftctl devices ls` lists them", device, host)}
 }
 
+// endDrainedSQL locks sessions in the order in which everybody does who locks several.
 const endDrainedSQL = `
-WITH s AS (
-    UPDATE sessions SET cancelled = true, end_as = 'drained'
-    FROM hosts h JOIN devices d ON d.host = h.name
-    WHERE h.drain_until <= now() AND d.session = sessions.id AND sessions.state IN ('starting', 'running') AND NOT sessions.cancelled
-    RETURNING sessions.id, h.name AS host),
+WITH late AS MATERIALIZED (
+    SELECT s.id, h.name AS host FROM hosts h JOIN devices d ON d.host = h.name JOIN sessions s ON s.id = d.session
+    WHERE h.drain_until <= now() AND s.state IN ('starting', 'running') AND NOT s.cancelled ORDER BY s.id FOR NO KEY UPDATE OF s),
+s AS (
+    UPDATE sessions SET cancelled = true, end_as = 'drained' FROM late WHERE sessions.id = late.id RETURNING sessions.id, late.host),
 a AS (
     INSERT INTO audit (actor, action, host, session, detail)
     SELECT 'driftstack', 'end-drained', host, id, 'the deadline of the drain has passed' FROM s)

@@ -174,8 +174,8 @@ func unavailable(err error) error {
 	case errors.As(err, &pg) && (pg.Code == "22021" || pg.Code == "22P05"):
 		return &orchestrator.InvalidError{Field: "text", Problem: "it must be UTF-8 and must not contain the character U+0000"}
 	case errors.As(err, &pg):
-		// Class 57: operator intervention; 53: insufficient resources; 08: connection.
-		if c := pg.Code[:2]; c != "57" && c != "53" && c != "08" {
+		// Class 57: operator intervention; 53: insufficient resources; 40: undone for another's sake, as in a deadlock; 08: connection.
+		if c := pg.Code[:2]; c != "57" && c != "53" && c != "40" && c != "08" {
 			return err
 		}
 	}
