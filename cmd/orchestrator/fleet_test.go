@@ -74,6 +74,8 @@ type fleet struct {
 	store    *pgstore.Store // looks at what is stored
 	use      *usage
 	shared   bool // they have one volume
+
+	most map[string]int // sessions that an account was seen with, by account and state
 }
 
 // mac is a host's agent. Its tunnel stays when the agent is restarted.
@@ -90,7 +92,7 @@ type mac struct {
 // newFleet starts it all. Where the volume is not shared each orchestrator has a folder of its own, and the root key of profiles in it.
 func newFleet(t *testing.T, replicas, hosts, devices int, shared bool) *fleet {
 	t.Helper()
-	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), keyDSN: postgres.Database(t), use: newUsage(t), shared: shared}
+	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), keyDSN: postgres.Database(t), use: newUsage(t), shared: shared, most: map[string]int{}}
 	root := filepath.Join(f.dir, "root.key")
 	must(t, profilestate.CreateRootKey(root))
 	key, err := os.ReadFile(root)

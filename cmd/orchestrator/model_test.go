@@ -193,6 +193,10 @@ func model(t *testing.T, long time.Duration, shared bool) {
 	f := newFleet(t, 3, 2, 2, shared)
 	steps := schedule(rand.New(rand.NewPCG(seed, 0)), long, len(f.replicas), len(f.hosts))
 
+	for account, q := range quotas() {
+		_, err := f.replicas[0].client.PutQuota(t.Context(), account, api.PutQuota{Quota: q})
+		must(t, err)
+	}
 	var customers []*customer
 	for i := range 6 {
 		c := &customer{f: f, rng: rand.New(rand.NewPCG(seed, uint64(i+1))), account: []string{"a", "b"}[i%2]}
@@ -228,10 +232,38 @@ func (f *fleet) live(long time.Duration, customers []*customer, steps []step, en
 	}
 	all.Go(func() { f.happen(ctx, begin, steps) })
 	for ctx.Err() == nil && !enough() {
-		rest(ctx, 50*time.Millisecond)
+		f.withinQuotas(false)
+		rest(ctx, 100*time.Millisecond)
 	}
 	stop()
 	all.Wait()
+}
+
+// quotas are what accounts may have: less than their customers would take, of devices and of room in the queue.
+func quotas() map[string]api.Quota {
+	two, three := 2, 3
+	return map[string]api.Quota{"a": {Concurrent: &three, Queued: &two}, "b": {Concurrent: &two, Queued: &two}}
+}
+
+// withinQuotas holds what accounts have against what they may have, as it is counted and as sessions are; over says that nothing is left.
+func (f *fleet) withinQuotas(over bool) {
+	f.t.Helper()
+	for account, most := range quotas() {
+		v, err := f.store.Quota(f.t.Context(), account)
+		must(f.t, err)
+		queued := *most.Queued + *most.Concurrent // what a device gave back is let in again
+		if v.Active > *most.Concurrent || v.QueuedNow > queued || over && v.Active+v.QueuedNow > 0 {
+			f.t.Errorf("account %s has %d sessions on devices and %d queued", account, v.Active, v.QueuedNow)
+		}
+		for state, most := range map[api.SessionState]int{api.Running: *most.Concurrent, api.Queued: queued} {
+			list, err := f.store.List(f.t.Context(), pgstore.SessionFilter{Account: account, State: string(state), Limit: 100})
+			must(f.t, err)
+			if n := len(list.Sessions); n > most {
+				f.t.Errorf("%d sessions of account %s are %s, and may be %d", n, account, state, most)
+			}
+			f.most[account+" "+string(state)] = max(f.most[account+" "+string(state)], len(list.Sessions))
+		}
+	}
 }
 
 // happen does the steps when they are due. Those of different replicas do not wait for one another.
@@ -333,6 +365,8 @@ func (f *fleet) check() {
 			f.t.Errorf("session %s ended as internal: %s", s.ID, s.Detail)
 		}
 	}
+	f.withinQuotas(true)
+	f.t.Logf("at most %v", f.most)
 	fates := f.use.check()
 	f.t.Logf("%d sessions: %v; moved: %v; commands: %v", len(list.Sessions), reasons, moves, fates)
 	for i, r := range f.replicas {
