@@ -106,9 +106,9 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 	}, nil
 }
 
-// match chooses the first capabilities that a device can meet which is wanted otherwise.
+// match chooses the first capabilities that a device can meet which is wanted otherwise, and which the account may use.
 func (o *Orchestrator) match(ctx context.Context, n *NewSession, wants webdriver.NewSession) error {
-	offers, err := o.deps.Sessions.Offers(ctx, n.Want)
+	offers, err := o.deps.Sessions.Offers(ctx, *n)
 	if err != nil {
 		return err
 	}
@@ -204,11 +204,20 @@ func (o *Orchestrator) Quit(ctx context.Context, session string) webdriver.Answe
 	return l.quitted()
 }
 
-// reach finds the session; when there is none, it gives the answer. One that runs, and not here, may be about to be
-// adopted: it is waited for as long as that takes at most.
+// reach finds the session; when there is none, it gives the answer.
 func (o *Orchestrator) reach(ctx context.Context, session string) (*live, webdriver.Answer) {
-	if l := o.find(session); l != nil {
+	l, s, err := o.await(ctx, session)
+	if l != nil {
 		return l, webdriver.Answer{}
+	}
+	return nil, absent(s, err)
+}
+
+// await finds the session; when there is none, it says what the database knows of it. One that runs, and not here, may be about to be
+// adopted: it is waited for as long as that takes at most.
+func (o *Orchestrator) await(ctx context.Context, session string) (*live, api.Session, error) {
+	if l := o.find(session); l != nil {
+		return l, api.Session{}, nil
 	}
 	s, err := o.look(ctx, session)
 	if err == nil && s.State == api.Running {
@@ -218,10 +227,10 @@ func (o *Orchestrator) reach(ctx context.Context, session string) (*live, webdri
 			return s.State != api.Running || o.find(session) != nil || o.isStopping()
 		})
 		if l := o.find(session); l != nil {
-			return l, webdriver.Answer{}
+			return l, api.Session{}, nil
 		}
 	}
-	return nil, absent(s, err)
+	return nil, s, err
 }
 
 // absent answers a command for a session that this process does not run.

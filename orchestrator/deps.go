@@ -38,8 +38,8 @@ type SessionStore interface {
 	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError, *QuotaError,
 	// *ConflictError when the idempotency key was used for another request, *RepeatedError when it was for this one.
 	Create(ctx context.Context, s NewSession) (time.Time, error)
-	// Offers is what enrolled devices that are wanted have to offer, each once.
-	Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error)
+	// Offers is what enrolled devices have to offer, each once, that the session wants and may be given, whatever browser it is for.
+	Offers(ctx context.Context, n NewSession) ([]webdriver.Offer, error)
 	// Shapes are what enrolled devices are matched by, with what each misses of what n wants.
 	Shapes(ctx context.Context, n NewSession) ([]Shape, error)
 	// Prospect is what would become of a session that Create were called with now, and what each enrolled device has against it. Errors

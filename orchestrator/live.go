@@ -53,9 +53,9 @@ type live struct {
 	mu       sync.Mutex // guards what follows
 	device   device
 	inflight int
-	idleAt   time.Time // when the last command ended
-	end      *EndError // the first reason to end wins
-	restored profilestate.Report
+	idleAt   time.Time            // when the last command ended
+	end      *EndError            // the first reason to end wins
+	restored *profilestate.Report // what the browser was given; nil: it is not known yet
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {

@@ -46,7 +46,6 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 			o.log.Warn("what was restored into an adopted session is not known: nothing will be taken for deleted", zap.String("session", l.claim.Session), zap.Error(err))
 			err = nil
 		}
-		l.restoredAs(p.restored)
 	}
 	return p, err
 }
@@ -55,18 +54,24 @@ func (p *openedProfile) writer() profilestate.Writer {
 	return profilestate.Writer{Session: p.l.claim.Session, Term: p.l.claim.Term}
 }
 
+// restore puts the profile into the browser; an adopted session has it there.
 func (p *openedProfile) restore(ctx context.Context, dev device) error {
-	if p.l.claim.Profile == "" || p.head.Current.Number == 0 || p.l.claim.Adopted {
-		return nil
+	if p.head.Current.Number != 0 && !p.l.claim.Adopted {
+		if err := p.put(ctx, dev); err != nil {
+			return err
+		}
 	}
+	p.l.restoredAs(p.restored)
+	return nil
+}
+
+func (p *openedProfile) put(ctx context.Context, dev device) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, restoreLimit)
 	defer cancel()
 	begin := p.o.deps.Now()
-	var err error
 	if p.restored, err = profilestate.Restore(ctx, driver{dev}, p.snapshot); err != nil {
 		return err
 	}
-	p.l.restoredAs(p.restored)
 	if err := p.o.deps.Profiles.SaveReport(ctx, p.ref, p.head, p.l.claim.Session, p.restored); err != nil {
 		p.o.log.Warn("whoever goes on with the session will not know what was restored", zap.String("session", p.l.claim.Session), zap.Error(err))
 	}
@@ -87,19 +92,35 @@ func (p *openedProfile) forget(end *EndError) {
 func (l *live) restoredAs(r profilestate.Report) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.restored = r
+	l.restored = &r
 }
 
-// ProfileReport says what became of each item of the profile of a session that runs here, at most that many of them: those first that
-// are not as they were saved. ErrNotFound: it does not run here.
-func (o *Orchestrator) ProfileReport(session string, most int) (api.ProfileReport, error) {
-	l := o.find(session)
-	if l == nil {
-		return api.ProfileReport{}, ErrNotFound
+var errNoReport = &ConflictError{Problem: "the session does not run: the report is there once its profile is restored, and removed when it ends; " +
+	"its event profile_restored keeps the counts"}
+
+// ProfileReport says what became of each item of the profile of a session that runs here, or is about to, at most that many of them: those
+// first that are not as they were saved. Errors: ErrNotFound, *ConflictError when it does not run, ErrElsewhere, ErrUnavailable.
+func (o *Orchestrator) ProfileReport(ctx context.Context, session string, most int) (api.ProfileReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.AdoptedWithin())
+	defer cancel()
+	l, s, err := o.await(ctx, session)
+	switch {
+	case err != nil:
+		return api.ProfileReport{}, err
+	case l == nil && s.State == api.Running:
+		return api.ProfileReport{}, ErrElsewhere
+	case l == nil || !l.started(ctx):
+		return api.ProfileReport{}, errNoReport
 	}
 	l.mu.Lock()
-	restored := l.restored
+	restored, left := l.restored, l.end != nil && l.end.left
 	l.mu.Unlock()
+	switch {
+	case restored == nil && left: // before it knew
+		return api.ProfileReport{}, ErrElsewhere
+	case restored == nil:
+		return api.ProfileReport{}, errNoReport
+	}
 	n := restored.Counts()
 	v := api.ProfileReport{Session: session, Profile: l.claim.Profile, Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped, Unsupported: n.Unsupported,
 		Items: []api.ProfileItem{}}

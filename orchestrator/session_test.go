@@ -22,10 +22,10 @@ type creating struct {
 }
 
 // Offers has what is wanted of the platform only.
-func (c creating) Offers(ctx context.Context, want api.DeviceWant) (offers []webdriver.Offer, err error) {
+func (c creating) Offers(ctx context.Context, n NewSession) (offers []webdriver.Offer, err error) {
 	c.seen(ctx)
 	for _, o := range c.offers {
-		if want.Platform == "" || strings.EqualFold(o.Platform, want.Platform) {
+		if n.Want.Platform == "" || strings.EqualFold(o.Platform, n.Want.Platform) {
 			offers = append(offers, o)
 		}
 	}

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -344,6 +345,47 @@ func TestProfileReport(t *testing.T) {
 	}
 	if got := told(two); !reflect.DeepEqual(got, first) {
 		t.Errorf("another orchestrator tells %+v", got)
+	}
+}
+
+// Who asks for the report while nobody has the session waits until somebody does, as with a command.
+func TestProfileReportDuringAHandover(t *testing.T) {
+	t.Parallel()
+	for name, start := range map[string]func() (*several, *mate, *mate){
+		"forwarding": func() (*several, *mate, *mate) { return newPeers(t, 10*time.Minute, "eu-1", "eu-2") },
+		"alone": func() (*several, *mate, *mate) {
+			r := newSeveral(t, 10*time.Minute, 0, "eu-1", "eu-2")
+			return r, r.all[0], r.all[1]
+		},
+	} {
+		_, one, two := start()
+		p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
+		must(t, err)
+		_, err = one.client.ImportProfile(t.Context(), p.ID, strings.NewReader(stateOf("v")))
+		must(t, err)
+		s := (&rig{client: one.client}).running(t, api.CreateSession{Profile: p.ID})
+		first, err := one.client.ProfileReport(t.Context(), s.ID, 10)
+		if must(t, err); len(first.Items) != 1 {
+			t.Errorf("%s: %+v", name, first)
+		}
+		one.stop()
+		short, cancel := context.WithTimeout(t.Context(), time.Second) // the host is not connected to the other
+		v, err := two.client.ProfileReport(short, s.ID, 10)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: nobody has the session, and the answer is %+v, %v", name, v, err)
+		}
+		two.connect()
+		if v, err = two.client.ProfileReport(t.Context(), s.ID, 10); err != nil || !reflect.DeepEqual(v, first) {
+			t.Errorf("%s: %+v, %v, want %+v", name, v, err, first)
+		}
+		must(t, second(two.client.Cancel(t.Context(), s.ID)))
+		if _, err := two.client.Wait(t.Context(), s.ID, api.Ended); err != nil {
+			t.Error(err)
+		}
+		if _, err = two.client.ProfileReport(t.Context(), s.ID, 10); problemOf(t, err).Status != http.StatusConflict {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

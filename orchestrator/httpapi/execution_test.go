@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/driftstack/fleet/driverproxy/host"
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
@@ -44,5 +45,37 @@ func TestProfileExecution(t *testing.T) {
 	s = r.running(t, api.CreateSession{Profile: p.ID})
 	if s = r.quit(t, s.ID); s.Reason != "completed" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestNewSessionMatchesWhereProfilesMayBe: the first capabilities that a device can meet on which the account may use its profiles.
+func TestNewSessionMatchesWhereProfilesMayBe(t *testing.T) {
+	r := newRigOf(t, []host.Device{
+		{Name: "phone-us", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0", Country: "US"},
+		{Name: "other-de", Kind: host.KindFake, Model: "other", PlatformName: "linux", Country: "DE"},
+	}, 10)
+	p := r.profile(t)
+	_, err := r.client.PutProfileExecution(t.Context(), "a", api.PutProfileExecution{ProfileExecution: api.ExecutionEU})
+	must(t, err)
+	const first = `"firstMatch":[{"platformName":"ios"},{"platformName":"linux"}]`
+	for _, c := range []struct{ options, platform string }{
+		{`"account":"a","recording":false`, "iOS"},
+		{`"account":"a","recording":false,"profile":"` + p.ID + `"`, "linux"},
+		{`"account":"a","recording":false,"profile":"` + p.ID + `","profile_mode":"readonly"`, "linux"},
+		{`"account":"a","recording":false,"profile":"` + p.ID + `","profile_mode":"fork"`, "linux"},
+	} {
+		_, b := r.call(t, http.MethodPost, "/session", `{"capabilities":{"alwaysMatch":{"driftstack:options":{`+c.options+`}},`+first+`}}`)
+		s := decode[w3c](t, b)
+		if s.Value.SessionID == "" {
+			t.Fatalf("%s: %s", c.options, b)
+		}
+		if told := decode[map[string]any](t, s.Value.Caps); told["platformName"] != c.platform {
+			t.Errorf("%s: the client is told %v, want %s", c.options, told, c.platform)
+		}
+		r.quit(t, s.Value.SessionID)
+	}
+	resp, b := r.call(t, http.MethodPost, "/session", `{"capabilities":{"alwaysMatch":{"platformName":"ios","driftstack:options":{"account":"a","recording":false,"profile":"`+p.ID+`"}}}}`)
+	if m := wantW3C(t, resp, b, 500, webdriver.SessionNotCreated); !strings.Contains(m, `platformName "ios": there is linux`) {
+		t.Errorf("%s", m)
 	}
 }

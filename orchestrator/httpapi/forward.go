@@ -269,7 +269,7 @@ func (s *server) forward(w http.ResponseWriter, r *http.Request, next http.Handl
 		case a.err == nil, r.Context().Err() != nil:
 			return
 		case errors.Is(a.err, errMisdirected):
-		case !a.sent.Load():
+		case !a.sent.Load(), isReport(r): // the report can be asked for again
 			s.Peers.suspect(to.ID, true)
 		default:
 			s.Peers.suspect(to.ID, true)

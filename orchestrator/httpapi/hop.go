@@ -83,7 +83,7 @@ func sessionOf(r *http.Request) (session string, ok bool) {
 	session, ok = strings.CutPrefix(p, "/v1/sessions/")
 	session, what, _ := strings.Cut(session, "/")
 	get, post := r.Method == http.MethodGet, r.Method == http.MethodPost
-	return unescape(session), ok && (get && (what == "stream" || what == liveWhat || what == "profile-report") || post && what == "batch")
+	return unescape(session), ok && (get && (what == "stream" || what == liveWhat || what == reportWhat) || post && what == "batch")
 }
 
 // forwarding serves requests of sessions where the sessions are.

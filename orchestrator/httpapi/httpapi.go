@@ -103,7 +103,7 @@ func (s *server) control(mux *http.ServeMux) {
 	describeEvents(a.OpenAPI())
 	s.registerBatch(a)
 	s.registerRecordings(a)
-	reg(a, http.MethodGet, "/v1/sessions/{id}/profile-report", "session-profile-report", "What became of each item of the profile in a session that runs", 0, s.profileReport)
+	reg(a, http.MethodGet, "/v1/sessions/{id}/"+reportWhat, "session-profile-report", "What became of each item of the profile in a session that runs", 0, s.profileReport)
 	reg(a, http.MethodPut, "/v1/accounts/{id}", "put-account", "Create or change an account", 0, s.putAccount)
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
 	s.registerProfiles(a)

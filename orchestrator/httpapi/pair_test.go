@@ -53,6 +53,12 @@ type several struct {
 // usual time.
 func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *several {
 	t.Helper()
+	phone := host.Device{Name: "phone-a", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0", BiDi: true}
+	return newSeveralWith(t, phone, ttl, orphan, names...)
+}
+
+func newSeveralWith(t *testing.T, phone host.Device, ttl, orphan time.Duration, names ...string) *several {
+	t.Helper()
 	r := &several{drivers: make(chan *drivertest.Driver, 16)}
 	dsn, keyDSN, dir := database(t), keyDatabase(t), t.TempDir()
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
@@ -75,7 +81,7 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 		defer close(hosted)
 		err := host.Run(hosting, host.Config{Name: "mac-1", Agent: "test", StateDir: dir + "/host", Orchestrators: host.Fixed(addrs...),
 			Dial: (&net.Dialer{}).DialContext, Log: zap.NewNop(), Orphan: orphan,
-			Devices: []host.Device{{Name: "phone-a", Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0", BiDi: true}},
+			Devices: []host.Device{phone},
 			Fake: func(string) *drivertest.Driver {
 				d := drivertest.New()
 				d.OfferBiDi(nil)

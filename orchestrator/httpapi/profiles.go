@@ -2,8 +2,8 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
@@ -39,17 +39,16 @@ func (s *server) createProfile(ctx context.Context, in *struct{ Body api.CreateP
 	return &body[api.Profile]{v}, s.problem(err)
 }
 
+// reportWhat is where the report of a session's restore is, below the session.
+const reportWhat = "profile-report"
+
+func isReport(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/"+reportWhat) }
+
 func (s *server) profileReport(ctx context.Context, in *struct {
 	ByID
 	Limit int `query:"limit" minimum:"0" maximum:"10000" default:"1000" doc:"How many items are listed: those first that are not as they were saved."`
 }) (*body[api.ProfileReport], error) {
-	v, err := s.Orchestrator.ProfileReport(in.ID, in.Limit)
-	if errors.Is(err, orchestrator.ErrNotFound) {
-		if _, err := s.Store.Get(ctx, in.ID); err != nil {
-			return nil, s.problem(err)
-		}
-		err = &orchestrator.ConflictError{Problem: "the session does not run: the report is there once its profile is restored, and removed when it ends; its event profile_restored keeps the counts"}
-	}
+	v, err := s.Orchestrator.ProfileReport(ctx, in.ID, in.Limit)
 	return &body[api.ProfileReport]{v}, s.problem(err)
 }
 

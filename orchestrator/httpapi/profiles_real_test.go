@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -8,9 +9,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/orchestrator/api"
@@ -18,6 +21,11 @@ import (
 
 // realWebKit is a rig with one WebKit.
 func realWebKit(t *testing.T) *rig {
+	t.Helper()
+	return newRigOf(t, []host.Device{webKit(t)}, 10)
+}
+
+func webKit(t *testing.T) host.Device {
 	t.Helper()
 	for _, program := range []string{"WebKitWebDriver", "Xvfb"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -27,7 +35,7 @@ func realWebKit(t *testing.T) *rig {
 			t.Skipf("part: webkit skipped: %s is missing: run `make setup-test`", program)
 		}
 	}
-	return newRigOf(t, []host.Device{{Name: "webkit", Kind: host.KindWebKitGTK, Model: "WebKitGTK", PlatformName: "linux"}}, 10)
+	return host.Device{Name: "webkit", Kind: host.KindWebKitGTK, Model: "WebKitGTK", PlatformName: "linux"}
 }
 
 // loginSite logs in who asks, and says who it knows.
@@ -84,6 +92,70 @@ func (r *rig) at(t *testing.T, session, page string) (text, storage string) {
 	var v [2]string
 	must(t, json.Unmarshal(r.drive(t, session, http.MethodPost, "/execute/sync", string(body)), &v))
 	return v[0], v[1]
+}
+
+// TestDeletionSurvivesAnAdoption: what was restored into a session is known to who goes on with it, and with it what its client deletes there:
+// nobody takes that for something that was not looked at.
+func TestDeletionSurvivesAnAdoption(t *testing.T) {
+	for _, c := range []struct {
+		how  string
+		ttl  time.Duration
+		gone func(*mate)
+	}{
+		{"stopped", 10 * time.Minute, func(o *mate) { o.stop() }},
+		{"killed", shortLease, func(o *mate) { o.die() }},
+	} {
+		t.Run(c.how, func(t *testing.T) {
+			t.Parallel()
+			r := newSeveralWith(t, webKit(t), c.ttl, 0, "eu-1", "eu-2")
+			r.introduce(t, byPeerURL)
+			one, two, site := r.all[0], r.all[1], loginSite(t)
+			p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
+			must(t, err)
+			state := fmt.Sprintf(`{"cookies":[{"name":"deleted","value":"1","domain":"127.0.0.1","path":"/","expires":-1,"httpOnly":false,"secure":false,"sameSite":"Lax"},
+				{"name":"stays","value":"1","domain":"127.0.0.1","path":"/","expires":-1,"httpOnly":false,"secure":false,"sameSite":"Lax"}],
+				"origins":[{"origin":%q,"localStorage":[{"name":"deleted","value":"2"},{"name":"stays","value":"2"}]}]}`, site)
+			_, err = one.client.ImportProfile(t.Context(), p.ID, strings.NewReader(state))
+			must(t, err)
+			s := (&rig{client: one.client}).running(t, api.CreateSession{Profile: p.ID})
+			two.connect()
+			r.connected(t, two)
+			first, err := one.client.ProfileReport(t.Context(), s.ID, 10)
+			if must(t, err); first.Restored != 4 || len(first.Items) != 4 {
+				t.Errorf("restored: %+v", first)
+			}
+			c.gone(one)
+			left := time.Now()
+			var got api.ProfileReport
+			eventually(t, "the report is there", func() bool {
+				got, err = two.client.ProfileReport(t.Context(), s.ID, 10)
+				if err != nil && time.Since(left) < c.ttl { // it waits until the session is adopted
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			if !reflect.DeepEqual(got, first) {
+				t.Errorf("who adopted it tells %+v, want %+v", got, first)
+			}
+			at := &rig{url: two.url, client: two.client}
+			if text, storage := at.at(t, s.ID, site+"/whoami"); text != "deleted=1 stays=1" || storage != "deleted=2 stays=2" {
+				t.Errorf("the site sees %q, and the browser has %q", text, storage)
+			}
+			at.drive(t, s.ID, http.MethodDelete, "/cookie/deleted", "")
+			at.drive(t, s.ID, http.MethodPost, "/execute/sync", `{"script":"localStorage.removeItem('deleted')","args":[]}`)
+			if v := at.quit(t, s.ID); v.Reason != "completed" || v.Generation != 2 {
+				t.Errorf("%+v", v)
+			}
+			var b bytes.Buffer
+			must(t, two.client.ExportProfile(t.Context(), p.ID, 0, &b))
+			if out := b.String(); strings.Contains(out, "deleted") || strings.Count(out, "stays") != 2 {
+				t.Errorf("the profile is %s", out)
+			}
+			if got := kinds(t, two, s.ID); !slices.Contains(got, "adopted") {
+				t.Errorf("log: %v", got)
+			}
+		})
+	}
 }
 
 // TestLostLoginIsACandidate: a capture without a login that the profile had twice does not replace it, and says so.

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
@@ -325,5 +328,34 @@ func TestKeysOverHTTP(t *testing.T) {
 	must(t, err)
 	if s, err = r.client.Wait(ctx, s.ID, api.Ended); err != nil || s.Reason != "profile_conflict" {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestDeviceWiped: the log says of how many sites nothing is left, of how many that is not known, and of how many something is, and not which.
+func TestDeviceWiped(t *testing.T) {
+	r := newRig(t, 1, 10)
+	s := r.running(t, api.CreateSession{})
+	d := <-r.drivers
+	for i := range 6 {
+		r.drive(t, s.ID, "POST", "/url", fmt.Sprintf(`{"url":"http://site-%d.example/a/"}`, i))
+	}
+	refused := &webdriver.Error{Code: webdriver.UnknownError, Message: "no"}
+	d.Inject(drivertest.Fault{Route: webdriver.RouteNavigateTo, Effect: drivertest.Refuse, Error: refused, Times: 10}) // two sites: 2 documents in the folder, 3 in the root
+	d.Inject(drivertest.Fault{Route: webdriver.RouteDeleteCookie, Effect: drivertest.Refuse, Error: refused, Times: 3})
+	r.quit(t, s.ID)
+	events, err := r.client.Events(t.Context(), s.ID, 0)
+	must(t, err)
+	i := slices.IndexFunc(events, func(e api.Event) bool { return e.Kind == "device_wiped" })
+	if i < 0 {
+		t.Fatalf("%+v", events)
+	}
+	if e := events[i]; e.Removed != 3 || e.Dropped != 2 || e.Kept != 1 {
+		t.Errorf("%d verified, %d not, %d with something left: %+v", e.Removed, e.Dropped, e.Kept, e)
+	}
+	if b, err := json.Marshal(events); err != nil || strings.Contains(string(b), "site-") {
+		t.Errorf("%s, %v", b, err)
+	}
+	if !slices.ContainsFunc(events, func(e api.Event) bool { return e.Kind == "device_not_cleaned" }) {
+		t.Errorf("%+v", events)
 	}
 }

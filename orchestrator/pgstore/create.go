@@ -312,8 +312,9 @@ func newOffers(pool *pgxpool.Pool) *batch[wanted, []webdriver.Offer] {
 }
 
 // Offers implements orchestrator.SessionStore.
-func (s *Store) Offers(ctx context.Context, want api.DeviceWant) ([]webdriver.Offer, error) {
-	w, err := wantedOf(want, "", false)
+func (s *Store) Offers(ctx context.Context, n orchestrator.NewSession) ([]webdriver.Offer, error) {
+	n.Browser, n.BiDi = "", false
+	w, err := wantedBy(ctx, s.pool, n)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func TestOffers(t *testing.T) {
 		{api.DeviceWant{Platform: "Linux", Model: "iPhone 15"}, nil},
 		{api.DeviceWant{Labels: map[string]string{"x": "y"}}, nil},
 	} {
-		if got, err := s.Offers(t.Context(), c.want); err != nil || !slices.Equal(got, c.offers) {
+		if got, err := s.Offers(t.Context(), orchestrator.NewSession{Want: c.want}); err != nil || !slices.Equal(got, c.offers) {
 			t.Errorf("%+v: %+v, %v", c.want, got, err)
 		}
 	}
@@ -49,13 +49,13 @@ func TestOffers(t *testing.T) {
 	if err := s.DevicesChanged(t.Context(), "mac-1", []wire.Device{wire.Device{Name: "chromium", Kind: "chromedriver", Browser: "chrome", State: wire.DeviceBusy}}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.Offers(t.Context(), api.DeviceWant{Kind: "chromedriver"}); err != nil || !slices.Equal(got, []webdriver.Offer{{Browser: "chrome"}}) {
+	if got, err := s.Offers(t.Context(), orchestrator.NewSession{Want: api.DeviceWant{Kind: "chromedriver"}}); err != nil || !slices.Equal(got, []webdriver.Offer{{Browser: "chrome"}}) {
 		t.Errorf("without BiDi: %+v, %v", got, err)
 	}
 	if err := s.Revoke(t.Context(), "mac-1", time.Hour, orchestrator.Act{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.Offers(t.Context(), api.DeviceWant{}); err != nil || len(got) != 0 {
+	if got, err := s.Offers(t.Context(), orchestrator.NewSession{Want: api.DeviceWant{}}); err != nil || len(got) != 0 {
 		t.Errorf("of a removed host: %+v, %v", got, err)
 	}
 }

@@ -168,7 +168,7 @@ func life(t *testing.T, s *pgstore.Store) {
 	ctx := t.Context()
 	n := wish("a")
 	n.QueueLimit, n.Key = 1_000_000, orchestrator.Idempotency{Key: uuid.NewString()}
-	must(t, second(s.Offers(ctx, n.Want)))
+	must(t, second(s.Offers(ctx, n)))
 	mustCreate(t, s, n)
 	got, err := s.Claim(ctx, "test", reach(), time.Minute, 2, 0)
 	must(t, err)

@@ -15,7 +15,7 @@ func TestSessionGetsItsPlatform(t *testing.T) {
 	s := open(t, 2)
 	names := func() []string {
 		t.Helper()
-		offers, err := s.Offers(t.Context(), api.DeviceWant{})
+		offers, err := s.Offers(t.Context(), orchestrator.NewSession{Want: api.DeviceWant{}})
 		if err != nil {
 			t.Fatal(err)
 		}
