@@ -56,7 +56,7 @@ func (s *session) emptyBrowser(died bool) (*wire.Wiped, error) {
 		w = sweepUp(context.Background(), s.driver, pages, false, false)
 	}
 	s.met.question = w.question
-	if w.cut {
+	if w.cut() {
 		s.met.needs |= proofWiped
 	}
 	there, err := s.driver.quit(context.Background())
@@ -87,11 +87,15 @@ func (s *session) emptyBrowser(died bool) (*wire.Wiped, error) {
 
 // inQuestion has the device looked at for what may be left at the pages.
 func (s *session) inQuestion(pages []string) *wire.Wiped {
-	n := len(inert.NewTour(pages).Origins)
+	t := inert.NewTour(pages)
+	n := len(t.Origins)
 	if n == 0 {
 		return nil
 	}
-	s.met.question = pages
+	s.met.question = nil
+	for _, origin := range t.Origins {
+		s.met.question = append(s.met.question, pagesOf(origin, t.Folders(origin))...)
+	}
 	s.met.needs |= proofWiped
 	return &wire.Wiped{Origins: n, Unverified: n}
 }

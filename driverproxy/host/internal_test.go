@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/driverproxy/wire"
@@ -129,5 +132,34 @@ func TestVisitedPagesFitIntoAMessage(t *testing.T) {
 	b, err := wire.Control{Assigned: &wire.Assigned{Session: "s", Term: 1, Visited: pages, Capabilities: []byte(`{}`)}}.Encode()
 	if len(pages) != webdriver.MaxVisits || err != nil || len(b) > wire.MaxControl/2 {
 		t.Fatalf("%d pages in %d bytes, %v", len(pages), len(b), err)
+	}
+}
+
+// TestMoreToLookAt: a device at which there was no time to look at everything is looked at again, and nobody has it before.
+func TestMoreToLookAt(t *testing.T) {
+	now := time.Now()
+	a := &agent{cfg: Config{Clock: systemClock{}, Log: zap.NewNop()}, settled: make(chan struct{})}
+	for _, quarantined := range []bool{false, true} {
+		d := &device{Device: Device{Kind: KindFake}, ready: newReadiness(now)}
+		d.ready.claim()
+		d.ready.demand(proofWiped)
+		if quarantined {
+			d.ready.bad(now, gradeWiped)
+		}
+		d.ready.free(now)
+		d.ready.due = now
+		probed := func(r result) {
+			j := job{probe: true, needs: d.ready.needs}
+			d.step = make(chan struct{})
+			a.done(t.Context(), d, j, r, zap.NewNop())
+		}
+		probed(result{more: true})
+		if probe, needs, _ := d.ready.next(time.Now()); !probe || needs&proofWiped == 0 || d.ready.claim() {
+			t.Errorf("quarantined %v: probed again: %v, for %b, in phase %d", quarantined, probe, needs, d.ready.phase)
+		}
+		probed(result{})
+		if !d.ready.claim() {
+			t.Errorf("quarantined %v: phase %d", quarantined, d.ready.phase)
+		}
 	}
 }

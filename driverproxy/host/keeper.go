@@ -40,7 +40,8 @@ type job struct {
 
 // result is what a job has come to.
 type result struct {
-	bad     []grade       // what is wrong; a probe without has shown what was needed
+	bad     []grade       // what is wrong; a probe without has shown what was needed, unless there is
+	more    bool          // to look at: it is to be repeated
 	standby *standby      // to keep
 	took    time.Duration // of the driver's answer
 }
@@ -122,7 +123,7 @@ func (a *agent) done(ctx context.Context, d *device, j job, r result, log *zap.L
 	for _, g := range r.bad {
 		d.ready.bad(now, g)
 	}
-	if j.probe && len(r.bad) == 0 {
+	if j.probe && len(r.bad) == 0 && !r.more {
 		d.ready.good(now, j.needs|proofStatus)
 		d.proved, d.took = d.began, r.took
 	}
@@ -179,8 +180,7 @@ func (a *agent) returnLocked(d *device, m met) {
 
 // questionLocked remembers pages to look at once there is a session to look with.
 func (d *device) questionLocked(pages []string) {
-	d.pages = slices.DeleteFunc(d.pages, func(p string) bool { return slices.Contains(pages, p) })
-	d.pages = append(d.pages, pages...)
+	d.pages = append(without(d.pages, pages), pages...)
 	d.pages = slices.Delete(d.pages, 0, max(0, len(d.pages)-inQuestion))
 }
 

@@ -25,8 +25,9 @@ func (a *agent) probe(ctx context.Context, d *device, j job, log *zap.Logger) re
 	}
 	looked := false
 	if j.needs&proofWiped != 0 && len(j.pages) > 0 {
-		if bad := a.inspect(limited, d, s, j.pages, log); len(bad) > 0 {
-			return result{bad: bad}
+		more, bad := a.inspect(limited, d, s, j.pages, log)
+		if more || len(bad) > 0 {
+			return result{more: more, bad: bad}
 		}
 		s, looked = nil, true
 	}
@@ -74,30 +75,45 @@ func (a *agent) newStandby(ctx context.Context, d *device, log *zap.Logger) (*st
 
 // inspect looks whether anything is left of sessions at the pages: in a session of its own, which finds what they have left and leaves canaries, and
 // in another one, which finds those if this browser keeps anything beyond a session. A site that does not answer stays in question, and
-// keeps nobody from having the device.
-func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []string, log *zap.Logger) []grade {
-	for _, leave := range []bool{true, false} {
-		var found sweep
-		bad := a.trial(ctx, d, s, log, func(driver *driver) grade {
+// keeps nobody from having the device. Where there was no time for all of them there is more to look at; the sites that it went to then are not gone to again.
+func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []string, log *zap.Logger) (more bool, bad []grade) {
+	look := func(s *standby, pages []string, leave bool) (found sweep, bad []grade) {
+		bad = a.trial(ctx, d, s, log, func(driver *driver) grade {
 			if found = sweepUp(ctx, driver, pages, true, leave); found.Left > 0 {
 				return gradeWiped
 			}
 			return gradeNone
 		})
 		log.Info("looked for what sessions have left in the browser", found.sites())
-		if len(bad) > 0 {
-			return bad
+		return found, bad
+	}
+	found, bad := look(s, pages, true)
+	if len(bad) > 0 {
+		return false, bad
+	}
+	done, again := without(pages, found.question), sweep{}
+	if len(done) > 0 {
+		if again, bad = look(nil, done, false); len(bad) > 0 {
+			return false, bad
 		}
-		pages = slices.DeleteFunc(slices.Clone(pages), func(p string) bool { return slices.Contains(found.question, p) })
-		if len(pages) == 0 {
-			return nil
-		}
-		s = nil
+		done = without(done, again.question)
+	}
+	broken, unasked := found.broken || again.broken, append(found.unasked, again.unasked...)
+	if broken || len(unasked) > 0 {
+		done = without(pages, unasked)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	d.pages = slices.DeleteFunc(d.pages, func(p string) bool { return slices.Contains(pages, p) })
-	return nil
+	d.pages = without(d.pages, done)
+	if broken || len(unasked) > 0 && len(done) == 0 {
+		log.Warn("the browser cannot be asked what sessions have left in it")
+		return false, []grade{gradeWiped}
+	}
+	return len(unasked) > 0, nil
+}
+
+func without(list, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(some, s) })
 }
 
 // trial starts a session, has something done in it, unless that is nil, and ends it and the driver that had it. It says what is wrong.

@@ -19,11 +19,13 @@ import (
 
 // Bounds of a sweep.
 const (
-	sweepLimit   = 5 * time.Second // no further site is begun
-	sweepCommand = 2 * time.Second // for the driver to answer, whatever the site does
-	sweepPage    = time.Second     // for a site to answer
-	sweepRounds  = 3               // of deleting cookies
-	inQuestion   = 32              // pages of a device that are remembered: the latest
+	sweepLimit   = 5 * time.Second      // no further site is begun: the session's client waits
+	inspectLimit = 15 * time.Second     // the same of the host's own sessions
+	sweepCommand = 2 * time.Second      // for the driver to answer, whatever the site does
+	sweepScript  = sweepCommand * 3 / 4 // for its own script, so that the driver says that it took too long
+	sweepPage    = time.Second          // for a site to answer
+	sweepRounds  = 3                    // of deleting cookies
+	inQuestion   = webdriver.MaxVisits  // pages of a device that are remembered: the latest
 )
 
 // canary is what a sweep plants, as a cookie and in storage.
@@ -34,7 +36,8 @@ const canary = "driftstack-canary"
 type sweep struct {
 	wire.Wiped
 	question []string // pages of the origins that were not found clean
-	cut      bool     // some of them because the browser could not be asked
+	unasked  []string // those of them that nobody has come to
+	broken   bool     // the browser was of no more use at one of the others, or from the beginning
 }
 
 // note counts what became of an origin.
@@ -46,13 +49,16 @@ func (w *sweep) note(v verdict, pages []string) {
 	case left:
 		w.Left++
 	case notAsked:
-		w.cut = true
+		w.unasked = append(w.unasked, pages...)
 		w.Unverified++
 	default:
 		w.Unverified++
 	}
 	w.question = append(w.question, pages...)
 }
+
+// cut says that some origins were not looked at for no fault of theirs.
+func (w sweep) cut() bool { return w.broken || len(w.unasked) > 0 }
 
 // sites is a log's field: counts, never where anybody was.
 func (w sweep) sites() zap.Field {
@@ -65,7 +71,7 @@ type verdict int
 const (
 	clean    verdict = iota
 	unsure           // its site did not let anybody look
-	notAsked         // there was no time, or no browser
+	notAsked         // there was no time, or no browser any more
 	left             // something is still there, or was there where nothing may have been
 )
 
@@ -95,16 +101,17 @@ func (s sweepDriver) Do(ctx context.Context, method, path string, body []byte) (
 func sweepUp(ctx context.Context, d *driver, pages []string, fresh, leave bool) sweep {
 	s := &sweeper{
 		b: &inert.Browser{Driver: sweepDriver{d}, Limits: inert.Limits{
-			Page: sweepPage, Hurried: sweepPage / 2, Script: sweepCommand, Settle: sweepPage / 2,
+			Page: sweepPage, Hurried: sweepPage / 2, Script: sweepScript, Settle: sweepPage / 2,
 		}},
 		value: random(), fresh: fresh, leave: leave,
 	}
-	until := time.Now().Add(sweepLimit)
-	err := s.begin(ctx)
-	if here := ""; err == nil && !fresh {
-		err = s.b.Do(ctx, http.MethodGet, "/url", nil, &here)
-		pages = append(pages, here)
+	limit := sweepLimit
+	if fresh {
+		limit = inspectLimit
 	}
+	until := time.Now().Add(limit)
+	shown, err := s.begin(ctx)
+	pages = append(pages, shown...)
 	var w sweep
 	t := inert.NewTour(pages)
 	w.Origins = len(t.Origins)
@@ -115,6 +122,7 @@ func sweepUp(ctx context.Context, d *driver, pages []string, fresh, leave bool) 
 		}
 		w.note(v, pagesOf(origin, t.Folders(origin)))
 	}
+	w.broken = inert.Fatal(err)
 	return w
 }
 
@@ -127,39 +135,36 @@ func pagesOf(origin string, folders []string) []string {
 	return pages
 }
 
-// begin closes all windows but one, so that no page of theirs stores anything anew.
-func (s *sweeper) begin(ctx context.Context) error {
+// begin closes all windows but one, so that no page of theirs stores anything anew, and says what they showed.
+func (s *sweeper) begin(ctx context.Context) (shown []string, err error) {
 	if s.fresh {
-		return s.b.Bound(ctx)
+		return nil, s.b.Bound(ctx)
 	}
 	if err := s.b.TopWindow(ctx); inert.Fatal(err) {
-		return err
+		return nil, err
 	}
 	var handles []string
 	var here string
 	if err := errors.Join(s.b.Do(ctx, http.MethodGet, "/window/handles", nil, &handles), s.b.Do(ctx, http.MethodGet, "/window", nil, &here)); err != nil {
-		return err
+		return nil, err
 	}
-	to := func(handle string) error {
-		return s.b.Do(ctx, http.MethodPost, "/window", map[string]string{"handle": handle}, nil)
-	}
-	for _, h := range handles {
-		if h == here {
-			continue
-		}
-		if err := to(h); err != nil {
+	for _, h := range append(without(handles, []string{here}), here) { // ending with the one that stays
+		if err := s.b.Do(ctx, http.MethodPost, "/window", map[string]string{"handle": h}, nil); err != nil && h != here {
 			continue // it has closed itself
+		} else if err != nil {
+			return shown, err
 		}
-		if err := s.b.Do(ctx, http.MethodDelete, "/window", nil, nil); inert.Fatal(err) {
-			return err
+		var page string
+		if s.b.Do(ctx, http.MethodGet, "/url", nil, &page) == nil {
+			shown = append(shown, page)
+		}
+		if h != here {
+			if err := s.b.Do(ctx, http.MethodDelete, "/window", nil, nil); inert.Fatal(err) {
+				return shown, err
+			}
 		}
 	}
-	if len(handles) > 1 {
-		if err := to(here); err != nil {
-			return err
-		}
-	}
-	return s.b.Bound(ctx)
+	return shown, s.b.Bound(ctx)
 }
 
 // origin empties one. An error means that the browser is of no more use.
@@ -174,7 +179,7 @@ func (s *sweeper) origin(ctx context.Context, origin string, folders []string) (
 		case errors.As(err, &unusable):
 			v = unsure
 		case inert.Fatal(err):
-			return max(worst, notAsked), err
+			return max(worst, unsure), err
 		case err != nil:
 			v = unsure
 		}

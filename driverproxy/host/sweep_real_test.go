@@ -162,14 +162,29 @@ func TestRealBrowserThatKeepsItsStorage(t *testing.T) {
 	s := assign(t, i.stack, first("s1", 1))
 	do[any](t, s, "POST", "/url", map[string]string{"url": at})
 	do[any](t, s, "POST", "/execute/sync", script(store+`; indexedDB.open("d")`))
+	// In another window, scripts have gone to another site.
+	other := strings.Replace(at, "127.0.0.1", "localhost", 1)
+	window := do[struct{ Handle string }](t, s, "POST", "/window/new", map[string]string{"type": "tab"})
+	do[any](t, s, "POST", "/window", map[string]string{"handle": window.Handle})
+	do[any](t, s, "POST", "/execute/sync", script(`location.href = "`+other+`"`))
+	eventually(t, "the other site is there", func() bool {
+		return do[string](t, s, "POST", "/execute/sync", script(`return location.hostname + document.readyState`)) == "localhostcomplete"
+	})
+	do[any](t, s, "POST", "/execute/sync", script(store))
+	do[any](t, s, "POST", "/window", map[string]string{"handle": do[[]string](t, s, "GET", "/window/handles", nil)[0]})
 	release(t, s)
-	wantWiped(t, s, wire.Wiped{Origins: 1, Verified: 1})
+	wantWiped(t, s, wire.Wiped{Origins: 2, Verified: 2})
 	i.ready(t, "phone")
 	s = assign(t, i.stack, first("s2", 1))
 	do[any](t, s, "POST", "/url", map[string]string{"url": at})
 	if got := fmt.Sprint(do[[]any](t, s, "POST", "/execute/sync", script(look))...); got != "0" {
 		t.Errorf("the next session found %s", got)
 	}
+	do[any](t, s, "POST", "/url", map[string]string{"url": other})
+	if got := fmt.Sprint(do[[]any](t, s, "POST", "/execute/sync", script(look))...); got != "0" {
+		t.Errorf("the next session found %s of the other window", got)
+	}
+	do[any](t, s, "POST", "/url", map[string]string{"url": at})
 	do[any](t, s, "POST", "/execute/sync", script(store))
 	if err := syscall.Kill(pidOf(i.state, reusedProgram), syscall.SIGKILL); err != nil {
 		t.Fatal(err)

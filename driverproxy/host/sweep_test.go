@@ -140,6 +140,32 @@ func TestKilledDriverLeavesThePhoneToBeLookedAt(t *testing.T) {
 	i.works(t, "after")
 }
 
+// TestSiteThatBreaksTheBrowser: what was not looked at for that is looked at before the next client is there. The site is not gone to again.
+func TestSiteThatBreaksTheBrowser(t *testing.T) {
+	t.Parallel()
+	i := keeps(t)
+	s := i.tenant(t, "s1")
+	do[any](t, s, "POST", "/url", map[string]string{"url": "https://breaks.example/"})
+	i.set(t, safari.Fragile, "")
+	if err := syscall.Kill(pidOf(i.state, safari.Program), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the session ends", s.Done())
+	release(t, s)
+	wantWiped(t, s, wire.Wiped{Origins: 2, Unverified: 2})
+	i.clock.until(t, "quarantine", i.quarantined)
+	i.clock.until(t, "what the session has left is found", func() bool {
+		_, items := i.left(t)
+		return items == 1 // a canary
+	})
+	if !i.quarantined() {
+		t.Fatal("readmitted although the phone keeps what sessions store")
+	}
+	i.clear(t, safari.Keeps)
+	i.clock.until(t, "readmission", i.isReady)
+	i.works(t, "after")
+}
+
 // TestKilledDriverOfACleanPhone: where nothing is left the device is had again after two sessions of the host's own.
 func TestKilledDriverOfACleanPhone(t *testing.T) {
 	t.Parallel()

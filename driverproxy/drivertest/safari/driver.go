@@ -82,6 +82,7 @@ type driver struct {
 	mu      sync.Mutex // guards what follows
 	pairing *os.File   // of the session; nil: there is none
 	fresh   bool       // the session has been nowhere yet
+	broken  bool       // it has no window any more
 }
 
 // ServeHTTP implements http.Handler.
@@ -144,7 +145,7 @@ func (d *driver) newSession(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}
-	d.fresh = true
+	d.fresh, d.broken = true, false
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
 	d.inner.ServeHTTP(w, r)
 	if d.phone.has(Keeps) {
@@ -181,8 +182,18 @@ func (d *driver) command(w http.ResponseWriter, r *http.Request, below string) {
 	hangs := d.fresh && r.Method == http.MethodDelete && below == "cookie"
 	if r.Method == http.MethodPost && below == "url" {
 		d.fresh = false
+		if d.phone.has(Fragile) {
+			body, _ := io.ReadAll(r.Body)
+			d.broken = d.broken || strings.Contains(string(body), "://breaks")
+			r.Body = io.NopCloser(strings.NewReader(string(body)))
+		}
 	}
+	broken := d.broken && below != ""
 	d.mu.Unlock()
+	if broken {
+		write(w, (&webdriver.Error{Code: webdriver.NoSuchWindow, Message: "the session has no window"}).Answer())
+		return
+	}
 	if hangs || r.Method == http.MethodDelete && below == "cookie" && d.phone.has(Sullen) { // SeleniumHQ/selenium#13816
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)

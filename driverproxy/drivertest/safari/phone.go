@@ -38,6 +38,7 @@ const (
 	Stuck         Quirk = "stuck"   // a session is not ended when it is deleted
 	Silent        Quirk = "silent"  // no site answers
 	Clings        Quirk = "clings"  // to its cookies: they are not deleted
+	Fragile       Quirk = "fragile" // a visit to a site whose name begins with "breaks" costs the session its window
 	Sullen        Quirk = "sullen"  // Delete All Cookies never answers, in no session
 	// Leftover has every session held by one more process, which is no child of the driver and lives on when that is killed.
 	Leftover Quirk = "leftover"
