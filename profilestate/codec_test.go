@@ -203,6 +203,28 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzEncode: the encoder of our own writes what encoding/json does.
+func FuzzEncode(f *testing.F) {
+	f.Add("name", "value", "https://a.example")
+	f.Add("\x00<&>\"\\", "\xed\xa0\x80 漢\u2028", "http://[::1]:1")
+	f.Fuzz(func(t *testing.T, name, value, origin string) {
+		s := &Snapshot{
+			Cookies: []Cookie{{Name: name, Value: value, Domain: "a.example", Path: "/", Expires: SessionCookie, SameSite: Lax}},
+			Origins: []Origin{{origin, []Entry{{JSString(name), JSString(value)}, {JSString(value), ""}}}, {"https://z.example", []Entry{}}},
+		}
+		got, err := s.append(nil)
+		var want bytes.Buffer
+		e := json.NewEncoder(&want)
+		e.SetEscapeHTML(false)
+		if errJSON := e.Encode(s); (err == nil) != (errJSON == nil) {
+			t.Fatalf("%v, and encoding/json: %v", err, errJSON)
+		}
+		if err == nil && string(got)+"\n" != want.String() {
+			t.Fatalf("got\n%s\nwant\n%s", got, want.Bytes())
+		}
+	})
+}
+
 // TestEncodeIsWhatEncodingJSONWrites: the encoder of our own leaves nothing out and escapes what must be.
 func TestEncodeIsWhatEncodingJSONWrites(t *testing.T) {
 	ascii := make([]byte, 128)

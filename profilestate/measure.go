@@ -10,7 +10,10 @@ import (
 )
 
 // Probe seals and opens as a Store does, without its disk and its index, for a benchmark.
-type Probe struct{ key dataKey }
+type Probe struct {
+	key     dataKey
+	scratch scratch
+}
 
 // NewProbe makes a key.
 func NewProbe() (*Probe, error) {
@@ -19,18 +22,22 @@ func NewProbe() (*Probe, error) {
 		return nil, err
 	}
 	key, err := newDataKey(h)
-	return &Probe{key}, err
+	return &Probe{key: key}, err
 }
 
 // SealOpen seals what a Commit would write, and opens it as a Load would.
 func (p *Probe) SealOpen(plaintext []byte) error {
 	h := header{region: place.EU, ref: Ref{"account", "profile"}, generation: 1, epoch: p.key.epoch, term: 1}
-	file, err := seal(p.key, h, plaintext)
-	if err != nil {
+	sealed := p.scratch.take(sealedSize(len(plaintext)))
+	defer p.scratch.give(sealed)
+	if err := seal(sealed, p.key, h, plaintext); err != nil {
 		return err
 	}
-	opened, err := unseal(p.key, Generation{Bytes: int64(len(file)), Digest: digest(file)}, h, file)
-	if err == nil && len(opened) != len(plaintext) {
+	file := sealed.Bytes()
+	opened := p.scratch.take(openedSize(len(file)))
+	defer p.scratch.wipe(opened)
+	err := unseal(opened, p.key, Generation{Bytes: int64(len(file)), Digest: digest(file)}, h, file)
+	if err == nil && opened.Len() != len(plaintext) {
 		err = errors.New("what was opened is not what was sealed")
 	}
 	return err

@@ -63,10 +63,6 @@ func (s *Store) saveReport(ctx context.Context, ref Ref, head Head, session stri
 	if err := ref.check(); err != nil {
 		return err
 	}
-	items := make([]savedItem, len(r.items))
-	for i, v := range r.items {
-		items[i] = savedItem{v.Kind, v.Host, v.Status, v.Reason, v.cookie.domain, v.cookie.path, v.cookie.name, v.entry.origin, v.entry.name, v.made, v.text}
-	}
 	key, err := s.keys.open(ctx, ref, head.Destroyed)
 	if err != nil {
 		return err
@@ -76,7 +72,7 @@ func (s *Store) saveReport(ctx context.Context, ref Ref, head Head, session stri
 	if err != nil {
 		return err
 	}
-	err = gob.NewEncoder(w).Encode(items) // of bytes that are not UTF-8, it keeps each
+	err = r.encode(w)
 	if err := errors.Join(err, w.Close()); err != nil {
 		return err
 	}
@@ -124,16 +120,33 @@ func (s *Store) loadReport(ctx context.Context, ref Ref, head Head, session stri
 	if err != nil {
 		return Report{}, damaged
 	}
-	var items []savedItem
-	if err := gob.NewDecoder(bytes.NewReader(plain)).Decode(&items); err != nil {
+	report, err := decodeReport(bytes.NewReader(plain))
+	if err != nil {
 		return Report{}, damaged
 	}
-	var report Report
+	return report, nil
+}
+
+// encode writes the report with what its items privately hold. Of bytes that are not UTF-8, gob keeps each.
+func (r Report) encode(w io.Writer) error {
+	items := make([]savedItem, len(r.items))
+	for i, v := range r.items {
+		items[i] = savedItem{v.Kind, v.Host, v.Status, v.Reason, v.cookie.domain, v.cookie.path, v.cookie.name, v.entry.origin, v.entry.name, v.made, v.text}
+	}
+	return gob.NewEncoder(w).Encode(items)
+}
+
+func decodeReport(from io.Reader) (Report, error) {
+	var items []savedItem
+	if err := gob.NewDecoder(from).Decode(&items); err != nil {
+		return Report{}, err
+	}
+	var r Report
 	for _, v := range items {
-		report.items = append(report.items, Item{Kind: v.Kind, Host: v.Host, Status: v.Status, Reason: v.Reason,
+		r.items = append(r.items, Item{Kind: v.Kind, Host: v.Host, Status: v.Status, Reason: v.Reason,
 			cookie: cookieKey{v.Domain, v.Path, v.Name}, entry: storageKey{v.Origin, v.Key}, made: v.Made, text: v.Text})
 	}
-	return report, nil
+	return r, nil
 }
 
 // RemoveReport removes what SaveReport kept, if it did. Sweep does it, later, if this fails.

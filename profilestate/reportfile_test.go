@@ -109,6 +109,33 @@ func TestReportOutlivesItsProcess(t *testing.T) {
 	}
 }
 
+// FuzzReport: a report is read as it was written, whatever sites put into it.
+func FuzzReport(f *testing.F) {
+	f.Add("sid", "value", "/a", "https://a.example", 1.5, true)
+	f.Add("\xed\xa0\x80", "\x00\xff", "", "", -1.0, false)
+	f.Fuzz(func(t *testing.T, name, value, path, origin string, expires float64, flag bool) {
+		if expires != expires { // unlike itself
+			return
+		}
+		made := Cookie{Name: name, Value: value, Domain: origin, Path: path, Expires: expires, HTTPOnly: flag, Secure: !flag, SameSite: SameSite(value)}
+		var want Report
+		want.alteredCookie(made, made, Reason(value))
+		want.cookie(Cookie{Name: value, Domain: name, Path: origin}, Status(path), "")
+		want.alteredEntry(origin, JSString(name), JSString(value))
+		want.entry(name, JSString(value), Restored, Reason(path))
+		var b bytes.Buffer
+		if err := want.encode(&b); err != nil {
+			t.Fatal(err)
+		}
+		sealed := b.Bytes()
+		got, err := decodeReport(bytes.NewReader(sealed))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%v\n%#v\n%#v", err, got.items, want.items)
+		}
+		_, _ = decodeReport(bytes.NewReader(sealed[:len(sealed)*3/4])) // which does not panic
+	})
+}
+
 func TestNamed(t *testing.T) {
 	list := restoredReport().Named()
 	if len(list) != 6 || list[0].Status == Restored || list[3].Status == Restored || list[4].Name != "gone" || list[4].Domain != "a.example" ||

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 )
 
 const (
@@ -20,20 +19,19 @@ func sealedSize(n int) int {
 	return headerSize + streamHead + n + (n/(segmentSize-segmentTag)+2)*segmentTag
 }
 
-// seal makes a whole sealed file in memory.
-func seal(key dataKey, h header, plaintext []byte) ([]byte, error) {
+// seal writes a whole sealed file into out, which has room for sealedSize.
+func seal(out *bytes.Buffer, key dataKey, h header, plaintext []byte) error {
 	head := h.marshal()
-	out := bytes.NewBuffer(make([]byte, 0, sealedSize(len(plaintext))))
 	out.Write(head)
 	w, err := key.stream.NewEncryptingWriter(out, head)
 	if err != nil {
-		return nil, fmt.Errorf("seal: %w", err)
+		return fmt.Errorf("seal: %w", err)
 	}
 	_, err = w.Write(plaintext)
 	if err := errors.Join(err, w.Close()); err != nil {
-		return nil, fmt.Errorf("seal: %w", err)
+		return fmt.Errorf("seal: %w", err)
 	}
-	return out.Bytes(), nil
+	return nil
 }
 
 // digest is the SHA-256 of a sealed file's length, header, stream head and the tag of each of its segments. What is
@@ -50,35 +48,37 @@ func digest(file []byte) Digest {
 	return Digest(sum.Sum(nil))
 }
 
-// unseal opens a whole file. Nothing of it is returned before all of it is known to be authentic: Tink's reader hands
+// openedSize is room for what is in a file of n bytes, and for reading it to its end.
+func openedSize(n int) int { return n + bytes.MinRead }
+
+// unseal opens a whole file into out, which has room for openedSize. What is in out is worth nothing on an error: Tink's reader hands
 // out bytes before it has seen the end.
-func unseal(key dataKey, want Generation, wantHeader header, file []byte) ([]byte, error) {
+func unseal(out *bytes.Buffer, key dataKey, want Generation, wantHeader header, file []byte) error {
 	if int64(len(file)) != want.Bytes || digest(file) != want.Digest {
-		return nil, errors.New("the file is not the one that was published")
+		return errors.New("the file is not the one that was published")
 	}
 	h, err := parseHeader(file)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	wantHeader.epoch, wantHeader.previous = h.epoch, h.previous
 	if h != wantHeader {
-		return nil, errors.New("the file belongs to another region, account, profile, generation or term")
+		return errors.New("the file belongs to another region, account, profile, generation or term")
 	}
 	if !key.known[h.epoch] {
-		return nil, fmt.Errorf("%w: the key it was sealed with is gone", ErrKey)
+		return fmt.Errorf("%w: the key it was sealed with is gone", ErrKey)
 	}
-	return decryptBody(key, file)
+	return decryptBody(out, key, file)
 }
 
-// decryptBody authenticates header and body and returns the plaintext.
-func decryptBody(key dataKey, file []byte) ([]byte, error) {
+// decryptBody authenticates header and body.
+func decryptBody(out *bytes.Buffer, key dataKey, file []byte) error {
 	r, err := key.stream.NewDecryptingReader(bytes.NewReader(file[headerSize:]), file[:headerSize])
 	if err != nil {
-		return nil, errors.New("the file does not open with the profile's key")
+		return errors.New("the file does not open with the profile's key")
 	}
-	plaintext := bytes.NewBuffer(make([]byte, 0, len(file)))
-	if _, err := io.Copy(plaintext, r); err != nil {
-		return nil, errors.New("the file does not open with the profile's key")
+	if _, err := out.ReadFrom(r); err != nil {
+		return errors.New("the file does not open with the profile's key")
 	}
-	return plaintext.Bytes(), nil
+	return nil
 }

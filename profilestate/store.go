@@ -45,6 +45,8 @@ type Store struct {
 	keep   int
 	now    func() time.Time
 	disk   disk
+
+	scratch scratch
 }
 
 // Open checks the configuration and creates the folder.
@@ -218,8 +220,11 @@ func (s *Store) open(ref Ref, g Generation, key dataKey) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer s.scratch.give(file)
 	want := header{region: s.region, ref: ref, generation: g.Number, term: g.Term}
-	plaintext, err := unseal(key, g, want, file)
+	plaintext := s.scratch.take(openedSize(file.Len()))
+	defer s.scratch.wipe(plaintext)
+	err = unseal(plaintext, key, g, want, file.Bytes())
 	if errors.Is(err, ErrKey) {
 		return nil, err
 	}
@@ -227,14 +232,15 @@ func (s *Store) open(ref Ref, g Generation, key dataKey) (*Snapshot, error) {
 		return nil, damaged(err)
 	}
 	// The limits are for what comes in: what was once accepted stays readable when they are lowered.
-	snapshot, err := Decode(plaintext, Limits{Bytes: max(len(plaintext), 1), Origins: len(plaintext) + 1})
+	snapshot, err := Decode(plaintext.Bytes(), Limits{Bytes: max(plaintext.Len(), 1), Origins: plaintext.Len() + 1})
 	if err != nil {
 		return nil, damaged(err)
 	}
 	return snapshot, nil
 }
 
-func (s *Store) read(g Generation) ([]byte, error) {
+// read lends what is in a file, to be given back.
+func (s *Store) read(g Generation) (*bytes.Buffer, error) {
 	f, err := s.disk.Open(s.path(g.File))
 	if err != nil {
 		return nil, err
@@ -245,12 +251,13 @@ func (s *Store) read(g Generation) ([]byte, error) {
 		return nil, err
 	}
 	// The index says how long it is; a file that was made endless is not read to its end, and memory is made for what is there.
-	file := make([]byte, max(min(info.Size(), g.Bytes+1), 0))
-	_, err = io.ReadFull(f, file)
-	if errors.Is(err, io.ErrUnexpectedEOF) { // it was cut meanwhile
-		err = nil
+	n := max(min(info.Size(), g.Bytes+1), 0)
+	file := s.scratch.take(openedSize(int(n)))
+	if _, err := file.ReadFrom(io.LimitReader(f, n)); err != nil {
+		s.scratch.give(file)
+		return nil, err
 	}
-	return file, err
+	return file, nil
 }
 
 // Commit seals a snapshot as the generation after head and publishes it. On any error the one before is still current,
@@ -280,10 +287,12 @@ func (s *Store) commit(ctx context.Context, ref Ref, head Head, snapshot *Snapsh
 		return Generation{}, err
 	}
 	h := header{region: s.region, ref: ref, generation: head.Last + 1, epoch: key.epoch, term: w.Term, previous: head.Current.Digest}
-	file, err := seal(key, h, plaintext)
-	if err != nil {
+	sealed := s.scratch.take(sealedSize(len(plaintext)))
+	defer s.scratch.give(sealed)
+	if err := seal(sealed, key, h, plaintext); err != nil {
 		return Generation{}, err
 	}
+	file := sealed.Bytes()
 	next := Generation{
 		Number: h.generation, Volume: s.volume, Digest: digest(file), Bytes: int64(len(file)), Term: w.Term, Session: w.Session,
 		Previous: head.Current.Number, Source: w.Source, State: Good, At: s.now().UTC(),

@@ -29,7 +29,9 @@ func benchProfile(ctx context.Context, only string) ([]figure, error) {
 	return measureAll(ctx, "profile", only, []measurement{{"seal", benchSeal}, {"commit", benchCommit}, {"browser", benchBrowser}})
 }
 
-// benchSeal compares what a commit seals and a load opens, digests and header included, with AES-256-GCM alone on the same bytes.
+// benchSeal compares what a commit seals and a load opens, digests and header included, with AES-256-GCM alone on the same bytes, as its caller
+// has it who does not think of memory: each result in fresh pages, whose faults cost more than the encryption. A store writes to memory that
+// it has. Where the reference does too, ours is at 2.2 to 2.5 of it for 64 KiB, 1.5 to 2.1 for 1 MiB, and 1.7 for 64 MiB: Tink copies each segment.
 func benchSeal(ctx context.Context) ([]figure, error) {
 	probe, err := profilestate.NewProbe()
 	if err != nil {
