@@ -8,12 +8,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/tink"
+
+	"github.com/driftstack/fleet/orchestrator/place"
 )
 
 // TestWrappedKeysAreBound: a wrapped key opens in its own place only, whole.
@@ -31,6 +34,9 @@ func TestWrappedKeysAreBound(t *testing.T) {
 		change(&f.world.s)
 		if s, _, err := f.Load(t.Context(), testRef); !errors.Is(err, ErrKey) || s != nil {
 			t.Errorf("%s: %v, %v", name, s, err)
+		}
+		if _, err := f.Store.keys.open(t.Context(), testRef, 0); !errors.Is(err, ErrKey) { // whether the file would open with it or not
+			t.Errorf("%s: unwrapped, %v", name, err)
 		}
 	}
 	profile := func(change func(*ProfileKey)) func(*worldState) {
@@ -69,6 +75,11 @@ func TestWrappedKeysAreBound(t *testing.T) {
 	}
 	for i := range good.AccountKeys[testRef.Account].Wrapped {
 		refused("a bit of the account's", account(func(k *AccountKey) { k.Wrapped[i] ^= 1 }))
+	}
+	elsewhere := *f.Store.keys
+	elsewhere.region = place.US
+	if _, err := elsewhere.open(t.Context(), testRef, 0); !errors.Is(err, ErrKey) {
+		t.Errorf("another region's: %v", err)
 	}
 	stolen := newStore(t) // who has files and wrapped keys, and another root key
 	for _, root := range stolen.root.epochs {
@@ -190,6 +201,55 @@ func TestRetireAsksAgain(t *testing.T) {
 	var inUse *InUseError
 	if !errors.As(err, &inUse) || asked != 1 || f.value(t, testRef) != "one" {
 		t.Errorf("%v, asked %d times", err, asked)
+	}
+}
+
+// TestOneChangesTheRootKey: of two who rotate, or rotate and retire, at once, none loses the other's epoch.
+func TestOneChangesTheRootKey(t *testing.T) {
+	f := newStore(t)
+	var begun sync.WaitGroup
+	made := make(chan string, 64)
+	for range 8 { // processes
+		k, err := ReadRootKey(f.root.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun.Go(func() {
+			for range 4 {
+				switch _, err := k.advance(); {
+				case err == nil:
+					made <- k.all()[len(k.all())-1]
+				case !errors.Is(err, ErrRootBusy):
+					t.Error(err)
+				}
+			}
+		})
+	}
+	begun.Wait()
+	close(made)
+	if err := f.root.reload(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for epoch := range made {
+		if n++; !slices.Contains(f.root.all(), epoch) {
+			t.Errorf("epoch %s was begun, and is lost", epoch)
+		}
+	}
+	if n == 0 {
+		t.Error("nobody could rotate")
+	}
+
+	other, err := ReadRootKey(f.root.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var meanwhile error
+	if err := f.root.remove(f.root.all()[0], func() error { _, meanwhile = other.advance(); return nil }); err != nil || !errors.Is(meanwhile, ErrRootBusy) {
+		t.Errorf("rotated while an epoch was retired: %v; %v", meanwhile, err)
+	}
+	if _, err := other.advance(); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 

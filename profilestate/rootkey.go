@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/core/registry"
@@ -228,13 +229,35 @@ func (k *RootKey) advance() (made bool, err error) {
 	if k.path == "" {
 		return false, nil
 	}
-	return true, k.rewrite(func(m *keyset.Manager) error {
-		id, err := m.Add(aead.AES256GCMKeyTemplate())
-		if err != nil {
-			return err
-		}
-		return m.SetPrimary(id)
+	return true, k.alone(func() error {
+		return k.rewrite(func(m *keyset.Manager) error {
+			id, err := m.Add(aead.AES256GCMKeyTemplate())
+			if err != nil {
+				return err
+			}
+			return m.SetPrimary(id)
+		})
 	})
+}
+
+// ErrRootBusy means that somebody else changes the root key at this moment.
+var ErrRootBusy = errors.New("the root key is being rotated, or an epoch of it retired, by somebody else; try again")
+
+// alone has nobody else change the file meanwhile, in this process or another: of two who did so at once, one would lose the other's epoch, and
+// with it the keys that are wrapped by then. ErrRootBusy.
+func (k *RootKey) alone(change func() error) error {
+	folder, err := os.Open(filepath.Dir(k.path)) // the file itself is replaced
+	if err != nil {
+		return fmt.Errorf("root key: %w", err)
+	}
+	defer folder.Close()
+	switch err := syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return ErrRootBusy
+	case err != nil:
+		return fmt.Errorf("root key: %w", err)
+	}
+	return change()
 }
 
 // rewrite changes the file in one step and takes it over.
@@ -258,6 +281,10 @@ func (k *RootKey) rewrite(change func(*keyset.Manager) error) error {
 
 // remove takes an epoch out of the file, and puts it back when used says afterwards that it must not go.
 func (k *RootKey) remove(epoch string, used func() error) error {
+	return k.alone(func() error { return k.removeAlone(epoch, used) })
+}
+
+func (k *RootKey) removeAlone(epoch string, used func() error) error {
 	h, err := readKeyset(k.path)
 	if err != nil {
 		return err

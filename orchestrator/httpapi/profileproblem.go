@@ -55,6 +55,8 @@ func profileProblem(err error, log *zap.Logger) *huma.ErrorModel {
 		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: profilestate.ErrCurrent.Error()}
 	case errors.Is(err, profilestate.ErrConflict):
 		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: "the profile changed meanwhile; look at it, and try again"}
+	case errors.Is(err, profilestate.ErrRootBusy):
+		return &huma.ErrorModel{Type: typeConflict, Status: http.StatusConflict, Title: "Conflict", Detail: profilestate.ErrRootBusy.Error()}
 	case errors.Is(err, profilestate.ErrBackup):
 		return &huma.ErrorModel{Type: typeInvalid, Status: http.StatusUnprocessableEntity, Title: "Invalid backup", Detail: err.Error()}
 	case errors.Is(err, profilestate.ErrKey):
