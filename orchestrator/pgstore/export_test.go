@@ -36,6 +36,34 @@ func (s *Store) Age(t testing.TB, by time.Duration) {
 		s.name, by.Seconds())
 }
 
+// Promoting makes a generation current as MakeCurrent does, and calls f before that is committed.
+func (s *Store) Promoting(t testing.TB, profile string, number int64, f func()) {
+	err := pgx.BeginFunc(t.Context(), s.pool, func(tx pgx.Tx) error {
+		for _, sql := range []string{
+			`SELECT FROM profiles WHERE id = $1 AND $2::bigint > 0 FOR UPDATE`,
+			`UPDATE generations SET state = 'good', reason = '' WHERE profile = $1 AND number = $2`,
+			`UPDATE profiles SET generation = $2 WHERE id = $1`,
+		} {
+			if _, err := tx.Exec(t.Context(), sql, profile, number); err != nil {
+				return err
+			}
+		}
+		f()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Waiting is how many statements wait for a lock.
+func (s *Store) Waiting(t testing.TB) (n int) {
+	if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // AgeCreates makes an account's creates so much older, in steps of 5 s.
 func (s *Store) AgeCreates(t testing.TB, account string, by time.Duration) {
 	s.exec(t, `UPDATE account_load SET stretch = stretch - $2 WHERE account = $1`, account, int64(by/(5*time.Second)))

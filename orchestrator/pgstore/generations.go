@@ -164,11 +164,13 @@ func (s *Store) Files(ctx context.Context, ref profilestate.Ref) ([]string, erro
 	return files, unavailable(err)
 }
 
-// Prune implements profilestate.Index.
+// Prune implements profilestate.Index. A profile that is being changed is left for the next time: what becomes current at this moment stays.
 func (s *Store) Prune(ctx context.Context, keep int, before time.Time) (int, error) {
 	tag, err := s.pool.Exec(ctx, `
-		DELETE FROM generations g USING profiles p
-		WHERE g.profile = p.id AND g.created_at < $2 AND g.number <> p.generation
-		  AND $1 <= (SELECT count(*) FROM generations n WHERE n.profile = g.profile AND n.number > g.number AND n.state = 'good')`, keep, before)
+		DELETE FROM generations WHERE (profile, number) IN (
+		    SELECT g.profile, g.number FROM generations g JOIN profiles p ON p.id = g.profile
+		    WHERE g.created_at < $2 AND g.number <> p.generation
+		      AND $1 <= (SELECT count(*) FROM generations n WHERE n.profile = g.profile AND n.number > g.number AND n.state = 'good')
+		    FOR UPDATE OF p SKIP LOCKED)`, keep, before)
 	return int(tag.RowsAffected()), unavailable(err)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -208,6 +209,38 @@ func TestGenerations(t *testing.T) {
 	}
 	if _, err := s.Files(ctx, profilestate.Ref{Account: "a", Profile: "none"}); !errors.Is(err, orchestrator.ErrNotFound) {
 		t.Error(err)
+	}
+}
+
+// TestPruneWhileAGenerationIsPromoted: what becomes current while others are pruned is not among them.
+func TestPruneWhileAGenerationIsPromoted(t *testing.T) {
+	s := open(t, 1)
+	ref := profile(t, s)
+	for n := int64(1); n <= 4; n++ {
+		if err := s.Publish(t.Context(), profilestate.Writer{}, ref, head(t, s, ref), generation(n, 0, "", fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pruned := make(chan error, 1)
+	s.Promoting(t, ref.Profile, 1, func() {
+		go func() {
+			_, err := s.Prune(t.Context(), 1, time.Now().Add(time.Hour))
+			pruned <- err
+		}()
+		for len(pruned) == 0 && s.Waiting(t) == 0 { // it decides what to prune, or waits to
+			if t.Context().Err() != nil {
+				t.Fatal("neither")
+			}
+		}
+	})
+	if err := <-pruned; err != nil {
+		t.Fatal(err)
+	}
+	if h := head(t, s, ref); h.Current.Number != 1 || h.Current.File == "" {
+		t.Errorf("the current generation was pruned: %+v", h)
+	}
+	if n, err := s.Prune(t.Context(), 1, time.Now().Add(time.Hour)); err != nil || n != 2 {
+		t.Errorf("afterwards %d were, %v", n, err)
 	}
 }
 
