@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/driftstack/fleet/orchestrator/place"
 )
 
 // restoredReport is a report with items of every kind, and what a capture goes by.
@@ -87,6 +89,12 @@ func TestReportOutlivesItsProcess(t *testing.T) {
 			t.Errorf("%v: %v, %v", c, r, err)
 		}
 	}
+
+	f.Store.region = place.US
+	if r, err := load(testRef, "s-1"); !errors.Is(err, ErrTampered) || len(r.items) != 0 {
+		t.Errorf("of another region: %v, %v", r, err)
+	}
+	f.Store.region = place.EU
 
 	f.clock = f.clock.Add(24 * time.Hour) // a session may run as long
 	if _, err := f.Sweep(t.Context(), time.Hour); err != nil {

@@ -89,6 +89,57 @@ func TestSweepAsksAboutUnknownProfiles(t *testing.T) {
 	}
 }
 
+// TestSweepBelievesNoStranger: another profile's file in a folder does not make that one the folder's owner, of whom nothing there is used.
+func TestSweepBelievesNoStranger(t *testing.T) {
+	f := newStore(t)
+	f.commit(t, testRef, "mine")
+	b, err := os.ReadFile(f.path(f.commit(t, Ref{testRef.Account, "other"}, "other").File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.path(testRef.folder()+"/0.sealed"), b, 0o600); err != nil { // before all others
+		t.Fatal(err)
+	}
+	f.clock = f.clock.Add(2 * time.Hour)
+	if got, err := f.Sweep(t.Context(), time.Hour); err != nil || got.Removed != 1 || f.value(t, testRef) != "mine" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// sweptDisk loses a new file before it is locked.
+type sweptDisk struct{ osDisk }
+
+type sweptFile struct {
+	diskFile
+	path string
+}
+
+func (d sweptDisk) Create(path string) (diskFile, error) {
+	f, err := d.osDisk.Create(path)
+	return sweptFile{f, path}, err
+}
+
+func (f sweptFile) TryLock() (bool, error) {
+	if err := os.Remove(f.path); err != nil {
+		return false, err
+	}
+	return f.diskFile.TryLock()
+}
+
+// TestSweptBeforeItWasLocked: a writer that slept between creating its file and locking it does not publish a name that is gone.
+func TestSweptBeforeItWasLocked(t *testing.T) {
+	f := newStore(t)
+	f.commit(t, testRef, "one")
+	f.Store.disk = sweptDisk{}
+	if _, err := f.Commit(t.Context(), testRef, f.head(t, testRef), state("two"), by); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	f.Store.disk = osDisk{}
+	if f.value(t, testRef) != "one" {
+		t.Error("another generation is current")
+	}
+}
+
 func TestCreateLeavesNothingOnFailure(t *testing.T) {
 	f := newStore(t)
 	if err := os.WriteFile(filepath.Join(f.dir, idName(testRef.Account)), nil, 0o600); err != nil {

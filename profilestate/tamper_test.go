@@ -199,6 +199,63 @@ func TestTamper(t *testing.T) {
 	})
 }
 
+// TestAnotherKeyOfTheProfile: a header that names another of the profile's own data keys is another header.
+func TestAnotherKeyOfTheProfile(t *testing.T) {
+	f := newStore(t)
+	one := f.commit(t, testRef, "one")
+	if _, err := f.Store.keys.RotateAccount(t.Context(), testRef.Account); err != nil {
+		t.Fatal(err)
+	}
+	key, err := f.Store.keys.open(t.Context(), testRef, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(f.path(one.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := parseHeader(b)
+	if err != nil || h.epoch == key.epoch || f.value(t, testRef) != "one" {
+		t.Fatalf("key %d of %d, %v", h.epoch, key.epoch, err)
+	}
+	h.epoch = key.epoch
+	forged := append(h.marshal(), b[headerSize:]...)
+	if err := os.WriteFile(f.path(one.File), forged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_ = f.world.do(func(s *worldState) error {
+		one.Digest = digest(forged)
+		s.make(testRef).Generations[1] = one
+		return nil
+	})
+	if _, _, err := f.Load(t.Context(), testRef); !errors.Is(err, ErrTampered) {
+		t.Error(err)
+	}
+}
+
+// TestDigest is another for every other length, header, head of the stream and tag.
+func TestDigest(t *testing.T) {
+	file := bytes.Repeat([]byte{7}, headerSize+2*segmentSize+100)
+	seen := map[Digest]string{digest(file): "the file"}
+	see := func(name string, b []byte) {
+		d := digest(b)
+		if was, ok := seen[d]; ok {
+			t.Errorf("%s has the digest of %s", name, was)
+		}
+		seen[d] = name
+	}
+	for i := range headerSize + streamHead {
+		see(fmt.Sprintf("byte %d", i), flip(file, i))
+	}
+	for _, end := range []int{headerSize + segmentSize, headerSize + 2*segmentSize, len(file)} {
+		for i := end - segmentTag; i < end; i++ {
+			see(fmt.Sprintf("byte %d of a tag", i), flip(file, i))
+		}
+	}
+	see("one cut by a byte", file[:len(file)-1])
+	see("one longer by a byte", append(bytes.Clone(file), 7))
+}
+
 func flip(b []byte, i int) []byte {
 	c := bytes.Clone(b)
 	c[i] ^= 1
