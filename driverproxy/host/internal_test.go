@@ -163,3 +163,20 @@ func TestMoreToLookAt(t *testing.T) {
 		}
 	}
 }
+
+// TestSweepThatWasCut: what nobody has come to is told from what a site did not let anybody look at.
+func TestSweepThatWasCut(t *testing.T) {
+	var w sweep
+	w.note(clean, []string{"a"})
+	w.note(unsure, []string{"b"})
+	if w.cut() || !slices.Equal(w.question, []string{"b"}) {
+		t.Errorf("%+v", w)
+	}
+	w.note(notAsked, []string{"c"})
+	if !w.cut() || !slices.Equal(w.question, []string{"b", "c"}) || !slices.Equal(w.unasked, []string{"c"}) || w.Verified != 1 || w.Unverified != 2 {
+		t.Errorf("%+v", w)
+	}
+	if w = (sweep{broken: true}); !w.cut() {
+		t.Error("a browser that is of no more use was looked at")
+	}
+}

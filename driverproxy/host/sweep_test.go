@@ -166,6 +166,24 @@ func TestSiteThatBreaksTheBrowser(t *testing.T) {
 	i.works(t, "after")
 }
 
+// TestSiteThatBreaksTheBrowserAlone costs its device a quarantine, and is not gone to again.
+func TestSiteThatBreaksTheBrowserAlone(t *testing.T) {
+	t.Parallel()
+	i := newIPhone(t)
+	i.run(t, i.cfg)
+	s := assign(t, i.stack, first("s1", 1))
+	do[any](t, s, "POST", "/url", map[string]string{"url": "https://breaks.example/"})
+	i.set(t, safari.Fragile, "")
+	if err := syscall.Kill(pidOf(i.state, safari.Program), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the session ends", s.Done())
+	release(t, s)
+	i.clock.until(t, "quarantine", i.quarantined)
+	i.clock.until(t, "readmission", i.isReady)
+	i.works(t, "after")
+}
+
 // TestKilledDriverOfACleanPhone: where nothing is left the device is had again after two sessions of the host's own.
 func TestKilledDriverOfACleanPhone(t *testing.T) {
 	t.Parallel()
@@ -231,6 +249,14 @@ func TestSilentSite(t *testing.T) {
 		}
 	}
 	i.clock.until(t, "quarantine", i.quarantined)
+	i.clock.until(t, "what the first session has left is found", func() bool {
+		kept, err := i.Kept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, there := kept.Local[tenants]["token"]
+		return !there
+	})
 	i.clear(t, safari.Keeps)
 	i.clock.until(t, "readmission", i.isReady)
 }
