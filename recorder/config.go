@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/url"
 	"regexp"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -47,30 +46,74 @@ type Config struct {
 	RetryMax    time.Duration // longest pause between two attempts, DefaultRetryMax when 0
 }
 
-// EUTarget is a bucket in the EU: in production of R2's eu jurisdiction.
+// EUTarget is a bucket of R2's eu jurisdiction.
 type EUTarget struct{ Target }
 
-// USTarget is a bucket in the US. It is a type of its own so that the EU copy can never be handed one.
+// USTarget is a bucket on R2's default endpoint, made with a location hint in the US: R2 has no jurisdiction there. It is a type of its own so
+// that the EU copy can never be handed one.
 type USTarget struct{ Target }
 
-// Target is where a bucket is and how to get in.
+// Target is a bucket, and how to get in. Its host is never given: it follows from the account and from which of the two types holds it.
 type Target struct {
-	Endpoint  string // https://host, or http://host:port on loopback
-	Bucket    string
-	Region    string // "auto" when empty
-	AccessKey string
-	SecretKey string
-
-	// SSE declares that this storage wants a server-side encryption header ("AES256"). R2 must not get one: its
-	// objects are always encrypted at rest and the header is refused.
-	SSE string
+	Account    string // of R2: 32 of 0-9 and a-f
+	Endpoint   string // instead of Account, for development: http://IP:PORT on loopback
+	Bucket     string
+	AccessKey  string
+	SecretKey  string
+	Encryption Encryption // at rest
 }
 
+// Encryption is how a storage encrypts what lies in it, as is known of it or declared; the zero value is EncryptionAlways with an
+// account of R2, and EncryptionNone with an endpoint.
+type Encryption string
+
+// Encryptions.
+const (
+	EncryptionAlways Encryption = "always" // every object, without being asked to. R2: it refuses the header
+	EncryptionAES256 Encryption = "AES256" // each object that asks for it (x-amz-server-side-encryption), and its answers say so
+	EncryptionNone   Encryption = "none"   // not at all; nothing but an endpoint may be so
+)
+
 // String leaves out the credentials.
-func (t Target) String() string { return t.Endpoint + "/" + t.Bucket }
+func (t Target) String() string {
+	if t.Account != "" {
+		return "R2 account " + t.Account + "/" + t.Bucket
+	}
+	return t.Endpoint + "/" + t.Bucket
+}
 
 // GoString leaves out the credentials.
 func (t Target) GoString() string { return fmt.Sprintf("Target(%q)", t.String()) }
+
+// site is where a target's bucket is, as a URL, and where it must not be: buckets of R2's eu jurisdiction are behind an endpoint of their own, where
+// nothing else is.
+type site struct {
+	region          place.Region
+	here, elsewhere string // elsewhere is "" where nobody knows of another place
+}
+
+const (
+	r2Default = ".r2.cloudflarestorage.com"
+	r2EU      = ".eu.r2.cloudflarestorage.com"
+)
+
+func (t EUTarget) site(us *USTarget) site {
+	if t.Account != "" {
+		return site{place.EU, "https://" + t.Account + r2EU, "https://" + t.Account + r2Default}
+	}
+	s := site{region: place.EU, here: t.Endpoint}
+	if us != nil {
+		s.elsewhere = us.Endpoint
+	}
+	return s
+}
+
+func (t USTarget) site(eu EUTarget) site {
+	if t.Account != "" {
+		return site{place.US, "https://" + t.Account + r2Default, "https://" + t.Account + r2EU}
+	}
+	return site{place.US, t.Endpoint, eu.Endpoint}
+}
 
 // Spec is a recording to begin.
 type Spec struct {
@@ -89,7 +132,9 @@ func (s Spec) Key() string {
 
 var (
 	nameForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)
-	bucketForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	bucketForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
+	// Nothing else may get into the name of a host.
+	accountForm = regexp.MustCompile(`^[0-9a-f]{32}$`)
 )
 
 func (s Spec) validate() error {
@@ -132,43 +177,64 @@ func (c *Config) complete() error {
 	case c.PartSize < minPartSize || c.PartSize > maxPartSize:
 		return fmt.Errorf("recorder: part size %d: use %d to %d bytes", c.PartSize, minPartSize, maxPartSize)
 	}
-	if err := c.EU.validate(place.EU); err != nil {
+	if err := c.EU.complete("recorder: EU "); err != nil {
 		return err
 	}
 	if c.US == nil {
 		return nil
 	}
-	if err := c.US.validate(place.US); err != nil {
+	us := *c.US // the caller's stays as it is
+	c.US = &us
+	if err := c.US.complete("recorder: US "); err != nil {
 		return err
 	}
-	if c.US.Endpoint == c.EU.Endpoint && c.US.Bucket == c.EU.Bucket {
-		return fmt.Errorf("recorder: the EU and the US target are both %v: a copy needs a bucket of its own", c.EU)
+	if c.US.Endpoint != "" && c.US.Endpoint == c.EU.Endpoint {
+		return fmt.Errorf("recorder: the EU and the US endpoint are both %s: the two regions need endpoints that do not see one another's buckets", c.US.Endpoint)
 	}
 	return nil
 }
 
-func (t Target) validate(region place.Region) error {
-	u, err := url.Parse(t.Endpoint)
-	if err != nil || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
-		return fmt.Errorf("recorder: %s endpoint %q: use https://host", region, t.Endpoint)
-	}
-	local := net.ParseIP(u.Hostname()).IsLoopback() || u.Hostname() == "localhost"
-	if u.Scheme != "https" && (u.Scheme != "http" || !local) {
-		return fmt.Errorf("recorder: %s endpoint %q: use https (http only on loopback)", region, t.Endpoint)
-	}
-	// R2 keeps EU-jurisdiction buckets behind endpoints of their own, and nothing else there.
-	if host := u.Hostname(); strings.HasSuffix(host, ".r2.cloudflarestorage.com") {
-		if eu := strings.HasSuffix(host, ".eu.r2.cloudflarestorage.com"); eu != (region == place.EU) {
-			return fmt.Errorf("recorder: %s endpoint %q is not of that jurisdiction: EU buckets are behind <account>.eu.r2.cloudflarestorage.com, US ones behind <account>.r2.cloudflarestorage.com", region, t.Endpoint)
+// complete is Validate, and fills in what follows from the rest.
+func (t *Target) complete(setting string) error {
+	if t.Encryption == "" {
+		t.Encryption = EncryptionNone
+		if t.Account != "" {
+			t.Encryption = EncryptionAlways
 		}
 	}
+	return t.Validate(setting)
+}
+
+// Validate says which setting is wrong, why, and what is allowed. The names of the settings (account, endpoint, bucket, access-key,
+// secret-key, encryption) come after setting, as in --eu-s3-account.
+func (t Target) Validate(setting string) error {
 	switch {
+	case t.Account == "" && t.Endpoint == "":
+		return fmt.Errorf("%saccount is missing: give the id of the R2 account, 32 of 0-9 and a-f", setting)
+	case t.Account != "" && t.Endpoint != "":
+		return fmt.Errorf("%saccount and %[1]sendpoint exclude each other: with the account of R2 the endpoint follows from it", setting)
+	case t.Account != "" && !accountForm.MatchString(t.Account):
+		return fmt.Errorf("%saccount %q is no id of an R2 account: use the one of its dashboard, 32 of 0-9 and a-f; the host is made of it", setting, t.Account)
+	case t.Endpoint != "" && !onLoopback(t.Endpoint):
+		return fmt.Errorf("%sendpoint %q is not on loopback: use http://127.0.0.1:PORT or http://[::1]:PORT, for development, or %[1]saccount for R2", setting, t.Endpoint)
 	case !bucketForm.MatchString(t.Bucket):
-		return fmt.Errorf("recorder: %s bucket %q: use 3 to 63 of a-z, 0-9, dash and dot", region, t.Bucket)
-	case t.AccessKey == "" || t.SecretKey == "":
-		return fmt.Errorf("recorder: %s target %v has no access key or no secret key", region, t)
-	case t.SSE != "" && t.SSE != "AES256":
-		return fmt.Errorf("recorder: %s target %v: server-side encryption %q: leave it empty or use AES256", region, t, t.SSE)
+		return fmt.Errorf("%sbucket %q: use 3 to 63 of a-z, 0-9 and dash, none at either end", setting, t.Bucket)
+	case t.AccessKey == "":
+		return fmt.Errorf("%saccess-key is missing: give the access key id of %v", setting, t)
+	case t.SecretKey == "":
+		return fmt.Errorf("%ssecret-key is missing: give the secret access key of %v", setting, t)
+	}
+	switch e := t.Encryption; {
+	case e == "":
+	case t.Account != "" && e != EncryptionAlways:
+		return fmt.Errorf("%sencryption %q: R2 encrypts everything and refuses to be asked: leave it out, or use %q", setting, e, EncryptionAlways)
+	case t.Endpoint != "" && e != EncryptionAES256 && e != EncryptionNone:
+		return fmt.Errorf("%sencryption %q: use %q (asked for with each object) or %q", setting, e, EncryptionAES256, EncryptionNone)
 	}
 	return nil
+}
+
+func onLoopback(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	return err == nil && u.Scheme == "http" && net.ParseIP(u.Hostname()).IsLoopback() && *u == url.URL{Scheme: "http", Host: u.Host}
 }

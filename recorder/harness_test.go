@@ -39,6 +39,7 @@ type storage struct {
 	cfg    s3server.Config
 	server *s3server.Server
 	front  *s3server.Front
+	eu, us string // endpoints of the two jurisdictions
 }
 
 func newStorage(t *testing.T) *storage {
@@ -58,6 +59,7 @@ func newStorage(t *testing.T) *storage {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.front.Close)
+	s.eu, s.us = s.jurisdiction("recordings-eu"), s.jurisdiction("recordings-us")
 	return s
 }
 
@@ -73,9 +75,19 @@ func (s *storage) start() {
 func (s *storage) stop() { s.server.Stop() }
 func (s *storage) kill() { s.server.Kill() }
 
-func (s *storage) target(bucket string) Target {
+// jurisdiction is one more endpoint, with these buckets behind it.
+func (s *storage) jurisdiction(buckets ...string) (endpoint string) {
+	s.t.Helper()
+	endpoint, err := s.front.ListenJurisdiction(buckets...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return endpoint
+}
+
+func (s *storage) target(endpoint, bucket string) Target {
 	access, secret := s.server.Keys()
-	return Target{Endpoint: s.front.Endpoint(), Bucket: bucket, AccessKey: access, SecretKey: secret}
+	return Target{Endpoint: endpoint, Bucket: bucket, AccessKey: access, SecretKey: secret}
 }
 
 // ledger is a Journal that checks what every journal may rely on.
@@ -199,7 +211,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, storage: newStorage(t), ledger: newLedger(t)}
-	b.cfg = Config{Dir: t.TempDir(), EU: EUTarget{b.storage.target("recordings-eu")}, US: &USTarget{b.storage.target("recordings-us")}, Journal: b.ledger,
+	b.cfg = Config{Dir: t.TempDir(), EU: EUTarget{b.storage.target(b.storage.eu, "recordings-eu")}, US: &USTarget{b.storage.target(b.storage.us, "recordings-us")}, Journal: b.ledger,
 		PartSize: minPartSize, RetryMax: 200 * time.Millisecond, Log: zaptest.NewLogger(t, zaptest.Level(zapcore.FatalLevel))}
 	b.open()
 	t.Cleanup(func() { b.close() })

@@ -35,22 +35,23 @@ type Recorder struct {
 	closed bool
 }
 
-// Open takes over the spools that other processes left in cfg.Dir, now and every cfg.ScanEvery: sealed ones go on to be uploaded, the others
-// are cut to the last complete cluster and sealed as partial first, once their session has ended; all of that happens in the background. It fails only for
-// a bad cfg or when Dir cannot be used: a spool that contradicts itself is quarantined, one that cannot be opened is left
+// Open probes the buckets and takes over the spools that other processes left in cfg.Dir, now and every cfg.ScanEvery: sealed ones go on to be uploaded, the others
+// are cut to the last complete cluster and sealed as partial first, once their session has ended; all of that happens in the background. It fails for
+// a bad cfg, when Dir cannot be used, and with ErrMisplaced when a bucket is not where it has to be: storage that does not answer is waited for
+// in the background, a spool that contradicts itself is quarantined, one that cannot be opened is left
 // for the next start, and a recording that another process works on is left to that. ctx bounds Open itself; Close ends the background work.
 func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	eu, err := newStore(cfg.EU.Target, place.EU, cfg.CallTimeout, cfg.Concurrency)
+	eu, err := newStore(cfg.EU.Target, cfg.EU.site(cfg.US), cfg.CallTimeout, cfg.Concurrency)
 	if err != nil {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, active: map[string]*Recording{}}
 	if cfg.US != nil {
-		us, err := newStore(cfg.US.Target, place.US, cfg.CallTimeout, cfg.Concurrency)
+		us, err := newStore(cfg.US.Target, cfg.US.site(cfg.EU), cfg.CallTimeout, cfg.Concurrency)
 		if err != nil {
 			cancel()
 			return nil, err
@@ -58,19 +59,36 @@ func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 		r.us = &usStore{us}
 	}
 	r.spawn = func(rec *Recording) { r.wg.Go(func() { rec.run(life) }) }
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		cancel()
-		return nil, fmt.Errorf("recorder: spool folder: %w", err)
-	}
-	if err := r.scan(ctx); err != nil {
+	if err := r.start(ctx, life); err != nil {
 		_ = r.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
+	return r, nil
+}
+
+func (r *Recorder) start(ctx, life context.Context) error {
+	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("recorder: spool folder: %w", err)
+	}
+	if err := r.prove(ctx, life); err != nil {
+		return err
+	}
+	if err := r.scan(ctx); err != nil {
+		return err
+	}
 	r.wg.Go(func() { r.scanAgain(life) })
-	if cfg.Removals != nil && r.us != nil { // the EU copy is the recording: nothing but its erasure removes it
+	if r.cfg.Removals != nil && r.us != nil { // the EU copy is the recording: nothing but its erasure removes it
 		r.wg.Go(func() { r.removeAgain(life, r.us.store) })
 	}
-	return r, nil
+	return nil
+}
+
+// stores are all there are, the EU's first.
+func (r *Recorder) stores() []*store {
+	if r.us == nil {
+		return []*store{r.eu.store}
+	}
+	return []*store{r.eu.store, r.us.store}
 }
 
 // inherit makes a Recording of a spool that was left behind.
@@ -220,9 +238,8 @@ func (r *Recorder) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("recorder: close: %w", context.Cause(ctx))
 	}
-	r.eu.idle()
-	if r.us != nil {
-		r.us.idle()
+	for _, st := range r.stores() {
+		st.idle()
 	}
 	return nil
 }

@@ -34,6 +34,9 @@ type Removals interface {
 
 // removeAgain removes what is not wanted any more, until ctx ends. What fails is tried again at a later look: the list is kept by [Removals].
 func (r *Recorder) removeAgain(ctx context.Context, st *store) {
+	if st.ready(ctx) != nil {
+		return
+	}
 	t := time.NewTicker(r.cfg.ScanEvery)
 	defer t.Stop()
 	for {

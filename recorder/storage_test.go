@@ -77,7 +77,14 @@ func TestRegionThatHangsHoldsUpNoOther(t *testing.T) {
 	b := newBench(t)
 	b.close()
 	asked := make(chan struct{}, 100)
-	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	hang := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path { // the probe is answered
+		case "/recordings-us":
+			return
+		case "/recordings-eu":
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
 		_, _ = io.Copy(io.Discard, r.Body) // or the server does not notice that the client has gone
 		asked <- struct{}{}
 		<-r.Context().Done()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -21,6 +22,11 @@ import (
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
+const (
+	dialTimeout  = 10 * time.Second
+	probeTimeout = 10 * time.Second
+)
+
 // store is one bucket, by the few requests a recording needs. Retries are the caller's.
 type store struct {
 	region  place.Region
@@ -30,6 +36,8 @@ type store struct {
 	slots   chan struct{} // one a request that carries bytes; each region has its own, or one that hangs would hold up the other
 	client  *s3.Client
 	idle    func()
+	prober  prober
+	proved  chan struct{} // closed: the probe succeeded. The client sends nothing before
 }
 
 // euStore and usStore keep the two apart for [plan].
@@ -38,46 +46,98 @@ type (
 	usStore struct{ *store }
 )
 
-func newStore(t Target, region place.Region, timeout time.Duration, concurrency int) (*store, error) {
-	u, err := url.Parse(t.Endpoint)
+func newStore(t Target, at site, timeout time.Duration, concurrency int) (*store, error) {
+	s := &store{region: at.region, bucket: t.Bucket, timeout: timeout, slots: make(chan struct{}, concurrency), proved: make(chan struct{}),
+		prober: prober{site: at, bucket: t.Bucket, timeout: min(timeout, probeTimeout)}}
+	if t.Encryption == EncryptionAES256 {
+		s.sse = types.ServerSideEncryptionAes256
+	}
+	var err error
+	var idle [3]func()
+	if s.client, idle[0], err = pinnedClient(t, at.here, timeout, s.proved); err != nil {
+		return nil, err
+	}
+	now := make(chan struct{})
+	close(now)
+	if s.prober.here, idle[1], err = pinnedClient(t, at.here, timeout, now); err != nil {
+		return nil, err
+	}
+	idle[2] = func() {}
+	if at.elsewhere != "" {
+		if s.prober.elsewhere, idle[2], err = pinnedClient(t, at.elsewhere, timeout, now); err != nil {
+			return nil, err
+		}
+	}
+	s.idle = func() {
+		for _, f := range idle {
+			f()
+		}
+	}
+	unproven := *s
+	unproven.client = s.prober.here
+	s.prober.encrypts = unproven.encrypts
+	return s, nil
+}
+
+// pinnedClient is for requests to one host, once from is closed.
+func pinnedClient(t Target, endpoint string, timeout time.Duration, from <-chan struct{}) (client *s3.Client, idle func(), err error) {
+	u, err := url.Parse(endpoint)
 	if err != nil {
-		return nil, fmt.Errorf("recorder: endpoint: %w", err)
+		return nil, nil, fmt.Errorf("recorder: endpoint: %w", err)
 	}
-	if t.Region == "" {
-		t.Region = "auto"
-	}
+	pin := pinned{scheme: u.Scheme, host: u.Host, from: from}
 	transport := &http.Transport{
-		// No proxy from the environment: bytes go to the configured host and nowhere else.
+		// No proxy from the environment: bytes go to the derived host and nowhere else.
+		Proxy: nil, DialContext: pin.dial,
 		MaxIdleConnsPerHost: 32, IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: timeout, ForceAttemptHTTP2: false,
 	}
-	client := s3.New(s3.Options{
-		Region: t.Region, BaseEndpoint: aws.String(t.Endpoint), UsePathStyle: true,
+	pin.next = transport
+	return s3.New(s3.Options{
+		Region: "auto", BaseEndpoint: aws.String(endpoint), UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(t.AccessKey, t.SecretKey, ""),
 		Retryer:     aws.NopRetryer{},
 		HTTPClient: &http.Client{
-			Transport:     pinned{scheme: u.Scheme, host: u.Host, next: transport},
+			Transport:     pin,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		// R2 has no trailing checksums: none unless an operation cannot do without.
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
 		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
 		ContinueHeaderThresholdBytes: -1,
-	})
-	return &store{region: region, bucket: t.Bucket, sse: types.ServerSideEncryption(t.SSE), timeout: timeout, slots: make(chan struct{}, concurrency), client: client, idle: transport.CloseIdleConnections}, nil
+	}), transport.CloseIdleConnections, nil
 }
 
-// pinned refuses requests to any host but the configured one.
+// pinned sends requests to one host once from is closed, and refuses those to any other, and those before.
 type pinned struct {
 	scheme, host string
+	from         <-chan struct{}
 	next         http.RoundTripper
 }
 
 func (p pinned) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != p.scheme || r.URL.Host != p.host {
+	if r.URL.Scheme != p.scheme || r.URL.Host != p.host || r.Host != "" && r.Host != p.host {
 		return nil, fmt.Errorf("recorder: refused a request to %s: this storage is pinned to %s", r.URL.Host, p.host)
 	}
-	return p.next.RoundTrip(r)
+	select {
+	case <-p.from:
+		return p.next.RoundTrip(r)
+	default:
+		return nil, errUnproven
+	}
+}
+
+// dial connects to the host, whatever the layers above make of a request.
+func (p pinned) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	want := p.host
+	if _, _, err := net.SplitHostPort(want); err != nil {
+		port := map[string]string{"http": "80", "https": "443"}[p.scheme]
+		want = net.JoinHostPort(strings.Trim(want, "[]"), port)
+	}
+	if addr != want {
+		return nil, fmt.Errorf("recorder: refused a connection to %s: this storage is pinned to %s", addr, want)
+	}
+	return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 }
 
 func (s *store) call(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -106,7 +166,27 @@ func (s *store) create(ctx context.Context, key string) (uploadID string, err er
 	if aws.ToString(out.UploadId) == "" {
 		return "", errors.New("the storage gave no upload ID")
 	}
+	if out.ServerSideEncryption != s.sse && s.sse != "" {
+		return "", errors.Join(errUnencrypted, s.abort(ctx, key, *out.UploadId))
+	}
 	return *out.UploadId, nil
+}
+
+var errUnencrypted = errors.New("the storage was asked to encrypt, and does not say that it does")
+
+// encrypts begins an upload, to see that the storage encrypts when it is asked to, and gives it up. Where it is not asked there is nothing to see.
+func (s *store) encrypts(ctx context.Context) error {
+	if s.sse == "" {
+		return nil
+	}
+	id, err := s.create(ctx, probeKey)
+	if err == nil {
+		return s.abort(ctx, probeKey, id)
+	}
+	if errors.Is(err, errUnencrypted) || isCode(err, "NotImplemented", "InvalidArgument", "InvalidRequest", "InvalidEncryptionAlgorithmError", "KMS.NotFoundException") {
+		return fmt.Errorf("%w: the %s bucket %q does not encrypt at rest as declared (%s): %w", ErrMisplaced, s.region, s.bucket, s.sse, err)
+	}
+	return err
 }
 
 func (s *store) part(ctx context.Context, key, uploadID string, n int32, body io.ReadSeeker, size int64, md5sum []byte) (etag string, err error) {

@@ -31,6 +31,9 @@ func (r *Recording) carry(ctx context.Context, st *store) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = r.owner.cfg.RetryMax
 	log := r.log().With(zap.String("region", string(st.region)))
+	if err := st.ready(ctx); err != nil {
+		return err
+	}
 	for {
 		begun := r.tally(st)
 		err := r.attempt(ctx, st)

@@ -56,15 +56,17 @@ type config struct {
 	QuotaCreatesPerMinute int           `default:"600" help:"Sessions that an account may create within 60s, unless it has a limit of its own; one more is answered with 429."`
 	LeaseTTL              time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
 	LogLevel              string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
-	Development           bool          `help:"Allow object storage over plain HTTP on loopback, and log for people instead of machines."`
+	Development           bool          `help:"Allow object storage on loopback (--eu-s3-endpoint, --us-s3-endpoint), and log for people instead of machines."`
 }
 
-// s3 is one bucket. The struct tags of kong give each field its flag.
+// s3 is one bucket. The struct tags of kong give each field its flag. Its host is not among them: it follows from the account and the region.
 type s3 struct {
-	Endpoint  string `env:"ENDPOINT" placeholder:"URL" help:"Endpoint, without the bucket."`
-	Bucket    string `env:"BUCKET" placeholder:"NAME" help:"Bucket of the recordings."`
-	AccessKey string `env:"ACCESS_KEY" placeholder:"KEY" help:"Access key id."`
-	SecretKey string `env:"SECRET_KEY" placeholder:"KEY" help:"Secret access key."`
+	Account    string              `env:"ACCOUNT" placeholder:"ID" help:"Id of the R2 account, 32 of 0-9 and a-f. The host follows from it: ID.eu.r2.cloudflarestorage.com for the EU, ID.r2.cloudflarestorage.com for the US."`
+	Bucket     string              `env:"BUCKET" placeholder:"NAME" help:"Bucket of the recordings, made there: in the EU with the jurisdiction eu, in the US with the location hint enam or wnam. Probed at start."`
+	AccessKey  string              `env:"ACCESS_KEY" placeholder:"KEY" help:"Access key id."`
+	SecretKey  string              `env:"SECRET_KEY" placeholder:"KEY" help:"Secret access key."`
+	Endpoint   string              `env:"ENDPOINT" placeholder:"URL" help:"For --development, instead of the account: http://127.0.0.1:PORT of an S3 server on this machine."`
+	Encryption recorder.Encryption `env:"ENCRYPTION" placeholder:"HOW" help:"Encryption at rest, checked at start: always (R2; nothing else is possible there); AES256 (asked for with each object) or none with an endpoint. Default: always, or none."`
 }
 
 // Validate is called by kong once everything is parsed.
@@ -115,32 +117,22 @@ func (c *config) Validate() error {
 	if c.LeaseTTL < 6*time.Second || c.LeaseTTL > 30*time.Second {
 		bad("--lease-ttl: 6s to 30s; hosts keep a session that nobody comes for 90s")
 	}
-	errs = append(errs, c.EU.validate("eu", c.Development))
+	errs = append(errs, c.EU.validate("--eu-s3-", c.Development))
 	if c.US != (s3{}) {
-		errs = append(errs, c.US.validate("us", c.Development))
+		errs = append(errs, c.US.validate("--us-s3-", c.Development))
 	}
 	return errors.Join(errs...)
 }
 
-func (s s3) validate(region string, development bool) error {
-	if s.Endpoint == "" || s.Bucket == "" || s.AccessKey == "" || s.SecretKey == "" {
-		return fmt.Errorf("--%s-s3-endpoint, -bucket, -access-key and -secret-key belong together: set all four", region)
+func (s s3) validate(setting string, development bool) error {
+	if s.Endpoint != "" && !development {
+		return fmt.Errorf("%sendpoint %q: only with --development, and on loopback; for R2 give %[1]saccount", setting, s.Endpoint)
 	}
-	u, err := url.Parse(s.Endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return fmt.Errorf("--%s-s3-endpoint %q: use https://host", region, s.Endpoint)
-	}
-	if u.Scheme == "http" {
-		ip := net.ParseIP(u.Hostname())
-		if !development || ip == nil || !ip.IsLoopback() {
-			return fmt.Errorf("--%s-s3-endpoint %q: plain http is for loopback with --development only", region, s.Endpoint)
-		}
-	}
-	return nil
+	return s.target().Validate(setting)
 }
 
 func (s s3) target() recorder.Target {
-	return recorder.Target{Endpoint: s.Endpoint, Bucket: s.Bucket, AccessKey: s.AccessKey, SecretKey: s.SecretKey}
+	return recorder.Target{Account: s.Account, Endpoint: s.Endpoint, Bucket: s.Bucket, AccessKey: s.AccessKey, SecretKey: s.SecretKey, Encryption: s.Encryption}
 }
 
 func (c *config) us() *recorder.USTarget {

@@ -9,16 +9,25 @@ import (
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
+func parseConfig(t *testing.T, args ...string) (config, error) {
+	t.Helper()
+	var cfg config
+	parser, err := kong.New(&cfg, kong.Name("orchestrator"), kong.DefaultEnvars("DRIFTSTACK"))
+	must(t, err)
+	_, err = parser.Parse(append([]string{"--database-url", "host=/x", "--key-database-url", "host=/x", "--service-token", "0123456789abcdef",
+		"--state-dir", t.TempDir(), "--tunnel-endpoint", "a.example:1"}, args...))
+	return cfg, err
+}
+
+const r2Account = "0123456789abcdef0123456789abcdef"
+
+var euBucket = []string{"--eu-s3-account", r2Account, "--eu-s3-bucket", "recordings", "--eu-s3-access-key", "k", "--eu-s3-secret-key", "s"}
+
 // An orchestrator starts in the EU only, and says what would be accepted.
 func TestLocation(t *testing.T) {
 	parse := func(args ...string) (config, error) {
-		var cfg config
-		parser, err := kong.New(&cfg, kong.Name("orchestrator"))
-		must(t, err)
-		_, err = parser.Parse(append([]string{"--database-url", "host=/x", "--key-database-url", "host=/x", "--service-token", "0123456789abcdef",
-			"--state-dir", t.TempDir(), "--tunnel-endpoint", "a.example:1",
-			"--eu-s3-endpoint", "https://a.example", "--eu-s3-bucket", "b", "--eu-s3-access-key", "k", "--eu-s3-secret-key", "s"}, args...))
-		return cfg, err
+		t.Helper()
+		return parseConfig(t, append(euBucket, args...)...)
 	}
 	for _, country := range place.MemberStates() {
 		if cfg, err := parse("--location", strings.ToLower(country)); err != nil || cfg.Location.Country() != country {
@@ -34,5 +43,50 @@ func TestLocation(t *testing.T) {
 	}
 	if _, err := parse(); err == nil || !strings.Contains(err.Error(), "--location") {
 		t.Errorf("without one: %v", err)
+	}
+}
+
+// Where recordings go follows from accounts. A host cannot be given, but for development and on loopback.
+func TestStorageSettings(t *testing.T) {
+	const local = "http://127.0.0.1:7070"
+	eu := func(args ...string) []string {
+		return append([]string{"--location", "DE", "--eu-s3-bucket", "recordings", "--eu-s3-access-key", "k", "--eu-s3-secret-key", "s"}, args...)
+	}
+	for name, tt := range map[string]struct {
+		args []string
+		says []string // nothing: it is accepted
+	}{
+		"R2":                             {eu("--eu-s3-account", r2Account), nil},
+		"R2 in both":                     {eu("--eu-s3-account", r2Account, "--us-s3-account", r2Account, "--us-s3-bucket", "copies", "--us-s3-access-key", "k", "--us-s3-secret-key", "s"), nil},
+		"R2, encrypted":                  {eu("--eu-s3-account", r2Account, "--eu-s3-encryption", "always"), nil},
+		"development":                    {eu("--eu-s3-endpoint", local, "--development"), nil},
+		"development, encrypted":         {eu("--eu-s3-endpoint", local, "--development", "--eu-s3-encryption", "AES256"), nil},
+		"neither":                        {eu(), []string{"--eu-s3-account", "32 of 0-9 and a-f"}},
+		"endpoint in production":         {eu("--eu-s3-endpoint", local), []string{"--eu-s3-endpoint", "--development"}},
+		"endpoint elsewhere":             {eu("--eu-s3-endpoint", "https://s3.example", "--development"), []string{"--eu-s3-endpoint", "loopback", "http://127.0.0.1:PORT"}},
+		"R2's endpoint":                  {eu("--eu-s3-endpoint", "https://"+r2Account+".r2.cloudflarestorage.com", "--development"), []string{"--eu-s3-endpoint", "loopback"}},
+		"both":                           {eu("--eu-s3-account", r2Account, "--eu-s3-endpoint", local, "--development"), []string{"--eu-s3-account", "--eu-s3-endpoint"}},
+		"host as account":                {eu("--eu-s3-account", r2Account+".r2.cloudflarestorage.com"), []string{"--eu-s3-account", "32 of 0-9 and a-f"}},
+		"R2, asked to encrypt":           {eu("--eu-s3-account", r2Account, "--eu-s3-encryption", "AES256"), []string{"--eu-s3-encryption", `"always"`}},
+		"encryption nobody asks for":     {eu("--eu-s3-endpoint", local, "--development", "--eu-s3-encryption", "always"), []string{"--eu-s3-encryption", `"AES256"`, `"none"`}},
+		"US endpoint in production":      {eu("--eu-s3-account", r2Account, "--us-s3-endpoint", local, "--us-s3-bucket", "copies", "--us-s3-access-key", "k", "--us-s3-secret-key", "s"), []string{"--us-s3-endpoint", "--development"}},
+		"US bucket without where it is":  {eu("--eu-s3-account", r2Account, "--us-s3-bucket", "copies"), []string{"--us-s3-account"}},
+		"US bucket without a secret key": {eu("--eu-s3-account", r2Account, "--us-s3-account", r2Account, "--us-s3-bucket", "copies", "--us-s3-access-key", "k"), []string{"--us-s3-secret-key"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parseConfig(t, tt.args...)
+			if (err != nil) != (tt.says != nil) {
+				t.Errorf("%v", err)
+			}
+			for _, s := range tt.says {
+				if err != nil && !strings.Contains(err.Error(), s) {
+					t.Errorf("the error does not say %q: %v", s, err)
+				}
+			}
+		})
+	}
+	t.Setenv("DRIFTSTACK_EU_S3_ACCOUNT", r2Account)
+	if cfg, err := parseConfig(t, eu()...); err != nil || cfg.EU.target().Account != r2Account {
+		t.Errorf("from the environment: %+v, %v", cfg.EU.target(), err)
 	}
 }

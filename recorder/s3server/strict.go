@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,10 +23,10 @@ import (
 //	501 NotImplemented  aws-chunked bodies and trailing checksums
 //	400 InvalidPart     Complete with parts of unequal size (but the last), or under 5 MiB
 //	400 ExpiredRequest  a presigned URL after its time
-//	404 NoSuchBucket    a bucket of another jurisdiction, once See was called
+//	404 NoSuchBucket    a bucket of another jurisdiction (Jurisdiction)
 //	429 TooManyRequests a second write of an object (PutObject, Complete) within a second
 //
-// It counts what passes, and can be cut off, as a region that is down. Requests are forwarded as they are, so
+// As another provider it encrypts at rest when it is asked to (Encrypts). It counts what passes, and can be cut off, as a region that is down. Requests are forwarded as they are, so
 // that signatures hold.
 type Strict struct {
 	proxy *httputil.ReverseProxy
@@ -37,8 +38,10 @@ type Strict struct {
 	down  map[string]bool
 	lose  map[string]int
 	wrote map[string]time.Time // by path, within the last writeEvery
-	see   map[string]bool      // nil: every bucket
+	seals bool                 // Encrypts
 }
+
+const sseHeader = "X-Amz-Server-Side-Encryption"
 
 // writeEvery is how often an object may be written.
 const writeEvery = time.Second
@@ -56,6 +59,12 @@ func NewStrict(endpoint string) (*Strict, error) {
 			r.Out.Host = r.In.Host // it is signed
 		},
 		Transport: &http.Transport{MaxIdleConnsPerHost: 32, DisableCompression: true},
+		ModifyResponse: func(resp *http.Response) error {
+			if asked := resp.Request.Header.Get(sseHeader); asked != "" {
+				resp.Header.Set(sseHeader, asked)
+			}
+			return nil
+		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			refuse(w, http.StatusBadGateway, "ServiceUnavailable", err.Error())
 		},
@@ -70,15 +79,18 @@ func (s *Strict) Cut(bucket string, down bool) {
 	s.down[bucket] = down
 }
 
-// See limits it to a jurisdiction's buckets: others are not there. Two in front of one server, each with buckets of its own, are two
-// jurisdictions.
-func (s *Strict) See(buckets ...string) {
+// Jurisdiction is the handler of an endpoint behind which are these buckets and no others. It counts and fails together with the rest; with one of
+// its buckets cut off, all of it is.
+func (s *Strict) Jurisdiction(buckets ...string) http.Handler {
+	only := append([]string{}, buckets...) // nil would be all
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, only) })
+}
+
+// Encrypts has it demand x-amz-server-side-encryption of each new object, and say so in its answers, where R2 refuses it.
+func (s *Strict) Encrypts() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.see = map[string]bool{}
-	for _, b := range buckets {
-		s.see[b] = true
-	}
+	s.seals = true
 }
 
 // Lose has the next n requests of an operation executed and their answers lost.
@@ -114,14 +126,19 @@ func operation(r *http.Request) string {
 	return "other"
 }
 
-// ServeHTTP implements http.Handler.
-func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler, for every bucket there is.
+func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.serve(w, r, nil) }
+
+// serve answers for an endpoint with some buckets; nil: with all.
+func (s *Strict) serve(w http.ResponseWriter, r *http.Request, buckets []string) {
 	bucket, _ := splitPath(r.URL.Path)
 	op := operation(r)
+	seen := buckets == nil || slices.Contains(buckets, bucket)
 	s.mu.Lock()
-	down, seen := s.down[bucket], s.see == nil || s.see[bucket]
+	down := buckets == nil && s.down[bucket] || slices.ContainsFunc(buckets, func(b string) bool { return s.down[b] })
+	seals := s.seals
 	s.calls[bucket+" "+op]++
-	lose := s.lose[op] > 0 && !down
+	lose := s.lose[op] > 0 && !down && seen
 	if lose {
 		s.lose[op]--
 	}
@@ -137,8 +154,12 @@ func (s *Strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "ExpiredRequest", "the URL has expired")
 		return
 	}
-	if why := unimplemented(r); why != "" {
+	if why := unimplemented(r, seals); why != "" {
 		refuse(w, http.StatusNotImplemented, "NotImplemented", why+" is not implemented")
+		return
+	}
+	if seals && (op == "PutObject" || op == "Create") && r.Header.Get(sseHeader) == "" {
+		refuse(w, http.StatusForbidden, "AccessDenied", "objects are to be encrypted at rest")
 		return
 	}
 	upload := r.URL.Query().Get("uploadId")
@@ -212,9 +233,12 @@ func (s *Strict) tooSoon(path string) bool {
 	return false
 }
 
-func unimplemented(r *http.Request) string {
+func unimplemented(r *http.Request, seals bool) string {
 	for name := range r.Header {
 		l := strings.ToLower(name)
+		if seals && name == sseHeader {
+			continue
+		}
 		for _, p := range []string{"x-amz-server-side-encryption", "x-amz-tagging", "x-amz-acl", "x-amz-grant", "x-amz-object-lock", "x-amz-website", "x-amz-trailer"} {
 			if strings.HasPrefix(l, p) {
 				return "header " + l
@@ -265,12 +289,14 @@ func refuse(w http.ResponseWriter, status int, code, message string) {
 	fmt.Fprint(w, "</Message></Error>")
 }
 
-// Front is a Strict that listens on a free loopback port.
+// Front is a Strict that listens on a free loopback port, and on one more for each jurisdiction.
 type Front struct {
 	*Strict
-	server *http.Server
-	addr   string
-	done   chan struct{}
+	endpoint string
+
+	serving sync.WaitGroup // of the servers
+	mu      sync.Mutex     // guards what follows
+	servers []*http.Server
 }
 
 const closeWithin = 2 * time.Second
@@ -281,20 +307,32 @@ func StartFront(endpoint string) (*Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("s3server: strict: %w", err)
-	}
-	f := &Front{Strict: strict, server: &http.Server{Handler: strict, ReadHeaderTimeout: 10 * time.Second}, addr: l.Addr().String(), done: make(chan struct{})}
-	go func() { // ends with Close
-		defer close(f.done)
-		_ = f.server.Serve(l)
-	}()
-	return f, nil
+	f := &Front{Strict: strict}
+	f.endpoint, err = f.listen(strict)
+	return f, err
 }
 
-// Endpoint is its address as a URL.
-func (f *Front) Endpoint() string { return "http://" + f.addr }
+// listen gives the address of a handler as a URL.
+func (f *Front) listen(h http.Handler) (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("s3server: strict: %w", err)
+	}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	f.mu.Lock()
+	f.servers = append(f.servers, server)
+	f.mu.Unlock()
+	f.serving.Go(func() { _ = server.Serve(l) }) // ends with Close
+	return "http://" + l.Addr().String(), nil
+}
+
+// Endpoint is the address of all buckets, as a URL.
+func (f *Front) Endpoint() string { return f.endpoint }
+
+// ListenJurisdiction gives the address of a Jurisdiction.
+func (f *Front) ListenJurisdiction(buckets ...string) (endpoint string, err error) {
+	return f.listen(f.Jurisdiction(buckets...))
+}
 
 // Close ends it and every connection.
 func (f *Front) Close() {
@@ -302,8 +340,12 @@ func (f *Front) Close() {
 	// left running, but not for one that hangs.
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel()
-	_ = f.server.Shutdown(ctx)
-	_ = f.server.Close()
-	<-f.done
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.servers {
+		_ = s.Shutdown(ctx)
+		_ = s.Close()
+	}
+	f.serving.Wait()
 	f.proxy.Transport.(*http.Transport).CloseIdleConnections()
 }

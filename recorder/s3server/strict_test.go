@@ -47,7 +47,7 @@ func wantCode(t *testing.T, err error, code string) {
 }
 
 func TestStrictRefusesWhatR2DoesNotHave(t *testing.T) {
-	_, client := strictClient(t)
+	front, client := strictClient(t)
 	put := func(change func(*s3.PutObjectInput)) error {
 		in := &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")}
 		change(in)
@@ -63,8 +63,14 @@ func TestStrictRefusesWhatR2DoesNotHave(t *testing.T) {
 
 	trailer, _ := http.NewRequest(http.MethodPut, "http://x/recordings/k", nil)
 	trailer.Header.Set("X-Amz-Content-Sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER")
-	if unimplemented(trailer) == "" {
+	if unimplemented(trailer, false) == "" {
 		t.Error("an aws-chunked body passes")
+	}
+	front.Encrypts()
+	wantCode(t, put(func(*s3.PutObjectInput) {}), "AccessDenied")
+	out, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("sealed"), Body: strings.NewReader("x"), ServerSideEncryption: types.ServerSideEncryptionAes256})
+	if err != nil || out.ServerSideEncryption != types.ServerSideEncryptionAes256 {
+		t.Errorf("where it encrypts: %+v, %v", out, err)
 	}
 }
 
@@ -184,16 +190,34 @@ func TestStrictRefusesAnExpiredURL(t *testing.T) {
 
 func TestStrictJurisdictionsDoNotSeeOneAnother(t *testing.T) {
 	front, client := strictClient(t)
-	head := func() error {
-		_, err := client.HeadBucket(t.Context(), &s3.HeadBucketInput{Bucket: aws.String("recordings")})
+	at := func(buckets ...string) func(*s3.Options) {
+		t.Helper()
+		endpoint, err := front.ListenJurisdiction(buckets...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func(o *s3.Options) { o.BaseEndpoint = &endpoint }
+	}
+	its, another := at("recordings"), at("other")
+	head := func(where func(*s3.Options)) error {
+		_, err := client.HeadBucket(t.Context(), &s3.HeadBucketInput{Bucket: aws.String("recordings")}, where)
 		return err
 	}
-	front.See("recordings")
-	if err := head(); err != nil {
+	if err := head(its); err != nil {
 		t.Errorf("its own bucket: %v", err)
 	}
-	front.See("other")
-	wantCode(t, head(), "NotFound")
-	_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")})
+	wantCode(t, head(another), "NotFound")
+	_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("recordings"), Key: aws.String("k"), Body: strings.NewReader("x")}, another)
 	wantCode(t, err, "NoSuchBucket")
+	front.Cut("recordings", true)
+	if head(its) == nil {
+		t.Error("a jurisdiction that is cut off answers")
+	}
+	wantCode(t, head(another), "NotFound") // the other one is not
+	front.Cut("recordings", false)
+	front.Cut("other", true)
+	var api smithy.APIError
+	if err := head(another); err == nil || errors.As(err, &api) {
+		t.Errorf("a jurisdiction that is cut off answers: %v", err)
+	}
 }
