@@ -19,6 +19,9 @@
 // Each of its copies has one too; the last two are for an account that was changed from replicated to eu, and are the US copy's alone:
 //
 //	pending ─▶ uploading ─▶ verified ─▶ removing ─▶ removed
+//	                         │    ▲
+//	          found damaged  ▼    │  put back
+//	                        repairing
 //
 // The reasons are the rows of one table, in errors.go: HTTP status, W3C error and whether to try again are its columns.
 //

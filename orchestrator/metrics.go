@@ -41,6 +41,7 @@ type collector struct {
 	roundTrip, heartbeat, handshake, mtu                *prometheus.Desc
 	received, sent, repairs                             *prometheus.Desc
 	info, peers, reconcile, failures, restores, isolate *prometheus.Desc
+	storage, checked, damaged, repaired, uploads        *prometheus.Desc
 }
 
 func newCollector(o *Orchestrator) *collector {
@@ -71,13 +72,19 @@ func newCollector(o *Orchestrator) *collector {
 		failures:  desc("gateway_reconcile_errors_total", "Reconciliations that left something wrong; the log says what."),
 		restores:  desc("gateway_restores_total", "Times that the tunnel device was lost and opened again."),
 		isolate:   desc("gateway_isolation_repairs_total", "Times that the rules that keep hosts apart were not what they should be; someone else changes them."),
+		storage:   desc("storage_proven", "1 once the bucket was seen where it has to be, since this orchestrator started; nothing is uploaded to it before.", "region"),
+		checked:   desc("recording_copies_checked_total", "Copies of recordings that this orchestrator compared with what they should be.", "region"),
+		damaged:   desc("recording_copies_damaged_total", "Copies that it found missing or altered, each time it looked.", "region"),
+		repaired:  desc("recording_copies_repaired_total", "Copies that it put back.", "region"),
+		uploads:   desc("recording_uploads_abandoned_total", "Uploads that nobody went on with: aborted, or completed as a partial recording.", "region", "end"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.database, c.sessions, c.fleet, c.oldest, c.waiting, c.devices, c.cordoned, c.closed, c.state,
-		c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent, c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate} {
+		c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent, c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate,
+		c.storage, c.checked, c.damaged, c.repaired, c.uploads} {
 		out <- d
 	}
 	for _, m := range c.o.measures.collectors() {
@@ -96,6 +103,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	c.states(out)
 	c.links(out)
+	c.recordings(out)
 	if c.o.deps.Tunnel != nil {
 		gauge(out, c.info, 1, c.o.deps.Tunnel.Backend())
 		c.gateway(out, c.o.deps.Tunnel.Counters())
@@ -172,6 +180,24 @@ func (c *collector) links(out chan<- prometheus.Metric) {
 		counter(out, c.repairs, float64(t.Pulse.Repairs.Socket), host, "socket")
 		counter(out, c.repairs, float64(t.Pulse.Repairs.Resolve), host, "resolve")
 		counter(out, c.repairs, float64(t.Pulse.Repairs.Device), host, "device")
+	}
+}
+
+func (c *collector) recordings(out chan<- prometheus.Metric) {
+	if c.o.deps.Recorder == nil {
+		return
+	}
+	for r, n := range c.o.deps.Recorder.Counters() {
+		region, proven := string(r), 0.0
+		if n.Proven {
+			proven = 1
+		}
+		gauge(out, c.storage, proven, region)
+		counter(out, c.checked, float64(n.Checked), region)
+		counter(out, c.damaged, float64(n.Damaged), region)
+		counter(out, c.repaired, float64(n.Repaired), region)
+		counter(out, c.uploads, float64(n.Aborted), region, "aborted")
+		counter(out, c.uploads, float64(n.Completed), region, "completed")
 	}
 }
 

@@ -20,7 +20,11 @@ const (
 	DefaultCallTimeout = 2 * time.Minute
 	DefaultRetryMax    = 30 * time.Second
 	DefaultScanEvery   = 15 * time.Second
-	MaxURLLifetime     = time.Hour
+	DefaultSweepEvery  = 10 * time.Minute
+	DefaultCheckEvery  = 24 * time.Hour
+	// DefaultAbandonedAfter is before R2 drops an upload by itself, after seven days.
+	DefaultAbandonedAfter = 5 * 24 * time.Hour
+	MaxURLLifetime        = time.Hour
 
 	minPartSize = 5 << 20 // R2 and S3
 	maxPartSize = 1 << 30
@@ -35,6 +39,7 @@ type Config struct {
 	Journal Journal
 
 	Removals Removals // of copies in the US; nil: none are ever removed
+	Sweeps   Sweeps   // nil: nobody looks after what lies in storage
 
 	Log *zap.Logger      // zap.NewNop() when nil
 	Now func() time.Time // time.Now when nil
@@ -43,7 +48,12 @@ type Config struct {
 	Concurrency int           // uploads in flight to each target over all recordings, DefaultConcurrency when 0
 	CallTimeout time.Duration // of one request to storage, DefaultCallTimeout when 0
 	ScanEvery   time.Duration // for spools that other processes left, DefaultScanEvery when 0
+	SweepEvery  time.Duration // for abandoned uploads and copies that are due, DefaultSweepEvery when 0
+	CheckEvery  time.Duration // each copy, DefaultCheckEvery when 0
 	RetryMax    time.Duration // longest pause between two attempts, DefaultRetryMax when 0
+
+	// AbandonedAfter is how long what nobody seems to work on is left to whoever has its spool, DefaultAbandonedAfter when 0.
+	AbandonedAfter time.Duration
 }
 
 // EUTarget is a bucket of R2's eu jurisdiction.
@@ -125,9 +135,11 @@ type Spec struct {
 	Started   time.Time
 }
 
+const keyPrefix = "recordings/"
+
 // Key is the recording's name in every bucket.
 func (s Spec) Key() string {
-	return "recordings/" + s.Account + "/" + s.Session + "/" + s.ID + ".webm"
+	return keyPrefix + s.Account + "/" + s.Session + "/" + s.ID + ".webm"
 }
 
 var (
@@ -165,6 +177,15 @@ func (c *Config) complete() error {
 	}
 	if c.ScanEvery <= 0 {
 		c.ScanEvery = DefaultScanEvery
+	}
+	if c.SweepEvery <= 0 {
+		c.SweepEvery = DefaultSweepEvery
+	}
+	if c.CheckEvery <= 0 {
+		c.CheckEvery = DefaultCheckEvery
+	}
+	if c.AbandonedAfter <= 0 {
+		c.AbandonedAfter = DefaultAbandonedAfter
 	}
 	if c.RetryMax <= 0 {
 		c.RetryMax = DefaultRetryMax

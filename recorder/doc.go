@@ -28,6 +28,13 @@
 // one conditional put. While storage is down everything is retried for ever; parts cannot be read back from R2,
 // so the spool is what everything is rebuilt from.
 //
+// A process that died may have begun an upload, or sent a part, that its log does not know: the next one asks the storage.
+//
+// # What lies in storage
+//
+// Nothing is sent to a bucket before it was seen where it has to be, and not where it must not be. Then a sweep looks after it: uploads that nothing
+// can become of are aborted, and copies that are not what the journal says are put back ([Sweeps]).
+//
 // Copies to the EU and to the US are built from different types of target: the plan of a recording of placement eu has no place
 // where a US target could be put.
 //

@@ -15,6 +15,7 @@ import (
 //	    ├──▶ empty                  ▼
 //	    └────────────────────▶ quarantined
 //
+// A recording whose spool is lost goes from any state before available to that, as partial, with what had been uploaded.
 // A recording of placement eu ends in available, one of placement replicated in replicated. empty and quarantined are
 // ends as well. RecordingUpdate.Partial is a flag beside the state, not a state.
 type State string
@@ -55,6 +56,7 @@ const (
 	CauseSpool     Cause = "spool_failed"   // the spool volume refused a write (full, broken)
 	CauseCrash     Cause = "crash"          // the orchestrator died while recording; sealed by the next one
 	CauseCorrupt   Cause = "corrupt"        // quarantined: the spool's bytes are not the ones that were acknowledged
+	CauseSpoolLost Cause = "spool_lost"     // its spool is gone: what had been uploaded until then was kept
 	CauseConflict  Cause = "conflict"       // quarantined: another object already has the key
 )
 

@@ -80,6 +80,11 @@ func (r *Recorder) start(ctx, life context.Context) error {
 	if r.cfg.Removals != nil && r.us != nil { // the EU copy is the recording: nothing but its erasure removes it
 		r.wg.Go(func() { r.removeAgain(life, r.us.store) })
 	}
+	if r.cfg.Sweeps != nil {
+		for _, st := range r.stores() {
+			r.wg.Go(func() { r.sweepAgain(life, st) })
+		}
+	}
 	return nil
 }
 
@@ -182,7 +187,7 @@ func (r *Recorder) URL(ctx context.Context, region place.Region, key string, ttl
 	if ttl < time.Second || ttl > MaxURLLifetime {
 		return "", fmt.Errorf("recorder: URL for %v: use 1s to %v", ttl, MaxURLLifetime)
 	}
-	if !strings.HasPrefix(key, "recordings/") || strings.Contains(key, "..") {
+	if !strings.HasPrefix(key, keyPrefix) || strings.Contains(key, "..") {
 		return "", fmt.Errorf("recorder: %q is not the key of a recording", key)
 	}
 	switch region {

@@ -43,6 +43,7 @@ type Recording struct {
 	told      State                   // what the journal took last
 	endIngest context.CancelCauseFunc // of the newest Ingest
 	uploading bool                    // the final object is being put together
+	shelves   map[place.Region]*shelf // by region of a copy
 	condemned error                   // why it is quarantined
 	aside     bool                    // it is
 	last      RecordingUpdate
@@ -50,7 +51,8 @@ type Recording struct {
 }
 
 func newRecording(owner *Recorder, id string, sp *spool) *Recording {
-	return &Recording{owner: owner, id: id, spool: sp, gate: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{})}
+	return &Recording{owner: owner, id: id, spool: sp, gate: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
+		shelves: map[place.Region]*shelf{}}
 }
 
 // Key is the name of the object, in every region.

@@ -85,6 +85,16 @@ func (r *Recorder) removeCopy(ctx context.Context, st *store, c StoredCopy) erro
 	if c.Bucket != st.bucket {
 		return fmt.Errorf("it is in the bucket %s, and this recorder has %s: start one with that bucket, or remove it by hand", c.Bucket, st.bucket)
 	}
+	// A repair that is under way must not bring it back.
+	all, err := st.uploads(ctx, c.Key)
+	for _, u := range all {
+		if u.key == c.Key {
+			err = errors.Join(err, st.abort(ctx, u.key, u.id))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("abort what is on its way: %w", err)
+	}
 	if err := st.remove(ctx, c.Key); err != nil {
 		return fmt.Errorf("delete the object: %w", err)
 	}

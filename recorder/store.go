@@ -38,6 +38,7 @@ type store struct {
 	idle    func()
 	prober  prober
 	proved  chan struct{} // closed: the probe succeeded. The client sends nothing before
+	counts  *counters
 }
 
 // euStore and usStore keep the two apart for [plan].
@@ -47,7 +48,7 @@ type (
 )
 
 func newStore(t Target, at site, timeout time.Duration, concurrency int) (*store, error) {
-	s := &store{region: at.region, bucket: t.Bucket, timeout: timeout, slots: make(chan struct{}, concurrency), proved: make(chan struct{}),
+	s := &store{region: at.region, bucket: t.Bucket, timeout: timeout, slots: make(chan struct{}, concurrency), proved: make(chan struct{}), counts: &counters{},
 		prober: prober{site: at, bucket: t.Bucket, timeout: min(timeout, probeTimeout)}}
 	if t.Encryption == EncryptionAES256 {
 		s.sse = types.ServerSideEncryptionAes256
@@ -226,6 +227,96 @@ func (s *store) abort(ctx context.Context, key, uploadID string) error {
 	if isCode(err, "NoSuchUpload") {
 		return nil
 	}
+	return err
+}
+
+// foundUpload is a multipart upload that the storage has.
+type foundUpload struct {
+	key, id string
+	begun   time.Time // by the storage's clock
+}
+
+// uploads lists what was begun and neither completed nor aborted.
+func (s *store) uploads(ctx context.Context, prefix string) (all []foundUpload, err error) {
+	pages := s3.NewListMultipartUploadsPaginator(s.client, &s3.ListMultipartUploadsInput{Bucket: &s.bucket, Prefix: &prefix})
+	for pages.HasMorePages() {
+		page, err := func() (*s3.ListMultipartUploadsOutput, error) {
+			ctx, cancel := s.call(ctx)
+			defer cancel()
+			return pages.NextPage(ctx)
+		}()
+		if err != nil {
+			return nil, fmt.Errorf("list uploads: %w", err)
+		}
+		for _, u := range page.Uploads {
+			all = append(all, foundUpload{aws.ToString(u.Key), aws.ToString(u.UploadId), aws.ToTime(u.Initiated)})
+		}
+	}
+	return all, nil
+}
+
+// newestUpload is of one key; the zero value: there is none.
+func (s *store) newestUpload(ctx context.Context, key string) (newest foundUpload, err error) {
+	all, err := s.uploads(ctx, key)
+	for _, u := range all {
+		if u.key == key && !u.begun.Before(newest.begun) {
+			newest = u
+		}
+	}
+	return newest, err
+}
+
+// foundPart is a part of an upload that the storage has.
+type foundPart struct {
+	size int64
+	etag string
+}
+
+func (s *store) parts(ctx context.Context, key, uploadID string) (map[int32]foundPart, error) {
+	all := map[int32]foundPart{}
+	pages := s3.NewListPartsPaginator(s.client, &s3.ListPartsInput{Bucket: &s.bucket, Key: &key, UploadId: &uploadID})
+	for pages.HasMorePages() {
+		page, err := func() (*s3.ListPartsOutput, error) {
+			ctx, cancel := s.call(ctx)
+			defer cancel()
+			return pages.NextPage(ctx)
+		}()
+		if err != nil {
+			return nil, fmt.Errorf("list the parts of an upload: %w", err)
+		}
+		for _, p := range page.Parts {
+			all[aws.ToInt32(p.PartNumber)] = foundPart{aws.ToInt64(p.Size), strings.Trim(aws.ToString(p.ETag), `"`)}
+		}
+	}
+	return all, nil
+}
+
+// read gives an object to f, in pieces of step bytes and a shorter last one; f must not keep them. It is one object from start to end: with
+// another one at the key half-way it fails.
+func (s *store) read(ctx context.Context, key, etag string, size, step int64, f func(piece []byte) error) error {
+	buf := make([]byte, min(step, size))
+	for at := int64(0); at < size; at += step {
+		piece := buf[:min(step, size-at)]
+		if err := s.readRange(ctx, key, etag, at, piece); err != nil {
+			return fmt.Errorf("read %s in %s at byte %d: %w", key, s.region, at, err)
+		}
+		if err := f(piece); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *store) readRange(ctx context.Context, key, etag string, at int64, piece []byte) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	out, err := s.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: &key, IfMatch: aws.String(`"` + etag + `"`),
+		Range: aws.String(fmt.Sprintf("bytes=%d-%d", at, at+int64(len(piece))-1))})
+	if err != nil {
+		return err
+	}
+	defer out.Body.Close()
+	_, err = io.ReadFull(out.Body, piece)
 	return err
 }
 

@@ -91,6 +91,9 @@ func (r *Recording) view(st *store) (v view) {
 
 // attempt goes as far as it can without an error.
 func (r *Recording) attempt(ctx context.Context, st *store) error {
+	if err := r.settle(ctx, st); err != nil {
+		return err
+	}
 	for {
 		v := r.view(st)
 		switch {
@@ -127,6 +130,8 @@ func (r *Recording) ensureUpload(ctx context.Context, st *store, v view) (string
 	if v.uploadID != "" {
 		return v.uploadID, nil
 	}
+	r.unlogged(st, true)
+	defer r.unlogged(st, false)
 	id, err := st.create(ctx, r.spec.Key())
 	if err != nil {
 		return "", fmt.Errorf("begin an upload: %w", err)
@@ -150,9 +155,11 @@ func (r *Recording) sendPart(ctx context.Context, st *store, uploadID string, n 
 	if want != nil && crc != *want {
 		return fmt.Errorf("%w: part %d changed after the recording was sealed", errCorrupt, n)
 	}
-	etag, err := st.part(ctx, r.spec.Key(), uploadID, n, body, size, sum)
-	if err != nil {
-		return fmt.Errorf("send part %d: %w", n, err)
+	etag := hex.EncodeToString(sum)
+	if !r.arrived(st, uploadID, n, foundPart{size, etag}) {
+		if etag, err = st.part(ctx, r.spec.Key(), uploadID, n, body, size, sum); err != nil {
+			return fmt.Errorf("send part %d: %w", n, err)
+		}
 	}
 	return r.spool.append(record{Part: &partRecord{Region: st.region, Number: n, Size: size, CRC: crc, ETag: etag}}, true)
 }
@@ -256,18 +263,10 @@ func (r *Recording) putWhole(ctx context.Context, st *store, sealed *sealedRecor
 	return r.stored(st, etag, true)
 }
 
-// expected gives the ETag of the whole: the hash of the hashes of its parts.
+// expected gives the ETag of the whole.
 func (r *Recording) expected(st *store, sealed *sealedRecord) (etag string, ok bool) {
-	h := md5.New()
-	etags := r.etags(st, sealed)
-	for _, e := range etags {
-		b, err := hex.DecodeString(e)
-		if err != nil || len(b) != md5.Size {
-			return "", false
-		}
-		_, _ = h.Write(b)
-	}
-	return fmt.Sprintf("%x-%d", h.Sum(nil), len(etags)), true
+	etag, err := joinedETag(r.etags(st, sealed))
+	return etag, err == nil
 }
 
 func (r *Recording) etags(st *store, sealed *sealedRecord) []string {

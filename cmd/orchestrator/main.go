@@ -78,7 +78,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	rec, err := recorder.Open(ctx, recorder.Config{
 		Dir: filepath.Join(cfg.StateDir, "spool"), EU: recorder.EUTarget{Target: cfg.EU.target()}, US: cfg.us(),
-		Journal: store, Removals: store, Log: log.Named("recorder"),
+		Journal: store, Removals: store, Sweeps: store, Log: log.Named("recorder"),
 	})
 	if err != nil {
 		return err

@@ -23,11 +23,15 @@ type Recording struct {
 type RecordingCopy struct {
 	Region     string     `json:"region" enum:"eu,us"`
 	Bucket     string     `json:"bucket"`
-	State      string     `json:"state" enum:"pending,uploading,verified,removing,removed"`
+	State      string     `json:"state" enum:"pending,uploading,verified,repairing,removing,removed"`
 	Bytes      int64      `json:"bytes,omitempty" doc:"Its size, once verified."`
 	ETag       string     `json:"etag,omitempty" doc:"Its checksum as the storage has it, once verified."`
 	VerifiedAt *time.Time `json:"verified_at,omitempty" doc:"When its size and checksum were read back."`
 	RemovedAt  *time.Time `json:"removed_at,omitempty" doc:"When it was deleted, and seen to be gone."`
+	CheckedAt  *time.Time `json:"checked_at,omitempty" doc:"When it was last compared with what it should be."`
+	Damage     string     `json:"damage,omitempty" enum:"missing,altered" doc:"What was last found wrong with it; it is so still while its state is repairing."`
+	DamagedAt  *time.Time `json:"damaged_at,omitempty" doc:"When that was found."`
+	Repairs    int        `json:"repairs,omitempty" doc:"How often it was put back."`
 	URL        string     `json:"url,omitempty" doc:"Presigned GET; only for a verified copy, and not in lists."`
 	ExpiresAt  *time.Time `json:"expires_at,omitempty"`
 }

@@ -24,6 +24,16 @@ func (s *Store) exec(t testing.TB, sql string, args ...any) {
 	}
 }
 
+// AllCopiesDue has every copy of a recording looked at now.
+func (s *Store) AllCopiesDue(t testing.TB) {
+	s.exec(t, `UPDATE recording_copies SET check_at = now() - interval '1 second'`)
+}
+
+// EndSessionOf ends the session of a recording, with nobody left to say what becomes of that.
+func (s *Store) EndSessionOf(t testing.TB, recording string) {
+	s.exec(t, `UPDATE sessions SET state = 'ended', reason = 'completed', ended_at = now() WHERE id = (SELECT session FROM recordings WHERE id = $1)`, recording)
+}
+
 // DeleteSession is what erasure will do.
 func (s *Store) DeleteSession(t testing.TB, id string) {
 	s.exec(t, `UPDATE devices SET session = NULL WHERE session = $1`, id)

@@ -66,7 +66,7 @@ func (s *Store) RecordingChanged(ctx context.Context, u recorder.RecordingUpdate
 			if _, err := tx.Exec(ctx, `
 				INSERT INTO recording_copies AS c (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
 				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, etag = $5, verified_at = $6,
-				    state = CASE WHEN c.state IN ('removing', 'removed') THEN c.state ELSE $4 END`,
+				    state = CASE WHEN c.state IN ('removing', 'removed', 'repairing') THEN c.state ELSE $4 END`,
 				u.ID, string(c.Region), c.Bucket, state, c.ETag, verified); err != nil {
 				return err
 			}
@@ -170,14 +170,14 @@ func (s *Store) recordings(ctx context.Context, where string, args ...any) ([]st
 		at[ids[i]] = &list[i]
 		list[i].Copies = []api.RecordingCopy{}
 	}
-	rows, err = s.pool.Query(ctx, `SELECT recording, region, bucket, state, etag, verified_at, removed_at FROM recording_copies
+	rows, err = s.pool.Query(ctx, `SELECT recording, region, bucket, state, etag, verified_at, removed_at, checked_at, damage, damaged_at, repairs FROM recording_copies
 		WHERE recording = ANY ($1) ORDER BY recording, region`, ids)
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	var id string
 	var c api.RecordingCopy
-	_, err = pgx.ForEachRow(rows, []any{&id, &c.Region, &c.Bucket, &c.State, &c.ETag, &c.VerifiedAt, &c.RemovedAt}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &c.Region, &c.Bucket, &c.State, &c.ETag, &c.VerifiedAt, &c.RemovedAt, &c.CheckedAt, &c.Damage, &c.DamagedAt, &c.Repairs}, func() error {
 		of, shown := at[id], c
 		if c.VerifiedAt != nil {
 			shown.Bytes = of.Bytes
