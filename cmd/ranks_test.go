@@ -68,7 +68,7 @@ var homes = map[string][]string{
 	"github.com/stretchr/testify":             {},
 	module + "driverproxy/drivertest":         {"driverproxy/host", "cmd/driverhost", "cmd/bench"},
 	module + "orchestrator/pgstore/pgcluster": {"cmd/devstack", "cmd/bench"},
-	module + "recorder/s3server":              {"cmd/devstack"},
+	module + "recorder/s3server":              {"cmd/devstack", "cmd/bench"},
 	module + "tunnel/tunneltest":              {"cmd/bench"},
 	module + "driverproxy/socket/sockettest":  {},
 }

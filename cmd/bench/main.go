@@ -48,11 +48,11 @@ type part func(ctx context.Context, only string) ([]figure, error)
 
 // parts are what ONLY chooses from.
 func parts() map[string]part {
-	return map[string]part{"dispatch": benchDispatch, "stream": benchStream, "tunnel": benchTunnel, "profile": benchProfile}
+	return map[string]part{"dispatch": benchDispatch, "stream": benchStream, "tunnel": benchTunnel, "profile": benchProfile, "recording": benchRecording}
 }
 
 type options struct {
-	Only string `help:"One part: dispatch, profile, stream or tunnel; or one measurement: dispatch/lifecycles, dispatch/running, dispatch/queue, dispatch/replicas, profile/seal, profile/commit, profile/browser, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/idle-10k, tunnel/ocean." placeholder:"PART"`
+	Only string `help:"One part: dispatch, profile, recording, stream or tunnel; or one measurement: dispatch/lifecycles, dispatch/running, dispatch/queue, dispatch/replicas, profile/seal, profile/commit, profile/browser, recording/drain, recording/ingest, recording/stop, stream/hop, stream/tunnel, stream/batch, stream/idle, tunnel/path, tunnel/reconcile, tunnel/change, tunnel/idle, tunnel/idle-10k, tunnel/ocean." placeholder:"PART"`
 	Out  string `default:".bench/results.json" help:"Where the figures are written as JSON."`
 }
 
