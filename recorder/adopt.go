@@ -92,7 +92,8 @@ func (r *Recording) takeOver(ctx context.Context, former *spool, was progress) (
 	if _, err := in.scanner.Write(was.head.Slot); err != nil {
 		return 0, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
-	crc, at := uint32(0), int64(headSize)
+	at := int64(headSize)
+	var frames []frameRecord
 	buf := make([]byte, 1<<20)
 	copyTo := func(end int64) (frame uint32, err error) {
 		for at < end {
@@ -109,7 +110,7 @@ func (r *Recording) takeOver(ctx context.Context, former *spool, was progress) (
 			if _, err := r.spool.body.WriteAt(b, at); err != nil {
 				return 0, err
 			}
-			frame, crc = crcUpdate(frame, b), crcUpdate(crc, b)
+			frame = crcUpdate(frame, b)
 			at += int64(len(b))
 		}
 		return frame, nil
@@ -123,13 +124,17 @@ func (r *Recording) takeOver(ctx context.Context, former *spool, was progress) (
 		if err == nil && frame != rec.Frame.CRC {
 			err = fmt.Errorf("%w: the bytes before %d are not the ones that were acknowledged", errCorrupt, rec.Frame.Size)
 		}
+		frames = append(frames, *rec.Frame)
 		return err
 	})
 	if err == nil {
 		err = r.spool.body.Sync()
 	}
+	for i := 0; err == nil && i < len(frames); i++ { // as they were: a part is checked by the frames that it is made of
+		err = r.spool.append(record{Frame: &frames[i]}, false)
+	}
 	if err == nil {
-		err = r.spool.append(record{Frame: &frameRecord{Size: at, CRC: crc}}, true)
+		err = r.spool.sync()
 	}
 	if err != nil {
 		return 0, err

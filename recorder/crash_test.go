@@ -230,6 +230,101 @@ func TestFlippedBitIsFoundBySeal(t *testing.T) {
 	b.ledger.awaitState("flip", StateQuarantined)
 }
 
+// TestFlippedBitIsFoundBeforeItIsSent flips one bit of the body: of the first part, of one that comes while the session runs, in what is sent
+// after the seal. Nothing of it leaves, and another recording is stored.
+func TestFlippedBitIsFoundBeforeItIsSent(t *testing.T) {
+	stream := film(t, 20, 8)
+	for name, tt := range map[string]struct {
+		pause, at int64 // bytes of the stream that come before the flip, byte of the body that it is in
+		sealed    bool  // the flip comes after the seal
+		sent      int   // parts that are
+	}{
+		"head":         {pause: 1 << 20, at: 100, sent: 0},
+		"first part":   {pause: 3 << 20, at: 2<<20 + 17, sent: 0},
+		"a live part":  {pause: minPartSize + 3<<20, at: minPartSize + 2<<20, sent: 1},
+		"a border":     {pause: minPartSize + 3<<20, at: minPartSize - 1, sent: 1},
+		"sealed body":  {pause: int64(len(stream)), at: 2 * minPartSize, sealed: true},
+		"sealed index": {pause: int64(len(stream)), at: -1, sealed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			r := b.begin("bad", place.EUOnly)
+			uploads := func() int { return b.storage.front.Calls("recordings-eu", "UploadPart") }
+			if tt.sealed {
+				b.storage.front.Cut("recordings-eu", true)
+			}
+			first := play(stream[:tt.pause])
+			first.lost = errLost
+			if err := r.Ingest(t.Context(), first); !errors.Is(err, errLost) {
+				t.Fatal(err)
+			}
+			if !tt.sealed {
+				b.waitFor("parts so far", func() bool { return uploads() == tt.sent })
+			}
+			size := tt.at
+			if tt.sealed {
+				if s := b.seal(r); size < 0 {
+					size += s.Bytes
+				}
+			}
+			flip(t, filepath.Join(b.cfg.Dir, "bad", bodyName), size)
+			if tt.sealed {
+				b.storage.front.Cut("recordings-eu", false)
+			} else {
+				rest := play(stream)
+				rest.pos, rest.hold = tt.pause, make(chan struct{}) // its session runs on
+				if err := r.Ingest(t.Context(), rest); name != "a border" && !errors.Is(err, errCorrupt) {
+					t.Errorf("Ingest: %v", err)
+				}
+			}
+			u := b.ledger.awaitState("bad", StateQuarantined)
+			if u.Cause != CauseCorrupt {
+				t.Errorf("journal has %+v", u)
+			}
+			if n := uploads(); !tt.sealed && n != tt.sent {
+				t.Errorf("%d parts were sent, want %d", n, tt.sent)
+			}
+			if _, err := r.Seal(t.Context()); !tt.sealed && !errors.Is(err, errCorrupt) {
+				t.Errorf("Seal: %v", err)
+			}
+			if err := r.Ingest(t.Context(), play(stream)); !errors.Is(err, ErrSealed) {
+				t.Errorf("Ingest once it is aside: %v", err)
+			}
+			good := b.begin("good", place.EUOnly)
+			if err := good.Ingest(t.Context(), play(stream)); err != nil {
+				t.Fatal(err)
+			}
+			sealed := b.seal(good)
+			b.drain()
+			b.wantObject(place.EU, good.Key(), sealed, 200)
+			if b.object(place.EU, r.Key()) != nil {
+				t.Error("what was damaged is stored")
+			}
+			b.wantNoSpool("bad")
+			if !tt.sealed { // then parts are on their way that may come after its end
+				b.waitFor("end of its upload", func() bool { return len(b.storage.uploads("recordings-eu")) == 0 })
+			}
+		})
+	}
+}
+
+func flip(t *testing.T, path string, at int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+}
+
 const childEnv = "RECORDER_TEST_CHILD"
 
 // childMain is a process that records until it is killed. It prints each acknowledged byte.

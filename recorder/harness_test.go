@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
@@ -29,6 +32,9 @@ import (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		childMain(dir)
+	}
+	if arg := os.Getenv(killsEnv); arg != "" {
+		killsChild(arg)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -88,6 +94,24 @@ func (s *storage) jurisdiction(buckets ...string) (endpoint string) {
 func (s *storage) target(endpoint, bucket string) Target {
 	access, secret := s.server.Keys()
 	return Target{Endpoint: endpoint, Bucket: bucket, AccessKey: access, SecretKey: secret}
+}
+
+// uploads are the keys of multipart uploads that are neither complete nor aborted.
+func (s *storage) uploads(bucket string) (keys []string) {
+	s.t.Helper()
+	access, secret := s.server.Keys()
+	client := s3.New(s3.Options{
+		Region: s3server.Region, BaseEndpoint: aws.String(s.server.Endpoint()), UsePathStyle: true,
+		Credentials: credentials.NewStaticCredentialsProvider(access, secret, ""), HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+	})
+	list, err := client.ListMultipartUploads(s.t.Context(), &s3.ListMultipartUploadsInput{Bucket: &bucket})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, u := range list.Uploads {
+		keys = append(keys, *u.Key)
+	}
+	return keys
 }
 
 // ledger is a Journal that checks what every journal may rely on.

@@ -98,7 +98,7 @@ func (r *Recording) Ingest(ctx context.Context, src Source) error {
 func (r *Recording) ingesting(cancel context.CancelCauseFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.wantSeal || r.left {
+	if r.wantSeal || r.left || r.condemned != nil {
 		return false
 	}
 	r.endIngest = cancel

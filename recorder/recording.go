@@ -220,7 +220,7 @@ func (r *Recording) run(ctx context.Context) {
 		return
 	case ctx.Err() != nil:
 	case err != nil:
-		r.putAside(err)
+		r.putAside(ctx, err)
 	}
 	r.note()
 	close(journal)
@@ -308,13 +308,29 @@ func (r *Recording) resume(ctx context.Context) error {
 	return err
 }
 
-// putAside quarantines the spool.
-func (r *Recording) putAside(why error) {
+// putAside quarantines the spool. What still arrives is refused, and storage is told that nothing follows.
+func (r *Recording) putAside(ctx context.Context, why error) {
+	r.mu.Lock()
+	r.condemned = why
+	if r.endIngest != nil {
+		r.endIngest(why)
+	}
+	r.mu.Unlock()
+	r.gate <- struct{}{} // Ingest is over, or about to be
+	defer r.leave()
 	to, err := r.spool.quarantine(r.owner.cfg.Dir)
 	r.log().Error("recording is quarantined: look at it, then move it back or delete it", zap.String("to", to), zap.NamedError("why", why), zap.Error(err))
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.condemned, r.aside = why, true
+	r.aside = true
+	r.mu.Unlock()
+	if r.plan == nil {
+		return
+	}
+	var at progress
+	r.spool.look(func(p *progress) { at = *p })
+	if at.spec != nil {
+		r.owner.wg.Go(func() { r.owner.dropUploads(context.WithoutCancel(ctx), at, r.plan) })
+	}
 }
 
 // publish sends the queue to the journal, in order, until final is closed and it is empty.

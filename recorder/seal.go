@@ -57,6 +57,9 @@ func (r *Recording) trySeal(ctx context.Context) (Sealed, error) {
 	if s, ok := r.sealed(); ok {
 		return s, nil
 	}
+	if err := r.whyAside(); err != nil {
+		return Sealed{}, fmt.Errorf("recorder: seal: %w", err)
+	}
 	in := &r.in
 	if in.broken != nil {
 		// What a failed write left behind is unknown: look at what is really there.
@@ -76,6 +79,16 @@ func (r *Recording) trySeal(ctx context.Context) (Sealed, error) {
 		return r.sealEmpty(ctx, cause)
 	}
 	return r.seal(ctx, ix, headSize-in.start, cause)
+}
+
+// whyAside is why a recording was put aside.
+func (r *Recording) whyAside() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.aside {
+		return r.condemned
+	}
+	return nil
 }
 
 // sealFromDisk seals by reading the body: after a crash, or when memory and disk may differ.

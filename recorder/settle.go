@@ -1,6 +1,11 @@
 package recorder
 
-import "context"
+import (
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"io"
+)
 
 // shelf is what this process knows of one copy beside the log. Guarded by Recording.mu.
 type shelf struct {
@@ -25,10 +30,22 @@ func (r *Recording) unlogged(st *store, yes bool) {
 	r.shelf(st, func(s *shelf) { s.unlogged = yes })
 }
 
-// arrived says whether a part is among those that settle found.
-func (r *Recording) arrived(st *store, uploadID string, n int32, want foundPart) (yes bool) {
-	r.shelf(st, func(s *shelf) { yes = s.upload == uploadID && s.parts[n] == want })
-	return yes
+// arrived is the ETag of a part that is among those that settle found, "" when it is not. The storage's is an MD5, which is computed for one of its size alone.
+func (r *Recording) arrived(ctx context.Context, st *store, uploadID string, n int32, body *io.SectionReader) (etag string, err error) {
+	var found foundPart
+	r.shelf(st, func(s *shelf) {
+		if s.upload == uploadID {
+			found = s.parts[n]
+		}
+	})
+	if found.size != body.Size() {
+		return "", nil
+	}
+	sum := md5.New()
+	if _, err := digestOf(ctx, body, sum); err != nil || hex.EncodeToString(sum.Sum(nil)) != found.etag {
+		return "", err
+	}
+	return found.etag, nil
 }
 
 // holds says whether an upload is this recording's, or may be.

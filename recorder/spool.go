@@ -222,6 +222,23 @@ func (s *spool) append(r record, sync bool) error {
 	if !sync {
 		return nil
 	}
+	return s.syncLocked()
+}
+
+// sync brings the records to disk that were added without.
+func (s *spool) sync() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.broken != nil:
+		return s.broken
+	case s.log == nil:
+		return os.ErrClosed
+	}
+	return s.syncLocked()
+}
+
+func (s *spool) syncLocked() error {
 	if err := s.log.Sync(); err != nil {
 		s.broken = fmt.Errorf("recorder: sync the log: %w", err)
 		return s.broken

@@ -427,7 +427,7 @@ func (r *Recorder) refill(ctx context.Context, st *store, c CheckedCopy, was Fin
 			return ctx.Err()
 		}
 		_, _ = whole.Write(piece)
-		sum := md5.Sum(piece)
+		sum := sha256.Sum256(piece)
 		e, err := st.part(ctx, up.key, up.id, int32(len(etags)+1), bytes.NewReader(piece), int64(len(piece)), sum[:])
 		etags = append(etags, e)
 		return err

@@ -3,9 +3,11 @@ package recorder
 import (
 	"context"
 	"crypto/md5"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"time"
 
@@ -139,7 +141,8 @@ func (r *Recording) ensureUpload(ctx context.Context, st *store, v view) (string
 	return id, r.spool.append(record{Upload: &uploadRecord{Region: st.region, ID: id}}, true)
 }
 
-// sendPart sends part n of size bytes; want, when given, is the checksum it must have.
+// sendPart sends part n of size bytes, once they are known to be what was acknowledged: want is the checksum that the sealed recording has, nil while
+// it is recorded.
 func (r *Recording) sendPart(ctx context.Context, st *store, uploadID string, n int32, size int64, want *uint32) error {
 	select {
 	case st.slots <- struct{}{}:
@@ -147,29 +150,39 @@ func (r *Recording) sendPart(ctx context.Context, st *store, uploadID string, n 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	body := io.NewSectionReader(r.spool.body, int64(n-1)*r.partSize, size)
-	sum, crc, err := sums(ctx, body)
+	at := int64(n-1) * r.partSize
+	body := io.NewSectionReader(r.spool.body, at, size)
+	sum := sha256.New()
+	var crc uint32
+	var err error
+	if want == nil {
+		crc, err = r.checkPart(ctx, at, at+size, sum)
+	} else {
+		crc, err = digestOf(ctx, body, sum)
+	}
 	if err != nil {
 		return fmt.Errorf("read part %d: %w", n, err)
 	}
 	if want != nil && crc != *want {
 		return fmt.Errorf("%w: part %d changed after the recording was sealed", errCorrupt, n)
 	}
-	etag := hex.EncodeToString(sum)
-	if !r.arrived(st, uploadID, n, foundPart{size, etag}) {
-		if etag, err = st.part(ctx, r.spec.Key(), uploadID, n, body, size, sum); err != nil {
-			return fmt.Errorf("send part %d: %w", n, err)
-		}
+	etag, err := r.arrived(ctx, st, uploadID, n, body)
+	if err == nil && etag == "" {
+		etag, err = st.part(ctx, r.spec.Key(), uploadID, n, body, size, sum.Sum(nil))
 	}
-	return r.spool.append(record{Part: &partRecord{Region: st.region, Number: n, Size: size, CRC: crc, ETag: etag}}, true)
+	if err != nil {
+		return fmt.Errorf("send part %d: %w", n, err)
+	}
+	// Not on disk yet: should it be lost, the part is sent again.
+	return r.spool.append(record{Part: &partRecord{Region: st.region, Number: n, Size: size, CRC: crc, ETag: etag}}, false)
 }
 
-func sums(ctx context.Context, body *io.SectionReader) (md []byte, crc uint32, err error) {
-	h := md5.New()
+// digestOf reads all of body into h, and leaves it at its start.
+func digestOf(ctx context.Context, body *io.SectionReader, h hash.Hash) (crc uint32, err error) {
 	buf := make([]byte, 128<<10)
 	for {
 		if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
+			return 0, ctx.Err()
 		}
 		n, err := body.Read(buf)
 		_, _ = h.Write(buf[:n])
@@ -178,11 +191,11 @@ func sums(ctx context.Context, body *io.SectionReader) (md []byte, crc uint32, e
 			break
 		}
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 	}
 	_, err = body.Seek(0, io.SeekStart)
-	return h.Sum(nil), crc, err
+	return crc, err
 }
 
 // maybeStartOver forgets an upload that the storage has forgotten.
@@ -233,7 +246,8 @@ func (r *Recording) deliver(ctx context.Context, st *store, v view) error {
 
 func (r *Recording) putWhole(ctx context.Context, st *store, sealed *sealedRecord) error {
 	body := io.NewSectionReader(r.spool.body, 0, sealed.Size)
-	sum, crc, err := sums(ctx, body)
+	h := md5.New() // what the object's ETag has to be, should the answer get lost
+	crc, err := digestOf(ctx, body, h)
 	if err != nil {
 		return fmt.Errorf("read the recording: %w", err)
 	}
@@ -246,6 +260,7 @@ func (r *Recording) putWhole(ctx context.Context, st *store, sealed *sealedRecor
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	sum := h.Sum(nil)
 	putErr := st.put(ctx, r.spec.Key(), body, sealed.Size, sum)
 	exists := isCode(putErr, "PreconditionFailed")
 	if putErr != nil && !exists {
@@ -284,6 +299,9 @@ func (r *Recording) completeUpload(ctx context.Context, st *store, id string, se
 	want, ok := r.expected(st, sealed)
 	if !ok {
 		return fmt.Errorf("%w: log: a part of the upload is missing", errStartOver)
+	}
+	if err := r.spool.sync(); err != nil { // whoever comes after us must be able to tell the object by its parts
+		return err
 	}
 	err := st.complete(ctx, r.spec.Key(), id, r.etags(st, sealed))
 	if err != nil && !isCode(err, "NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall") {

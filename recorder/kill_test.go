@@ -1,0 +1,282 @@
+package recorder
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/recorder/s3server"
+)
+
+const (
+	killsEnv    = "RECORDER_TEST_KILLS"
+	killsSeed   = "RECORDER_TEST_SEED" // replays a run
+	killsAtOnce = 3                    // recordings of one life
+	killsWithin = 700 * time.Millisecond
+)
+
+// life is one process that records until it is killed.
+type life struct {
+	Dir   string
+	Films []string
+	EU    Target
+	Names []string // of its recordings, each of the film of its number
+}
+
+// killsChild is that process. It goes on with what those before it left.
+func killsChild(arg string) {
+	var l life
+	if err := json.Unmarshal([]byte(arg), &l); err != nil {
+		panic(err)
+	}
+	rec, err := Open(context.Background(), Config{Dir: l.Dir, EU: EUTarget{l.EU}, Journal: deaf{}, PartSize: minPartSize, RetryMax: 200 * time.Millisecond})
+	if err != nil {
+		panic(err)
+	}
+	var all sync.WaitGroup
+	for i, name := range l.Names {
+		all.Go(func() {
+			stream, err := os.ReadFile(l.Films[i])
+			if err != nil {
+				panic(err)
+			}
+			r, err := rec.Begin(context.Background(), Spec{ID: name, Session: name, Account: "acme", Term: 1, Placement: place.EUOnly})
+			if err != nil {
+				panic(err)
+			}
+			if err := r.Ingest(context.Background(), &teller{play(stream), name}); err != nil {
+				panic(err)
+			}
+			if _, err := r.Seal(context.Background()); err != nil {
+				panic(err)
+			}
+		})
+	}
+	all.Wait()
+	select {} // its uploads go on
+}
+
+// teller prints what is acknowledged.
+type teller struct {
+	*script
+	name string
+}
+
+func (t *teller) Ack(_ context.Context, offset int64) error {
+	_, err := fmt.Printf("%s %d\n", t.name, offset)
+	return err
+}
+
+// written knows by which uploads the object of a key was stored. To complete one again is no second time: versitygw answers that, while the
+// first is going on, as done.
+type written struct {
+	next http.Handler
+	mu   sync.Mutex // guards what follows
+	puts int
+	by   map[string]map[string]bool
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *written) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	final := r.Method == http.MethodPut && !q.Has("partNumber") || r.Method == http.MethodPost && q.Has("uploadId")
+	s := &statusWriter{ResponseWriter: rw, status: http.StatusOK}
+	w.next.ServeHTTP(s, r)
+	if final && s.status == http.StatusOK {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		key, upload := strings.TrimPrefix(r.URL.Path, "/recordings-eu/"), q.Get("uploadId")
+		if upload == "" {
+			w.puts++
+			upload = fmt.Sprint("put ", w.puts)
+		}
+		if w.by[key] == nil {
+			w.by[key] = map[string]bool{}
+		}
+		w.by[key][upload] = true
+	}
+}
+
+// killMany kills the recorder's process, and now and then the storage, at random moments of the lives of recordings, and looks at what became
+// of each of them.
+func killMany(t *testing.T, kills int) {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv(killsSeed); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("replay with %s=%d", killsSeed, seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	b := newBench(t)
+	b.close()
+	strict, err := s3server.NewStrict(b.storage.server.Endpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := &written{next: strict, by: map[string]map[string]bool{}}
+	front := httptest.NewServer(count)
+	defer front.Close()
+	b.cfg.EU.Endpoint = front.URL
+	films := [][]byte{film(t, 20, 8), film(t, 3, 1), film(t, 20, 8)[:minPartSize+1<<20]}
+	var paths []string
+	for i, f := range films {
+		paths = append(paths, filepath.Join(t.TempDir(), fmt.Sprint(i)))
+		if err := os.WriteFile(paths[i], f, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acked := map[string]int64{}
+	for n := range kills {
+		l := life{Dir: b.cfg.Dir, Films: paths, EU: b.cfg.EU.Target}
+		for i := range killsAtOnce {
+			l.Names = append(l.Names, fmt.Sprintf("k%d-%d", n, i))
+		}
+		live(t, l, acked, time.Duration(random.Int64N(int64(killsWithin))), func() {
+			if random.IntN(3) == 0 {
+				b.storage.kill()
+			}
+		})
+		select {
+		case <-b.storage.server.Exited():
+			b.storage.start()
+		default:
+		}
+	}
+	b.open()
+	b.drain()
+	whole, part, none := 0, 0, 0
+	hashes := newFrames(t)
+	for n := range kills {
+		for i, stream := range films {
+			name := fmt.Sprintf("k%d-%d", n, i)
+			key := Spec{ID: name, Session: name, Account: "acme"}.Key()
+			had := index(t, stream[:acked[name]])
+			got := b.object(place.EU, key)
+			switch {
+			case got == nil && had.Frames > 0:
+				t.Errorf("%s: no object, of %d bytes acknowledged", name, acked[name])
+				continue
+			case got == nil:
+				none++
+				continue
+			}
+			if body := stream[had.Start:had.End]; !bytes.HasPrefix(got[headSize:], body) {
+				t.Errorf("%s: %d acknowledged bytes are not all in the object of %d", name, acked[name], len(got))
+			}
+			want := hashes.of(stream)
+			is := hashes.of(got)
+			if int64(len(is)) < had.Frames || len(is) > len(want) || !equal(is, want[:len(is)]) {
+				t.Errorf("%s: %d frames, of %d acknowledged and %d sent; or they are not the host's", name, len(is), had.Frames, len(want))
+			}
+			if len(is) == len(want) {
+				whole++
+			} else {
+				part++
+			}
+			if c := len(count.by[key]); c > 1 {
+				t.Errorf("%s was stored %d times", name, c)
+			}
+			b.wantNoSpool(name)
+		}
+	}
+	t.Logf("%d kills: %d recordings are whole, %d in part, of %d nothing was acknowledged; %d uploads whose ID died with a process", kills, whole, part, none, len(b.storage.uploads("recordings-eu")))
+	if whole == 0 || part == 0 {
+		t.Error("the kills hit nothing")
+	}
+}
+
+func equal(a, b []string) bool { return strings.Join(a, "\n") == strings.Join(b, "\n") }
+
+// live runs a process and kills it after so long from its first acknowledgement.
+func live(t *testing.T, l life, acked map[string]int64, after time.Duration, meanwhile func()) {
+	t.Helper()
+	arg, err := json.Marshal(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), killsEnv+"="+string(arg))
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var kill *time.Timer
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		name, offset, _ := strings.Cut(lines.Text(), " ")
+		if n, err := strconv.ParseInt(offset, 10, 64); err == nil { // the last line may be torn
+			acked[name] = n
+		}
+		if kill == nil {
+			kill = time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+			meanwhile()
+		}
+	}
+	if err := cmd.Wait(); kill == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("a process ended by itself: %v %s", err, errs.String())
+	}
+}
+
+// frames knows the hashes of the frames of films, each decoded once.
+type frames struct {
+	t  *testing.T
+	by map[string][]string
+}
+
+func newFrames(t *testing.T) *frames { return &frames{t, map[string][]string{}} }
+
+func (f *frames) of(film []byte) []string {
+	f.t.Helper()
+	if v, ok := f.by[string(film)]; ok {
+		return v
+	}
+	cmd := exec.Command("ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", "-", "-f", "framemd5", "-")
+	cmd.Stdin = bytes.NewReader(film)
+	out, err := cmd.Output()
+	if err != nil {
+		f.t.Fatalf("ffmpeg: %v", err)
+	}
+	var sums []string
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(line, "#") {
+			sums = append(sums, line[strings.LastIndex(line, ",")+1:])
+		}
+	}
+	f.by[string(film)] = sums
+	return sums
+}
+
+// TestKillNineAnywhere is a sample of TestSoakKillNine.
+func TestKillNineAnywhere(t *testing.T) { killMany(t, 10) }
