@@ -273,7 +273,9 @@ func TestFlippedBitIsFoundBeforeItIsSent(t *testing.T) {
 			} else {
 				rest := play(stream)
 				rest.pos, rest.hold = tt.pause, make(chan struct{}) // its session runs on
-				if err := r.Ingest(t.Context(), rest); name != "a border" && !errors.Is(err, errCorrupt) {
+				ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+				defer cancel()
+				if err := r.Ingest(ctx, rest); name != "a border" && !errors.Is(err, errCorrupt) {
 					t.Errorf("Ingest: %v", err)
 				}
 			}
