@@ -19,10 +19,10 @@ import (
 // oneHost is a directory of one host.
 type oneHost struct{}
 
-func (oneHost) HostByAddr(context.Context, netip.Addr) (string, error)   { return "mac", nil }
-func (oneHost) HostUp(context.Context, wire.Hello) error                 { return nil }
+func (oneHost) HostByAddr(context.Context, netip.Addr) (string, error)      { return "mac", nil }
+func (oneHost) HostUp(context.Context, wire.Hello) error                    { return nil }
 func (oneHost) DevicesChanged(context.Context, string, []wire.Device) error { return nil }
-func (oneHost) HostDown(ctx context.Context, host string, cause error)   {}
+func (oneHost) HostDown(ctx context.Context, host string, cause error)      {}
 
 // agentRig is an agent, with one device, and the orchestrator that it reaches through a relay.
 type agentRig struct {
