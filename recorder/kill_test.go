@@ -140,7 +140,7 @@ func killMany(t *testing.T, kills int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := &written{next: strict, by: map[string]map[string]bool{}}
+	count := &written{next: strict.Jurisdiction("recordings-eu"), by: map[string]map[string]bool{}}
 	front := httptest.NewServer(count)
 	defer front.Close()
 	b.cfg.EU.Endpoint = front.URL
@@ -206,7 +206,13 @@ func killMany(t *testing.T, kills int) {
 			b.wantNoSpool(name)
 		}
 	}
-	t.Logf("%d kills: %d recordings are whole, %d in part, of %d nothing was acknowledged; %d uploads whose ID died with a process", kills, whole, part, none, len(b.storage.uploads("recordings-eu")))
+	t.Logf("%d kills: %d recordings are whole, %d in part, of %d nothing was acknowledged", kills, whole, part, none)
+	if err := b.rec.sweepUploads(t.Context(), b.rec.eu.store); err != nil {
+		t.Error(err)
+	}
+	if left := b.storage.uploads("recordings-eu"); len(left) > 0 {
+		t.Errorf("%d uploads are left behind", len(left))
+	}
 	if whole == 0 || part == 0 {
 		t.Error("the kills hit nothing")
 	}
