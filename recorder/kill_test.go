@@ -169,6 +169,7 @@ func killMany(t *testing.T, kills int) {
 		default:
 		}
 	}
+	b.cfg.Sweeps = done{b}
 	b.open()
 	b.drain()
 	whole, part, none := 0, 0, 0
@@ -216,6 +217,21 @@ func killMany(t *testing.T, kills int) {
 	if whole == 0 || part == 0 {
 		t.Error("the kills hit nothing")
 	}
+}
+
+// done is a journal that knows which recordings are in storage: those that processes before this one brought there have told nobody.
+type done struct{ *bench }
+
+func (d done) Useless(_ context.Context, _ place.Region, session, id string) (bool, error) {
+	return d.object(place.EU, Spec{ID: id, Session: session, Account: "acme"}.Key()) != nil, nil
+}
+
+func (done) CopiesToCheck(context.Context, place.Region, string, time.Duration, time.Duration, int) ([]CheckedCopy, error) {
+	return nil, nil
+}
+
+func (done) CopyFound(context.Context, CheckedCopy, Finding, string, time.Time, time.Duration) (bool, error) {
+	return true, nil
 }
 
 func equal(a, b []string) bool { return strings.Join(a, "\n") == strings.Join(b, "\n") }

@@ -69,7 +69,7 @@ func (r *Recording) settle(ctx context.Context, st *store) error {
 	v := r.view(st)
 	id := v.uploadID
 	var found map[int32]foundPart
-	if large := v.sealed != nil && v.sealed.Size > r.partSize; large && !v.stored {
+	if large := v.sealed != nil && v.sealed.Size > r.partSize; large && !v.stored && !r.mayBeComplete(st, v) {
 		if id == "" {
 			u, err := st.newestUpload(ctx, r.spec.Key())
 			if err != nil {
@@ -90,6 +90,13 @@ func (r *Recording) settle(ctx context.Context, st *store) error {
 	}
 	r.shelf(st, func(s *shelf) { s.settled, s.upload, s.parts = true, id, found })
 	return nil
+}
+
+// mayBeComplete says that the log has every part of an upload. Complete may have been sent, and may be going on: it says whether they are there, and
+// by their ETags the object is known.
+func (r *Recording) mayBeComplete(st *store, v view) bool {
+	_, all := r.expected(st, v.sealed)
+	return v.uploadID != "" && all
 }
 
 // rewrite has the log say what the storage has.

@@ -25,6 +25,15 @@ var errConflict = errors.New("recorder: another object has the key of this recor
 // errStartOver says that an upload is gone: the next attempt begins a new one.
 var errStartOver = errors.New("recorder: the upload is gone")
 
+// errCut says that a part was no longer what had been acknowledged because the recording is being sealed: its head, or what follows its last cluster.
+var errCut = errors.New("recorder: the recording is cut meanwhile")
+
+// isCut says that the seal has begun to write: the log says so before it does.
+func (r *Recording) isCut() (yes bool) {
+	r.spool.look(func(p *progress) { yes = p.cut != nil })
+	return yes
+}
+
 // carry brings one copy to a bucket: parts while it is recorded, the rest once it is sealed. It tries until it is done, ctx ends
 // or nothing but a person can help (errConflict, errCorrupt).
 //
@@ -122,7 +131,15 @@ func (r *Recording) attempt(ctx context.Context, st *store) error {
 		if err != nil {
 			return err
 		}
-		if err := r.sendPart(ctx, st, id, next, r.partSize, nil); err != nil {
+		err = r.sendPart(ctx, st, id, next, r.partSize, nil)
+		for v := r.view(st); errors.Is(err, errCut) && v.sealed == nil; v = r.view(st) {
+			select {
+			case <-v.changed:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err != nil && !errors.Is(err, errCut) {
 			return r.maybeStartOver(st, err)
 		}
 	}
@@ -157,6 +174,9 @@ func (r *Recording) sendPart(ctx context.Context, st *store, uploadID string, n 
 	var err error
 	if want == nil {
 		crc, err = r.checkPart(ctx, at, at+size, sum)
+		if errors.Is(err, errCorrupt) && r.isCut() {
+			return errCut
+		}
 	} else {
 		crc, err = digestOf(ctx, body, sum)
 	}
