@@ -343,9 +343,11 @@ func (f *Fleet) report(h *hostConn, devices []wire.Device) bool {
 	switch {
 	case err == nil:
 		return true
-	case len(devices) == 1:
-		f.cfg.Log.Error("device change not recorded", zap.String("host", h.name), zap.String("device", devices[0].Name), zap.Error(err))
-		h.untold(devices[0])
+	case len(devices) == 1 || ctx.Err() != nil: // in time for none, in time for each would be worse
+		f.cfg.Log.Error("device changes not recorded", zap.String("host", h.name), zap.String("device", devices[0].Name), zap.Int("devices", len(devices)), zap.Error(err))
+		for _, d := range devices {
+			h.untold(d)
+		}
 		return false
 	}
 	all := true

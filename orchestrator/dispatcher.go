@@ -40,7 +40,7 @@ type Orchestrator struct {
 	routes   routes
 	measures *measures
 	queued   chan struct{} // wakes who claims; has room for one
-	later    atomic.Bool   // it is going to be woken: others were first
+	later    atomic.Int64  // sessions that others are told of first, until it is woken for them
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
 	tired    chan struct{} // closed drainLimit after that: whatever still cleans up gives up
@@ -136,8 +136,10 @@ func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Cla
 		}
 	}()
 	if !o.claimLost.IsZero() {
-		if got, err = o.reclaim(ctx); err != nil || len(got) > 0 {
-			return got, err == nil, err
+		if got, err = o.reclaim(ctx); len(got) > 0 {
+			return got, true, nil
+		} else if err != nil {
+			o.log.Warn("what a lost answer may have given cannot be taken up, it is tried again", zap.Error(err))
 		}
 	}
 	got, err = o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
@@ -279,13 +281,21 @@ func (o *Orchestrator) WakeQueue(waiter string) {
 		poke(o.queued)
 	case o.deps.ID:
 	default:
-		if !o.later.Swap(true) {
-			time.AfterFunc(waiterFirst, func() {
-				o.later.Store(false)
-				poke(o.queued)
-			})
+		if o.later.Add(1) == 1 {
+			o.wakeLater()
 		}
 	}
+}
+
+// wakeLater wakes who claims once all that others were told of before have been left to them for long enough.
+func (o *Orchestrator) wakeLater() {
+	seen := o.later.Load()
+	time.AfterFunc(waiterFirst, func() {
+		poke(o.queued)
+		if !o.later.CompareAndSwap(seen, 0) { // more came meanwhile
+			o.wakeLater()
+		}
+	})
 }
 
 // WakeAdopt says that a session was handed over.

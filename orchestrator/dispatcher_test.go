@@ -58,3 +58,42 @@ func TestLostNotificationCostsATick(t *testing.T) {
 		}
 	})
 }
+
+// TestWakesForWhatIsLeftToOthers: of sessions that others are to claim first, who claims is woken for the last one too, once that has been left to them.
+func TestWakesForWhatIsLeftToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := New(Deps{ID: "here", Log: zap.NewNop()})
+		woken := func() bool {
+			synctest.Wait()
+			select {
+			case <-o.queued:
+				return true
+			default:
+				return false
+			}
+		}
+		o.WakeQueue("here") // it has been told
+		o.WakeQueue("there")
+		time.Sleep(waiterFirst / 2)
+		o.WakeQueue("there")
+		if woken() {
+			t.Error("woken at once")
+		}
+		time.Sleep(waiterFirst / 2)
+		if !woken() {
+			t.Error("not woken for the first")
+		}
+		time.Sleep(waiterFirst)
+		if !woken() {
+			t.Error("not woken for the second")
+		}
+		time.Sleep(time.Minute)
+		if woken() {
+			t.Error("woken for nothing")
+		}
+		o.WakeQueue("")
+		if !woken() {
+			t.Error("not woken for what is anybody's")
+		}
+	})
+}

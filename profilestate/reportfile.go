@@ -117,6 +117,7 @@ func (s *Store) loadReport(ctx context.Context, ref Ref, head Head, session stri
 		return Report{}, damaged
 	}
 	plain, err := io.ReadAll(r) // all of it, before any of it is believed
+	defer func() { clear(plain) }()
 	if err != nil {
 		return Report{}, damaged
 	}

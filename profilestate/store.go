@@ -282,6 +282,7 @@ func (s *Store) commit(ctx context.Context, ref Ref, head Head, snapshot *Snapsh
 	if err != nil {
 		return Generation{}, err
 	}
+	defer clear(plaintext)
 	key, err := s.keys.openOrCreate(ctx, ref, head.Destroyed)
 	if err != nil {
 		return Generation{}, err

@@ -85,6 +85,10 @@ func (r *Recorder) removeCopy(ctx context.Context, st *store, c StoredCopy) erro
 	if c.Bucket != st.bucket {
 		return fmt.Errorf("it is in the bucket %s, and this recorder has %s: start one with that bucket, or remove it by hand", c.Bucket, st.bucket)
 	}
+	// The journal knows of the EU copy what was seen at its last check.
+	if _, _, there, err := r.eu.store.head(ctx, c.Key); err != nil || !there {
+		return errors.Join(errors.New("the copy in the EU is not seen to be there, and this one is the last"), err)
+	}
 	// A repair that is under way must not bring it back.
 	all, err := st.uploads(ctx, c.Key)
 	for _, u := range all {

@@ -69,11 +69,11 @@ func (s *session) emptyBrowser(died bool) (*wire.Wiped, error) {
 		err = nil
 	case err != nil:
 		s.log.Warn("the driver did not delete its session", zap.Error(err))
-		s.inQuestion(pages)
+		s.inQuestion(append(pages, w.question...))
 		s.met.needs |= proofSession
 		err = errors.New("the driver did not end its session: the browser may have kept what that stored")
 	case !there:
-		s.inQuestion(pages)
+		s.inQuestion(append(pages, w.question...))
 	}
 	if w.Left > 0 {
 		err = errors.Join(err, fmt.Errorf("the browser still has something of %d of the %d sites that the session was at", w.Left, w.Origins))

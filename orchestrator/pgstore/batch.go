@@ -123,11 +123,11 @@ func (b *batch[T, R]) settle(calls []*call[T, R]) {
 	err := b.ask(live)
 	if alone(err) && len(live) > 1 { // one of them was refused, or locked what another needs: each has an answer of its own
 		for _, c := range live {
-			c.err = b.ask([]*call[T, R]{c})
+			c.err = unavailable(b.ask([]*call[T, R]{c}))
 		}
 	} else {
 		for _, c := range live {
-			c.err = err
+			c.err = unavailable(err)
 		}
 	}
 	for _, c := range live {
@@ -141,7 +141,8 @@ var errAlone = errors.New("each alone")
 // alone says whether a statement that failed may not fail for each of its calls.
 func alone(err error) bool {
 	var pg *pgconn.PgError
-	return errors.Is(err, errAlone) || deadlocked(err) || errors.As(err, &pg) && !errors.Is(err, orchestrator.ErrUnavailable)
+	told := unavailable(err)
+	return errors.Is(told, errAlone) || deadlocked(err) || errors.As(err, &pg) && !errors.Is(told, orchestrator.ErrUnavailable)
 }
 
 // ask runs calls for as long as the most patient of their callers waits.
@@ -163,7 +164,7 @@ func (b *batch[T, R]) ask(calls []*call[T, R]) error {
 	defer cancel()
 	answers, err := b.run(ctx, of)
 	if err != nil {
-		return unavailable(err)
+		return err
 	}
 	for i, c := range calls {
 		c.answer = answers[i]

@@ -94,7 +94,7 @@ func TestBatchGathersWhileOneRuns(t *testing.T) {
 
 // TestBatchRefusalIsOnesOwn: what the database refuses of one must not fail the others.
 func TestBatchRefusalIsOnesOwn(t *testing.T) {
-	for name, together := range map[string]error{"refused": &pgconn.PgError{Code: "22P02"}, "deadlock": &pgconn.PgError{Code: "40P01"}, "no room for all": errAlone} {
+	for name, together := range map[string]error{"refused": &pgconn.PgError{Code: "22P02"}, "no text": &pgconn.PgError{Code: "22021"}, "deadlock": &pgconn.PgError{Code: "40P01"}, "no room for all": errAlone} {
 		t.Run(name, func(t *testing.T) {
 			a := newAsked()
 			first := a.first(t)

@@ -52,8 +52,8 @@ const reachesFrom = `EXISTS (SELECT FROM host_links l JOIN replicas r ON r.orche
 const candidatesSQL = `
 SELECT d.host, d.name, d.kind, d.browser, d.bidi, d.model, d.platform_name, d.platform_version, d.country, d.labels, d.state, d.reason,
        coalesce(d.session, ''), d.cordoned_at, d.cordoned_by, d.cordon_reason, d.host_cordoned, d.closed, d.shape,
-       coalesce(s.misses, '{}'), ` + connected + `, ` + takes + `, $12 = '' OR ` + reachesFrom + `
-FROM devices d LEFT JOIN (SELECT id, misfits(` + wantRow + `, shapes) AS misses FROM shapes OFFSET 0) s ON s.id = d.shape
+       coalesce(misfits(` + wantRow + `, s), '{}'), ` + connected + `, ` + takes + `, $12 = '' OR ` + reachesFrom + `
+FROM devices d LEFT JOIN shapes s ON s.id = d.shape
 WHERE ` + notRevoked + ` ORDER BY d.used_at, d.host, d.name`
 
 // Prospect implements orchestrator.SessionStore. The devices are of one snapshot. Whether the session would be queued, and where,

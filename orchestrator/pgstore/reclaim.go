@@ -40,5 +40,8 @@ func (s *Store) Reclaim(ctx context.Context, holder string, known []string, ttl 
 		c.Waiter, c.Waited = waiter, time.Duration(waited*float64(time.Second))
 		return c, err
 	})
+	for _, c := range claims {
+		s.news.tell(chanSession, c.Session)
+	}
 	return claims, unavailable(err)
 }

@@ -24,7 +24,8 @@ func (s *Store) Useless(ctx context.Context, region place.Region, session, id st
 	return useless, unavailable(err)
 }
 
-// CopiesToCheck implements recorder.Sweeps. A copy in the US is looked at only while its recording is to have one.
+// CopiesToCheck implements recorder.Sweeps. A copy in the US is looked at only while its recording is to have one. What is left of a recording is made
+// of what lies in the EU: two regions would each make another. Of one that is quarantined the journal does not know what its copies are to be.
 func (s *Store) CopiesToCheck(ctx context.Context, region place.Region, bucket string, abandoned, again time.Duration, limit int) ([]recorder.CheckedCopy, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH due AS MATERIALIZED (
@@ -33,9 +34,9 @@ func (s *Store) CopiesToCheck(ctx context.Context, region place.Region, bucket s
 		    LEFT JOIN recording_copies o ON o.recording = c.recording AND o.region <> c.region AND o.state = 'verified'
 		    LEFT JOIN sessions s ON s.id = r.session
 		    WHERE c.region = $1 AND c.bucket = $2 AND c.check_at < now() AND c.state NOT IN ('removing', 'removed')
-		      AND (c.region = 'eu' OR r.placement = 'replicated')
+		      AND (c.region = 'eu' OR r.placement = 'replicated') AND r.state <> 'quarantined'
 		      AND (c.state IN ('verified', 'repairing') OR o.verified_at < now() - $3::interval
-		           OR o.etag IS NULL AND r.state NOT IN ('empty', 'quarantined') AND s.state = 'ended' AND r.updated_at < now() - $3::interval)
+		           OR o.etag IS NULL AND c.region = 'eu' AND r.state <> 'empty' AND s.state = 'ended' AND r.updated_at < now() - $3::interval)
 		    ORDER BY c.check_at LIMIT $5 FOR UPDATE OF c SKIP LOCKED)
 		UPDATE recording_copies c SET check_at = now() + $4::interval FROM due d JOIN recordings r ON r.id = d.recording
 		WHERE c.recording = d.recording AND c.region = d.region
