@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator/api"
 )
 
@@ -96,4 +97,30 @@ func TestWakesForWhatIsLeftToOthers(t *testing.T) {
 			t.Error("not woken for what is anybody's")
 		}
 	})
+}
+
+// queues is a store in which every session is queued.
+type queues struct{ SessionStore }
+
+func (queues) Offers(context.Context, NewSession) ([]webdriver.Offer, error) {
+	return []webdriver.Offer{{Browser: "safari", Platform: "iOS"}}, nil
+}
+
+func (queues) Create(context.Context, NewSession) (time.Time, error) { return time.Unix(1, 0), nil }
+
+// TestWaiterWakesItself: who makes a session for a client of its own is not told of it by the database, and claims at once.
+func TestWaiterWakesItself(t *testing.T) {
+	o := New(Deps{ID: "here", Log: zap.NewNop(), Sessions: queues{}, QueueLimit: 1})
+	wants, err := webdriver.ParseNewSession([]byte(`{"capabilities":{}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.CreateFirst(t.Context(), api.CreateSession{Account: "a"}, wants); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-o.queued:
+	default:
+		t.Error("nobody is woken")
+	}
 }
