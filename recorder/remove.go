@@ -90,11 +90,9 @@ func (r *Recorder) removeCopy(ctx context.Context, st *store, c StoredCopy) erro
 		return errors.Join(errors.New("the copy in the EU is not seen to be there, and this one is the last"), err)
 	}
 	// A repair that is under way must not bring it back.
-	all, err := st.uploads(ctx, c.Key)
+	all, err := st.uploadsOf(ctx, c.Key)
 	for _, u := range all {
-		if u.key == c.Key {
-			err = errors.Join(err, st.abort(ctx, u.key, u.id))
-		}
+		err = errors.Join(err, st.abort(ctx, u.key, u.id))
 	}
 	if err != nil {
 		return fmt.Errorf("abort what is on its way: %w", err)

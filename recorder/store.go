@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -238,11 +239,7 @@ type foundUpload struct {
 func (s *store) uploads(ctx context.Context, prefix string) (all []foundUpload, err error) {
 	pages := s3.NewListMultipartUploadsPaginator(s.client, &s3.ListMultipartUploadsInput{Bucket: &s.bucket, Prefix: &prefix})
 	for pages.HasMorePages() {
-		page, err := func() (*s3.ListMultipartUploadsOutput, error) {
-			ctx, cancel := s.call(ctx)
-			defer cancel()
-			return pages.NextPage(ctx)
-		}()
+		page, err := pageOf(ctx, s, pages.NextPage)
 		if err != nil {
 			return nil, fmt.Errorf("list uploads: %w", err)
 		}
@@ -253,11 +250,24 @@ func (s *store) uploads(ctx context.Context, prefix string) (all []foundUpload, 
 	return all, nil
 }
 
+// pageOf asks for one page of a list, in the time that a request has.
+func pageOf[P any](ctx context.Context, s *store, next func(context.Context, ...func(*s3.Options)) (P, error)) (P, error) {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	return next(ctx)
+}
+
+// uploadsOf lists those of one key.
+func (s *store) uploadsOf(ctx context.Context, key string) ([]foundUpload, error) {
+	all, err := s.uploads(ctx, key)
+	return slices.DeleteFunc(all, func(u foundUpload) bool { return u.key != key }), err
+}
+
 // newestUpload is of one key; the zero value: there is none.
 func (s *store) newestUpload(ctx context.Context, key string) (newest foundUpload, err error) {
-	all, err := s.uploads(ctx, key)
+	all, err := s.uploadsOf(ctx, key)
 	for _, u := range all {
-		if u.key == key && !u.begun.Before(newest.begun) {
+		if !u.begun.Before(newest.begun) {
 			newest = u
 		}
 	}
@@ -274,11 +284,7 @@ func (s *store) parts(ctx context.Context, key, uploadID string) (map[int32]foun
 	all := map[int32]foundPart{}
 	pages := s3.NewListPartsPaginator(s.client, &s3.ListPartsInput{Bucket: &s.bucket, Key: &key, UploadId: &uploadID})
 	for pages.HasMorePages() {
-		page, err := func() (*s3.ListPartsOutput, error) {
-			ctx, cancel := s.call(ctx)
-			defer cancel()
-			return pages.NextPage(ctx)
-		}()
+		page, err := pageOf(ctx, s, pages.NextPage)
 		if err != nil {
 			return nil, fmt.Errorf("list the parts of an upload: %w", err)
 		}

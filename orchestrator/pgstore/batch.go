@@ -172,6 +172,18 @@ func (b *batch[T, R]) ask(calls []*call[T, R]) error {
 	return nil
 }
 
+// single is the answer to a call that asked for one row. ErrNotFound.
+func single[R any](answer *R, err error) (R, error) {
+	var none R
+	switch {
+	case err != nil:
+		return none, err
+	case answer == nil:
+		return none, orchestrator.ErrNotFound
+	}
+	return *answer, nil
+}
+
 // column is one thing of each row.
 func column[T, C any](rows []T, of func(T) C) []C {
 	out := make([]C, len(rows))

@@ -19,7 +19,11 @@ FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) 
 
 // Claim implements orchestrator.SessionStore.
 func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
-	rows, err := s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent))
+	return s.taken(s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent)))
+}
+
+// taken reads what was claimed, and tells of it.
+func (s *Store) taken(rows pgx.Rows, err error) ([]orchestrator.Claim, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}

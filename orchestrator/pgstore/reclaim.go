@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/driftstack/fleet/orchestrator"
 )
 
@@ -29,19 +27,5 @@ func (s *Store) Reclaim(ctx context.Context, holder string, known []string, ttl 
 	if known == nil {
 		known = []string{}
 	}
-	rows, err := s.pool.Query(ctx, reclaimSQL, holder, known, ttl.Seconds(), most)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	claims, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Claim, error) {
-		var waited float64
-		var waiter string
-		c, _, err := scanClaim(row, &waited, &waiter)
-		c.Waiter, c.Waited = waiter, time.Duration(waited*float64(time.Second))
-		return c, err
-	})
-	for _, c := range claims {
-		s.news.tell(chanSession, c.Session)
-	}
-	return claims, unavailable(err)
+	return s.taken(s.pool.Query(ctx, reclaimSQL, holder, known, ttl.Seconds(), most))
 }

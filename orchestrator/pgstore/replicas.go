@@ -74,12 +74,5 @@ func newWheres(pool *pgxpool.Pool) *batch[string, *orchestrator.Whereabouts] {
 
 // Whereabouts implements orchestrator.ReplicaStore.
 func (s *Store) Whereabouts(ctx context.Context, session string) (orchestrator.Whereabouts, error) {
-	w, err := s.batches.wheres.do(ctx, session)
-	switch {
-	case err != nil:
-		return orchestrator.Whereabouts{}, err
-	case w == nil:
-		return orchestrator.Whereabouts{}, orchestrator.ErrNotFound
-	}
-	return *w, nil
+	return single(s.batches.wheres.do(ctx, session))
 }

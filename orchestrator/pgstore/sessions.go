@@ -51,14 +51,7 @@ func newLooks(pool *pgxpool.Pool) *batch[string, *api.Session] {
 
 // Get implements orchestrator.SessionStore.
 func (s *Store) Get(ctx context.Context, session string) (api.Session, error) {
-	v, err := s.batches.looks.do(ctx, session)
-	switch {
-	case err != nil:
-		return api.Session{}, err
-	case v == nil:
-		return api.Session{}, orchestrator.ErrNotFound
-	}
-	return *v, nil
+	return single(s.batches.looks.do(ctx, session))
 }
 
 // SessionFilter narrows List; an empty field fits every session.
