@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -169,6 +170,7 @@ type peer struct {
 	ws   *websocket.Conn
 	from string
 	s    *server
+	name string // that the directory has for the address
 }
 
 func (s *server) dial(t *testing.T, from, path string) (*websocket.Conn, error) {
@@ -190,7 +192,7 @@ func (s *server) control(t *testing.T, from string) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &peer{t, ws, from, s}
+	return &peer{t, ws, from, s, "mac-" + strings.TrimPrefix(from, "127.0.0.")}
 }
 
 func (p *peer) send(m wire.Control) {
@@ -219,16 +221,22 @@ func hello(host, boot string) wire.Control {
 	return wire.Control{Hello: &wire.Hello{Protocol: wire.Version, Host: host, Boot: boot, Devices: []wire.Device{{Name: "phone"}}}}
 }
 
-// up is a connected host.
+// up is mac-1, connected.
 func (s *server) up(t *testing.T, boot string) *peer {
 	t.Helper()
-	p := s.control(t, "127.0.0.1")
-	p.send(hello("mac-1", boot))
+	return s.hostUp(t, 1, boot)
+}
+
+// hostUp is mac-n, connected.
+func (s *server) hostUp(t *testing.T, n int, boot string) *peer {
+	t.Helper()
+	p := s.control(t, fmt.Sprint("127.0.0.", n))
+	p.send(hello(p.name, boot))
 	m, err := p.receive()
 	if err != nil || m.Welcome == nil || m.Welcome.Epoch != "e" || m.Welcome.Orchestrator != "eu-1" {
 		t.Fatalf("welcome: %+v %v", m, err)
 	}
-	eventually(t, "the host is connected", func() bool { return slices.Equal(s.Hosts(), []string{"mac-1"}) })
+	eventually(t, "the host is connected", func() bool { return slices.Contains(s.Hosts(), p.name) })
 	return p
 }
 
@@ -261,7 +269,7 @@ func (p *peer) session(id string) (*driverproxy.Session, *websocket.Conn) {
 	p.t.Helper()
 	done := make(chan assigned, 1)
 	go func() {
-		s, err := p.s.Assign(context.Background(), driverproxy.Assignment{Host: "mac-1", Device: "phone", Session: id, Term: 1})
+		s, err := p.s.Assign(context.Background(), driverproxy.Assignment{Host: p.name, Device: "phone", Session: id, Term: 1})
 		done <- assigned{s, err}
 	}()
 	m, err := p.receive()

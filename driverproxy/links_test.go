@@ -142,3 +142,34 @@ func TestGoodbyeIsNotSilence(t *testing.T) {
 		t.Errorf("a cut: %v", err)
 	}
 }
+
+// TestALossIsOneHosts: what ends or cuts off the sessions of one host leaves another's alone.
+func TestALossIsOneHosts(t *testing.T) {
+	for what, lose := range map[string]func(*server, *peer){
+		"a goodbye": func(_ *server, p *peer) {
+			_ = p.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, "going home"), time.Now().Add(limit))
+		},
+		"cut off":     func(s *server, p *peer) { s.Drop(p.name, errors.New("revoked")) },
+		"begins anew": func(s *server, p *peer) { s.hostUp(p.t, 1, "b2") },
+		"is not back": func(_ *server, p *peer) { _ = p.ws.Close() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := impatient(t)
+			lost := s.hostUp(t, 1, "b")
+			gone, _ := lost.session("s1")
+			other := s.hostUp(t, 2, "b")
+			stays, ws := other.session("s2")
+			lose(s, lost)
+			within(t, "the lost host's session ends", gone.Done())
+			if !errors.Is(gone.Err(), driverproxy.ErrHostLost) {
+				t.Errorf("it ended with %v", gone.Err())
+			}
+			go func() { _, _, _ = stays.Do(t.Context(), webdriver.Command{Method: "GET", Path: "/url"}) }()
+			_ = ws.SetReadDeadline(time.Now().Add(limit))
+			if _, _, err := ws.ReadMessage(); err != nil || stays.Err() != nil {
+				t.Errorf("the other's: a command: %v; ended: %v", err, stays.Err())
+			}
+		})
+	}
+}
