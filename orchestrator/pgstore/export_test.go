@@ -225,6 +225,18 @@ func (s *Store) explain(t testing.TB, sql string, args ...any) (plan string) {
 	return strings.Join(lines, "\n")
 }
 
+// PassQueued has the time pass that so many queued sessions of an account may wait.
+func (s *Store) PassQueued(t testing.TB, account string, n int) {
+	s.exec(t, `UPDATE sessions SET queue_until = now() WHERE id IN (SELECT id FROM sessions WHERE account = $1 AND state = 'queued' LIMIT $2)`, account, n)
+}
+
+// Profiled has so many queued sessions of an account read a profile that they share.
+func (s *Store) Profiled(t testing.TB, account string, n int) {
+	s.exec(t, `INSERT INTO profiles (id, account, name) VALUES ('shared', $1, 'shared') ON CONFLICT DO NOTHING`, account)
+	s.exec(t, `UPDATE sessions SET profile = 'shared', profile_mode = 'readonly'
+		WHERE id IN (SELECT id FROM sessions WHERE account = $1 AND state = 'queued' LIMIT $2)`, account, n)
+}
+
 // SetLease makes a session's lease one with so much left.
 func (s *Store) SetLease(t testing.TB, session string, left time.Duration) {
 	s.exec(t, `UPDATE sessions SET lease_until = now() + make_interval(secs => $2) WHERE id = $1`, session, left.Seconds())

@@ -18,8 +18,9 @@ import (
 )
 
 var (
-	// read is a node that reads a table, with how many rows it gave each time, how often, and how many of each time were not wanted.
-	read = regexp.MustCompile(`Scan (?:using \w+ )?on (sessions|session_events|devices)\b.*\(actual rows=(\d+) loops=(\d+)\)((?:\n +[^-\n].*)*)`)
+	// read is a node that reads a table, or what is in memory: a CTE, or what a statement changed (a tuplestore). It has how many rows it
+	// gave each time, how often, and how many of each time were not wanted.
+	read = regexp.MustCompile(`(?:Scan (?:using \w+ )?on (sessions|session_events|devices)\b|(CTE|Tuplestore) Scan).*\(actual rows=(\d+) loops=(\d+)\)((?:\n +[^-\s].*)*)`)
 	left = regexp.MustCompile(`Rows Removed by \w+(?: \w+)*: (\d+)`)
 	// all are indices that sessions are in that have ended.
 	all = regexp.MustCompile(`\b(sessions)_(pkey|list|account|host|by_profile)\b`)
@@ -31,14 +32,14 @@ const mostRead = 2000
 // readers are the tables that a plan reads more of.
 func readers(plan string) (tables []string) {
 	for _, m := range read.FindAllStringSubmatch(plan, -1) {
-		rows, _ := strconv.Atoi(m[2])
-		times, _ := strconv.Atoi(m[3])
-		for _, more := range left.FindAllStringSubmatch(m[4], -1) {
+		rows, _ := strconv.Atoi(m[3])
+		times, _ := strconv.Atoi(m[4])
+		for _, more := range left.FindAllStringSubmatch(m[5], -1) {
 			n, _ := strconv.Atoi(more[1])
 			rows += n
 		}
 		if rows*times > mostRead {
-			tables = append(tables, m[1])
+			tables = append(tables, m[1]+m[2])
 		}
 	}
 	return tables
@@ -96,6 +97,7 @@ func testPlans(t *testing.T, queued int) {
 		{"watch", watch, nil, false},
 		{"list", list, nil, false},
 		{"fleet", func(t *testing.T, s *pgstore.Store) { must(t, second(s.Fleet(t.Context()))) }, []string{"devices"}, true},
+		{"together", func(t *testing.T, s *pgstore.Store) { together(t, base, s) }, []string{"sessions"}, false},
 		{"tidy", func(t *testing.T, s *pgstore.Store) { must(t, second(s.Tidy(t.Context()))) }, nil, true},
 	} {
 		if step.name == "tidy" {
@@ -235,5 +237,19 @@ func list(t *testing.T, s *pgstore.Store) {
 			f.Cursor = page.Next
 			must(t, second(s.List(ctx, f)))
 		}
+	}
+}
+
+// together is what ends many sessions with one statement: what is read grows as they do, not with their square.
+func together(t *testing.T, base, s *pgstore.Store) {
+	const many = 300
+	base.PassQueued(t, "b", many)
+	ended, err := s.Reap(t.Context(), "self", true)
+	if must(t, err); len(ended) != many {
+		t.Errorf("%d sessions were reaped", len(ended))
+	}
+	base.Profiled(t, "b", many)
+	for _, to := range []api.Execution{api.ExecutionEU, api.ExecutionAny} {
+		must(t, second(s.PutProfileExecution(t.Context(), "b", to, orchestrator.Act{})))
 	}
 }
