@@ -253,3 +253,23 @@ func together(t *testing.T, base, s *pgstore.Store) {
 		must(t, second(s.PutProfileExecution(t.Context(), "b", to, orchestrator.Act{})))
 	}
 }
+
+// TestListOfALiveState: those few are listed without reading the many that have ended.
+func TestListOfALiveState(t *testing.T) {
+	base := open(t, 1)
+	mustCreate(t, base, wish("a"))
+	base.Ended(t, 20_000)
+	p := &plans{live: true, bad: map[string]map[string]struct{}{}}
+	s := base.Explained(t, p.show)
+	for _, state := range api.ActiveStates() {
+		page, err := s.List(t.Context(), pgstore.SessionFilter{State: string(state), Limit: 20})
+		if must(t, err); (len(page.Sessions) == 1) != (state == api.Queued) {
+			t.Errorf("%d are %s", len(page.Sessions), state)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen != len(api.ActiveStates()) || len(p.bad) != 0 {
+		t.Errorf("%d plans, too much read by: %v", p.seen, p.bad)
+	}
+}
