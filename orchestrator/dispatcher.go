@@ -126,7 +126,7 @@ const (
 )
 
 // taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. more says that there may be others: that it took
-// all that it could there and then is not, since what comes meanwhile wakes it.
+// all that it could there and then is not, since what comes meanwhile wakes it. Where no host is in reach it gets none, but for what is the holder's already.
 type taker func(ctx context.Context, hosts []string) (got []Claim, more bool, err error)
 
 func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Claim, more bool, err error) {
@@ -141,6 +141,9 @@ func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Cla
 		} else if err != nil {
 			o.log.Warn("what a lost answer may have given cannot be taken up, it is tried again", zap.Error(err))
 		}
+	}
+	if len(hosts) == 0 {
+		return nil, false, nil
 	}
 	got, err = o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
 	bytes := 0
@@ -167,6 +170,9 @@ func (o *Orchestrator) reclaim(ctx context.Context) ([]Claim, error) {
 }
 
 func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, bool, error) {
+	if len(hosts) == 0 {
+		return nil, false, nil
+	}
 	c, ok, err := o.deps.Sessions.Adopt(ctx, o.deps.ID, hosts, o.deps.LeaseTTL)
 	if !ok {
 		return nil, false, err
@@ -180,21 +186,19 @@ func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, from func
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for ctx.Err() == nil {
-		if hosts := from(); len(hosts) > 0 {
-			begin := o.deps.Now()
-			// What is cut short may have happened, and nobody would run the session.
-			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
-			got, more, err := get(call, hosts)
-			cancel()
-			for _, c := range got {
-				start(c, begin)
-			}
-			if more {
-				continue
-			}
-			if err != nil && ctx.Err() == nil {
-				o.log.Warn("no session can be claimed or adopted", zap.Error(err))
-			}
+		begin := o.deps.Now()
+		// What is cut short may have happened, and nobody would run the session.
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
+		got, more, err := get(call, from())
+		cancel()
+		for _, c := range got {
+			start(c, begin)
+		}
+		if more {
+			continue
+		}
+		if err != nil && ctx.Err() == nil {
+			o.log.Warn("no session can be claimed or adopted", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():

@@ -124,3 +124,37 @@ func TestWaiterWakesItself(t *testing.T) {
 		t.Error("nobody is woken")
 	}
 }
+
+// deaf is a store that loses the answer to a claim, which it carried out.
+type deaf struct {
+	SessionStore
+	claims, given int
+}
+
+func (d *deaf) Claim(context.Context, string, []string, time.Duration, int, int) ([]Claim, error) {
+	d.claims++
+	return nil, ErrUnavailable
+}
+
+func (d *deaf) Reclaim(context.Context, string, []string, time.Duration, int) ([]Claim, error) {
+	if d.given++; d.given > 1 {
+		return nil, nil
+	}
+	return []Claim{{Session: "s"}}, nil
+}
+
+// TestLostClaimIsTakenUpWithoutHosts: also when none is open to claims any more.
+func TestLostClaimIsTakenUpWithoutHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &deaf{}
+		o := New(Deps{Log: zap.NewNop(), Sessions: d})
+		ctx, stop := context.WithTimeout(t.Context(), 10*tick)
+		defer stop()
+		open := []string{"mac-1"}
+		var taken []string
+		o.take(ctx, o.queued, func() []string { defer func() { open = nil }(); return open }, o.claimMany, func(c Claim, _ time.Time) { taken = append(taken, c.Session) })
+		if len(taken) != 1 || d.claims != 1 {
+			t.Errorf("taken up: %q; %d claims", taken, d.claims)
+		}
+	})
+}
