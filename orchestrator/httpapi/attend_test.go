@@ -83,6 +83,7 @@ func TestOrchestratorOfTheClientIsKilled(t *testing.T) {
 	s := impatient(t, one)
 	posted, err := one.client.CreateSession(t.Context(), unrecorded(api.CreateSession{})) // after it in the queue
 	must(t, err)
+	eventually(t, "it is not left to the orchestrator of its client any more", func() bool { return time.Since(s.CreatedAt) > 150*time.Millisecond })
 	one.die()
 	must(t, two.store.WithdrawReplica(t.Context(), one.name)) // as its restart does; TestAwaitedHasALimit is without
 	quit()
