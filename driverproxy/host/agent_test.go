@@ -100,9 +100,7 @@ func TestRealAgentKilled(t *testing.T) {
 			supervisor := pidOf(s.state, host.SuperviseCommand)
 			victims := []int{agent.Process.Pid}
 			if both { // stopped, so that it cannot do its work before it is killed
-				if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil {
-					t.Fatal(err)
-				}
+				freeze(t, supervisor)
 				victims = append(victims, supervisor)
 			}
 			for _, pid := range victims {

@@ -118,9 +118,7 @@ func TestRealChromiumLeftovers(t *testing.T) {
 	if supervisor == 0 {
 		t.Fatal("there is no supervisor")
 	}
-	if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil { // so that it cannot do its work before it is killed
-		t.Fatal(err)
-	}
+	freeze(t, supervisor) // so that it cannot do its work before it is killed
 	for _, pid := range []int{agent.Process.Pid, supervisor} {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)

@@ -134,9 +134,7 @@ func TestKilledAgentLeavesNothing(t *testing.T) {
 	}
 	supervisors := pidsOf(i.state, host.SuperviseCommand)
 	for _, pid := range supervisors { // so that none can do its work before it is killed
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		freeze(t, pid)
 	}
 	for _, pid := range append(supervisors, agent.Process.Pid) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -229,33 +230,30 @@ func plainID(id string) bool {
 	return id != "" && id != "." && id != ".." && len(id) <= 200
 }
 
-// reservePort finds a free loopback port that no other session of this agent is about to use: the system may name a port twice
-// before a driver listens, and a session would then find another's driver, and its browser, behind its port. Another
-// program may still take it first: the driver then exits, and the start is tried again with another.
-func (a *agent) reservePort() (int, error) {
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, fmt.Errorf("host: no free port: %w", err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		_ = l.Close() // nothing was accepted
-		a.mu.Lock()
-		taken := a.ports[port]
-		a.ports[port] = true
-		a.mu.Unlock()
-		if !taken {
-			return port, nil
-		}
-	}
+// reservation is a loopback port that no other agent, nor another session of this one, takes for a driver. It is kept by a UDP socket on
+// that port, which is in no driver's way: the system may name a TCP port twice before a driver listens, and a session would then find
+// another's driver, and its browser, behind its port. Whoever is no agent may still take the port first: the driver then exits, and
+// the start is tried again with another.
+type reservation struct {
+	io.Closer
+	port int
 }
 
-func (a *agent) freePorts(ports []int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range ports {
-		delete(a.ports, p)
+func reservePort() (reservation, error) {
+	var err error
+	for range 100 { // of those that are free for UDP few are taken for TCP
+		var kept net.PacketConn
+		if kept, err = net.ListenPacket("udp4", "127.0.0.1:0"); err != nil {
+			break
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp4", kept.LocalAddr().String()); err == nil {
+			_ = l.Close() // nothing was accepted
+			return reservation{kept, kept.LocalAddr().(*net.UDPAddr).Port}, nil
+		}
+		_ = kept.Close() // nothing was sent
 	}
+	return reservation{}, fmt.Errorf("host: no free port: %w", err)
 }
 
 // forgetDisplay removes the lock and socket that an X server leaves when it is killed.

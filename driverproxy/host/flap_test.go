@@ -32,9 +32,7 @@ func TestFlapRederivesReadiness(t *testing.T) {
 	}
 	// No time passes by the agent's clock: nothing but the flap can make it look.
 	hung := pidOf(i.state, safari.Program)
-	if err := syscall.Kill(hung, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, hung)
 	begin := time.Now()
 	if d := flap(); d.State != wire.DeviceBusy || d.Reason != "being checked" {
 		t.Errorf("a device that does not answer is listed as %s %s", d.State, d.Reason)

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -419,6 +420,25 @@ func fakes(d *drivertest.Driver) func(string) *drivertest.Driver {
 			return d
 		}
 	}
+}
+
+// freeze stops a process, and waits until each of its threads is: one that runs may answer yet after the signal.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if pid == 0 { // it would be this one, and its group
+		t.Fatal("there is no such process")
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all its threads stand still", func() bool {
+		threads, _ := filepath.Glob("/proc/" + itoa(pid) + "/task/*/status")
+		running := slices.ContainsFunc(threads, func(thread string) bool {
+			b, err := os.ReadFile(thread)
+			return err == nil && !strings.Contains(string(b), "State:\tT")
+		})
+		return len(threads) > 0 && !running
+	})
 }
 
 // processesBelow lists the live processes that were started below a state directory, by their working directory, command line or HOME.

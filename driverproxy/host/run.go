@@ -40,7 +40,6 @@ type agent struct {
 	order   []string // device names, as configured
 	terms   terms
 	endings []wire.Ended       // the latest sessions that ended by themselves
-	ports   map[int]bool       // reserved for drivers
 	links   map[*link]struct{} // those that have said hello
 	asked   uint64             // how often devices were asked to prove that they are ready
 	settled chan struct{}      // closed, and made anew, when one may have
@@ -94,7 +93,7 @@ func newAgent(cfg Config) *agent {
 	}
 	a := &agent{
 		cfg: cfg, boot: random(), endpoint: &socket.Endpoint{}, settled: make(chan struct{}),
-		devices: map[string]*device{}, terms: newTerms(), ports: map[int]bool{}, links: map[*link]struct{}{},
+		devices: map[string]*device{}, terms: newTerms(), links: map[*link]struct{}{},
 	}
 	now := cfg.Clock.Now()
 	for _, of := range cfg.Devices {

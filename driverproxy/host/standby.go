@@ -26,12 +26,12 @@ type standby struct {
 	displayPid int
 	driver     *driver
 	driverPid  int
-	ports      []int      // reserved for the driver
-	inside     *inProcess // the driver of kind fake
-	exits      []exit     // what must not exit
-	spoiled    bool       // a probe found it not ready: it is to be discarded
-	since      time.Time  // when it was started
-	answered   time.Time  // when its driver last was ready; by the system's clock
+	ports      []reservation // for the driver
+	inside     *inProcess    // the driver of kind fake
+	exits      []exit        // what must not exit
+	spoiled    bool          // a probe found it not ready: it is to be discarded
+	since      time.Time     // when it was started
+	answered   time.Time     // when its driver last was ready; by the system's clock
 }
 
 // exit is something whose end is the session's.
@@ -147,17 +147,18 @@ func (s *standby) startDriver(ctx context.Context) error {
 	}
 	var err error
 	for range 3 {
-		var port, pid int
-		if port, err = s.agent.reservePort(); err != nil {
+		var port reservation
+		if port, err = reservePort(); err != nil {
 			return err
 		}
 		s.ports = append(s.ports, port)
+		var pid int
 		var gone <-chan struct{}
-		pid, gone, err = s.supervisor.start(ctx, request{Name: procDriver, Args: s.kind.args(port), Env: s.environ(), Dir: s.dir})
+		pid, gone, err = s.supervisor.start(ctx, request{Name: procDriver, Args: s.kind.args(port.port), Env: s.environ(), Dir: s.dir})
 		if err != nil {
 			return err
 		}
-		s.driver = newDriver("127.0.0.1:"+strconv.Itoa(port), s.agent.cfg.SlowStart)
+		s.driver = newDriver("127.0.0.1:"+strconv.Itoa(port.port), s.agent.cfg.SlowStart)
 		if err = s.driver.ready(ctx, gone, s.supervisor.over); err == nil {
 			s.exits = append(s.exits, exit{exitDriver, gone})
 			s.driverPid = pid
@@ -274,7 +275,9 @@ func (s *standby) takeDown() error {
 	if s.driver != nil {
 		s.driver.close()
 	}
-	s.agent.freePorts(s.ports) // no driver listens any more
+	for _, p := range s.ports {
+		_ = p.Close() // no driver listens any more
+	}
 	forgetDisplay(s.display.Name, s.displayPid)
 	if s.dir == "" {
 		return errors.Join(errs...)
