@@ -75,9 +75,15 @@ func (s *Store) HostUp(ctx context.Context, hello wire.Hello) error {
 		if err := putDevices(ctx, tx, news); err != nil {
 			return err
 		}
-		// A device that is no longer there stays listed until no session holds it.
-		if _, err := tx.Exec(ctx, `DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`, hello.Host, names); err != nil {
-			return err
+		// A device that is no longer there is kept until no session holds it, for that alone.
+		for _, statement := range []string{
+			`UPDATE devices SET shape = NULL, state = 'quarantined', reason = 'its host does not have it any more: it is forgotten when its session ends'
+			 WHERE host = $1 AND name <> ALL ($2) AND session IS NOT NULL`,
+			`DELETE FROM devices WHERE host = $1 AND name <> ALL ($2) AND session IS NULL`,
+		} {
+			if _, err := tx.Exec(ctx, statement, hello.Host, names); err != nil {
+				return err
+			}
 		}
 		return notify(ctx, tx, chanQueue, "")
 	}))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -420,4 +421,31 @@ func TestListPages(t *testing.T) {
 	if _, err := s.List(t.Context(), pgstore.SessionFilter{Limit: 1, Cursor: "?"}); !errors.As(err, &invalid) {
 		t.Fatalf("a bad cursor: %v", err)
 	}
+}
+
+// TestDeviceThatIsNotListedAnyMore is there for its session alone: nobody is matched to it, and with the session it goes.
+func TestDeviceThatIsNotListedAnyMore(t *testing.T) {
+	s := open(t, 1)
+	mustCreate(t, s, wish("a"))
+	c := mustClaim(t, s)
+	must(t, s.HostUp(t.Context(), wire.Hello{Protocol: wire.Version, Host: c.Host}))
+	devices := func() []api.Device {
+		h, err := s.Host(t.Context(), c.Host)
+		must(t, err)
+		return h.DeviceList
+	}
+	if list := devices(); len(list) != 1 || list[0].State != string(wire.DeviceQuarantined) || !strings.Contains(list[0].Reason, "does not have it any more") {
+		t.Errorf("while its session runs: %+v", list)
+	}
+	if _, err := s.Create(t.Context(), wish("a")); !errors.Is(err, orchestrator.ErrNoSuchDevice) {
+		t.Errorf("a session that only it could have: %v", err)
+	}
+	must(t, finish(s, c, orchestrator.Completed))
+	if list := devices(); len(list) != 0 {
+		t.Errorf("afterwards: %+v", list)
+	}
+	hello := wire.Hello{Protocol: wire.Version, Host: c.Host, Devices: []wire.Device{{Name: c.Device, Kind: "fake", State: wire.DeviceReady}}}
+	must(t, s.HostUp(t.Context(), hello))
+	mustCreate(t, s, wish("a"))
+	mustClaim(t, s)
 }
