@@ -62,11 +62,27 @@ func idempotency(header string, r api.CreateSession) (Idempotency, error) {
 	if len(key) > maxIdempotencyKey || strings.ContainsFunc(key, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 		return Idempotency{}, &InvalidError{"Idempotency-Key", fmt.Sprintf("at most %d characters of printable ASCII, without quotes or backslashes in them; a UUID is good", maxIdempotencyKey)}
 	}
-	b, err := json.Marshal(r)
-	if err != nil {
+	if err := canonical(&r.Capabilities); err != nil {
 		return Idempotency{}, &InvalidError{"capabilities", "they are no JSON"}
 	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return Idempotency{}, err
+	}
 	return Idempotency{Key: key, Request: sha256.Sum256(b)}, nil
+}
+
+// canonical writes JSON in the one way that encoding/json has for what it says: keys in order, each number as its value.
+func canonical(raw *json.RawMessage) (err error) {
+	if len(*raw) == 0 {
+		return nil
+	}
+	var v any
+	if err := json.Unmarshal(*raw, &v); err != nil {
+		return err
+	}
+	*raw, err = json.Marshal(v)
+	return err
 }
 
 func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wants webdriver.NewSession, key Idempotency, waiter string) (api.Session, error) {
@@ -76,11 +92,13 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 	if err != nil {
 		return api.Session{}, err
 	}
-	if err := o.match(ctx, &n, wants); err != nil {
-		return api.Session{}, err
-	}
 	n.Key, n.Waiter = key, waiter
-	at, err := o.deps.Sessions.Create(ctx, n)
+	var at time.Time
+	if err = o.match(ctx, &n, wants); err == nil {
+		at, err = o.deps.Sessions.Create(ctx, n)
+	} else if key.Key != "" { // the devices may have gone since the same request was let in
+		err = cmp.Or(o.deps.Sessions.Made(ctx, n.Account, key), err)
+	}
 	var repeated *RepeatedError
 	switch {
 	case errors.Is(err, ErrNoSuchDevice):

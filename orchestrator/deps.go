@@ -38,6 +38,8 @@ type SessionStore interface {
 	// Create queues a session and says when it did. Errors: *InvalidError, ErrNoSuchDevice, *ProfileHeldError, *QueueFullError, *QuotaError,
 	// *ConflictError when the idempotency key was used for another request, *RepeatedError when it was for this one.
 	Create(ctx context.Context, s NewSession) (time.Time, error)
+	// Made is what Create says of a request that was made before under its idempotency key; nil if there was none.
+	Made(ctx context.Context, account string, key Idempotency) error
 	// Offers is what enrolled devices have to offer, each once, that the session wants and may be given, whatever browser it is for.
 	Offers(ctx context.Context, n NewSession) ([]webdriver.Offer, error)
 	// Shapes are what enrolled devices are matched by, with what each misses of what n wants.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
 )
@@ -92,6 +93,18 @@ func TestIdempotencyKeyOverHTTP(t *testing.T) {
 	}
 	if status, id, said := post("k-2", body); status != http.StatusCreated || id == first {
 		t.Errorf("another key: %d %s", status, said)
+	}
+	capable := func(caps string) string { return `{"account":"a","recording":false,"capabilities":` + caps + `}` }
+	_, first, _ = post("k-3", capable(`{"pageLoadStrategy":"eager","timeouts":{"script":1000}}`))
+	if status, id, said := post("k-3", capable(`{"timeouts":{"script":1e3}, "pageLoadStrategy":"eager"}`)); status != http.StatusCreated || id != first {
+		t.Errorf("the same capabilities: %d %s", status, said)
+	}
+	must(t, r.store.Revoke(t.Context(), "mac-1", 0, orchestrator.Act{By: "test"}))
+	if status, id, said := post("k-3", capable(`{"pageLoadStrategy":"eager","timeouts":{"script":1000}}`)); status != http.StatusCreated || id != first {
+		t.Errorf("again, without a device: %d %s", status, said)
+	}
+	if status, _, said := post("k-3", capable(`{"pageLoadStrategy":"none"}`)); status != http.StatusConflict {
+		t.Errorf("another request, without a device: %d %s", status, said)
 	}
 	if status, _, said := post("käse", body); status != http.StatusUnprocessableEntity {
 		t.Errorf("a key that is none: %d %s", status, said)

@@ -243,10 +243,8 @@ func (v admission) judge(n orchestrator.NewSession) (time.Time, error) {
 		return *v.at, nil
 	case !v.account:
 		err = &orchestrator.InvalidError{Field: "account", Problem: "no such account; create it with PUT /v1/accounts/{id}"}
-	case v.old != "" && v.same:
-		err = &orchestrator.RepeatedError{Session: v.old}
 	case v.old != "":
-		err = &orchestrator.ConflictError{Problem: "the Idempotency-Key was used for another request within 24 hours; a new request needs a new key"}
+		err = repeated(v.old, v.same)
 	case !v.profile:
 		err = &orchestrator.InvalidError{Field: "profile", Problem: "the account has no such profile; create one with POST /v1/profiles"}
 	case !v.want:
@@ -327,4 +325,27 @@ func object(m map[string]string) map[string]string {
 		return map[string]string{}
 	}
 	return m
+}
+
+// repeated is what becomes of a request whose key was used, for this one or for another.
+func repeated(session string, same bool) error {
+	if same {
+		return &orchestrator.RepeatedError{Session: session}
+	}
+	return &orchestrator.ConflictError{Problem: "the Idempotency-Key was used for another request within 24 hours; a new request needs a new key"}
+}
+
+// Made implements orchestrator.SessionStore.
+func (s *Store) Made(ctx context.Context, account string, key orchestrator.Idempotency) error {
+	var session string
+	var same bool
+	err := s.pool.QueryRow(ctx, `SELECT session, request = $3 FROM idempotency_keys WHERE account = $1 AND key = $2 AND created_at > now() - `+keyLife,
+		account, key.Key, key.Request[:]).Scan(&session, &same)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return unavailable(err)
+	}
+	return repeated(session, same)
 }
