@@ -48,21 +48,27 @@ func (r *reaped) Reap(context.Context, string, bool) ([]Reason, error) {
 
 // After a pause in which every lease ran out, those that had sessions hand them over before anything is taken for nobody's.
 func TestNothingIsReapedAfterAPause(t *testing.T) {
-	now := time.Unix(1000, 0)
-	r := &reaped{}
-	o := New(Deps{Log: zap.NewNop(), Sessions: r, Now: func() time.Time { return now }})
-	look := func(after time.Duration) int {
-		now = now.Add(after)
-		before := r.calls
-		o.reap(t.Context())
-		return r.calls - before
-	}
-	if look(0) != 1 || look(tick) != 1 || look(3*tick) != 1 {
-		t.Error("without a pause it is not looked")
-	}
-	for i, pause := range []time.Duration{time.Hour, tick, tick, tick, tick, tick, -time.Hour, tick, tick, tick, tick, tick} {
-		if got, want := look(pause), map[bool]int{true: 1}[i == 5 || i == 11]; got != want {
-			t.Errorf("look %d: reaped %d times, want %d", i, got, want)
+	for _, ttl := range []time.Duration{2 * time.Second, 15 * time.Second, 30 * time.Second} {
+		now := time.Unix(1000, 0)
+		r := &reaped{}
+		o := New(Deps{Log: zap.NewNop(), Sessions: r, LeaseTTL: ttl, Now: func() time.Time { return now }})
+		look := func(after time.Duration) int {
+			now = now.Add(after)
+			before := r.calls
+			o.reap(t.Context())
+			return r.calls - before
+		}
+		if look(0) != 1 || look(tick) != 1 || look(3*tick) != 1 {
+			t.Error("without a pause it is not looked")
+		}
+		for _, pause := range []time.Duration{time.Hour, -time.Hour} {
+			awake := time.Duration(0)
+			for got := look(pause); got == 0; got = look(tick) {
+				awake += tick
+			}
+			if renewed := ttl / 3; awake <= renewed || awake > renewed+2*tick {
+				t.Errorf("leases of %s are reaped after %s, when holders may take %s to renew them", ttl, awake, renewed)
+			}
 		}
 	}
 }

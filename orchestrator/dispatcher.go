@@ -14,9 +14,6 @@ import (
 const (
 	// tick bounds what a lost notification costs.
 	tick = time.Second
-	// wakeGrace is for how many ticks nothing is reaped after a pause of our own: where everybody slept, the leases of all are over by
-	// the database's clock, and those that had sessions hand them over first.
-	wakeGrace = 5
 	// startedLimit is how long sessions that are starting have to run once the orchestrator is told to stop.
 	startedLimit = 20 * time.Second
 	// drainLimit is how long everything else has then; below the 90 s that service managers wait before they kill.
@@ -224,11 +221,15 @@ func every(ctx context.Context, pause, limit time.Duration, f func(context.Conte
 	}
 }
 
+// wakeGrace is for how many ticks nothing is reaped after a pause of our own: where everybody slept, the leases of all are over by
+// the database's clock, and those that had sessions renew them, or hand them over, when their next renewal is due.
+func wakeGrace(ttl time.Duration) int { return int(ttl/3/tick) + 1 }
+
 // reap ends what nobody holds any more.
 func (o *Orchestrator) reap(ctx context.Context) {
 	now := o.deps.Now().Round(0) // by the wall clock: the other one stands still in a machine that sleeps
 	if !o.looked.IsZero() && paused(o.looked, now) {
-		o.grace = wakeGrace
+		o.grace = wakeGrace(o.deps.LeaseTTL)
 	}
 	o.looked = now
 	if o.grace > 0 {

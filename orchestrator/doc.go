@@ -128,7 +128,7 @@
 // A client that leaves has its session cancelled by A at once, and A confirms nothing for it. With A dies the waiting: what it had queued is not
 // confirmed, so that it costs nobody a device, and whoever sees A's announcements missing for 15 s, or its name taken by a new process, ends
 // it. Whoever sees the database answer for 15 s on end, that is: after an outage, or a pause of its own, the others may not have had the time
-// to announce themselves; nor is a waiter taken for gone before, and nothing at all is reaped in the first 5 s after a pause of its own.
+// to announce themselves; nor is a waiter taken for gone before, and nothing at all is reaped after a pause of its own until every holder had its renewal.
 // Where A claims itself, it looks into its own list instead; which is the rule, since for the first 100 ms the session is left to A.
 //
 // A database that is away for seconds ends nothing: every step that needs it is repeated, for as long as the lease can be
