@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -266,6 +268,37 @@ func (f *fleet) withinQuotas(over bool) {
 	}
 }
 
+// heldApart goes through all that sessions had devices for: no two had one at once, and no account had more than it may have, at no time.
+func (f *fleet) heldApart(sessions []api.Session) {
+	f.t.Helper()
+	const slack = 300 * time.Millisecond // times are those of transactions' beginnings: one that waits for another has the earlier one
+	type change struct {
+		at time.Time
+		by int
+	}
+	of := map[string][]change{}
+	for _, s := range sessions {
+		if s.StartedAt == nil || s.EndedAt.Sub(*s.StartedAt) <= slack {
+			continue
+		}
+		for _, who := range []string{"account " + s.Account, "device " + s.Host + "/" + s.Device} {
+			of[who] = append(of[who], change{*s.StartedAt, 1}, change{s.EndedAt.Add(-slack), -1})
+		}
+	}
+	for who, changes := range of {
+		slices.SortFunc(changes, func(a, b change) int { return cmp.Or(a.at.Compare(b.at), a.by-b.by) })
+		most, now := 1, 0
+		if account, ok := strings.CutPrefix(who, "account "); ok {
+			most = *quotas()[account].Concurrent
+		}
+		for _, c := range changes {
+			if now += c.by; now > most {
+				f.t.Errorf("%s: %d sessions at once, at %s", who, now, c.at.Format(time.TimeOnly))
+			}
+		}
+	}
+}
+
 // happen does the steps when they are due. Those of different replicas do not wait for one another.
 func (f *fleet) happen(ctx context.Context, begin time.Time, steps []step) {
 	lanes := map[string]chan step{}
@@ -366,6 +399,7 @@ func (f *fleet) check() {
 		}
 	}
 	f.withinQuotas(true)
+	f.heldApart(list.Sessions)
 	f.t.Logf("at most %v", f.most)
 	fates := f.use.check()
 	f.t.Logf("%d sessions: %v; moved: %v; commands: %v", len(list.Sessions), reasons, moves, fates)
