@@ -95,6 +95,7 @@
 //
 // Known limits. Commands of the last moment before a kill may be missing from the log of a session that runs. A host
 // tries for 32 s to find who takes its recording; one whose adoption takes longer ends as partial.
+// An adoption whose answer is lost is not taken up as a claim is: the session waits until its lease has run out once more.
 //
 // # Several orchestrators
 //
