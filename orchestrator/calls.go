@@ -93,22 +93,12 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 		return api.Session{}, err
 	}
 	n.Key, n.Waiter = key, waiter
-	var at time.Time
-	if err = o.match(ctx, &n, wants); err == nil {
-		at, err = o.deps.Sessions.Create(ctx, n)
-	} else if key.Key != "" { // the devices may have gone since the same request was let in
-		err = cmp.Or(o.deps.Sessions.Made(ctx, n.Account, key), err)
-	}
+	at, err := o.admit(ctx, &n, wants)
 	var repeated *RepeatedError
 	switch {
-	case errors.Is(err, ErrNoSuchDevice):
-		return api.Session{}, o.named(ctx, n, err)
 	case errors.As(err, &repeated):
 		return o.deps.Sessions.Get(ctx, repeated.Session)
-	case errors.Is(err, ErrUnavailable) && key.Key == "":
-		o.unwanted(n.ID)
-	}
-	if err != nil {
+	case err != nil:
 		return api.Session{}, err
 	}
 	if waiter != "" {
@@ -122,6 +112,26 @@ func (o *Orchestrator) createFirst(ctx context.Context, r api.CreateSession, wan
 		ID: n.ID, ProfileMode: mode, ForkedFrom: n.ForkOf, Account: n.Account, Profile: n.Profile, Name: n.Name, Labels: n.Labels, State: api.Queued, Want: n.Want, Priority: n.Priority, Recording: n.Recording, CreatedAt: at,
 		Timeouts: api.Timeouts{IdleSeconds: int(n.Idle.Seconds()), MaxSeconds: int(n.Max.Seconds()), CommandSeconds: int(n.Command.Seconds()), QueueSeconds: int(n.Queue.Seconds())},
 	}, nil
+}
+
+// admit queues the session, unless it is there already. That is looked up also where no device has what is wanted: there may have been one.
+func (o *Orchestrator) admit(ctx context.Context, n *NewSession, wants webdriver.NewSession) (time.Time, error) {
+	unmatched := o.match(ctx, n, wants)
+	switch {
+	case unmatched == nil:
+	case n.Key.Key == "":
+		return time.Time{}, unmatched
+	default:
+		return time.Time{}, cmp.Or(o.deps.Sessions.Made(ctx, n.Account, n.Key), unmatched)
+	}
+	at, err := o.deps.Sessions.Create(ctx, *n)
+	switch {
+	case errors.Is(err, ErrNoSuchDevice):
+		err = o.named(ctx, *n, err)
+	case errors.Is(err, ErrUnavailable) && n.Key.Key == "":
+		o.unwanted(n.ID)
+	}
+	return at, err
 }
 
 // match chooses the first capabilities that a device can meet which is wanted otherwise, and which the account may use.
