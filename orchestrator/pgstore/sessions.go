@@ -75,7 +75,7 @@ func (s *Store) List(ctx context.Context, f SessionFilter) (api.SessionList, err
 	n.by(`host = $%d AND host <> ''`, f.Host, f.Host != "")
 	live := slices.Contains(api.ActiveStates(), api.SessionState(f.State))
 	n.by(`state = $%d`, f.State, f.State != "" && !live)
-	n.by(`state = $%d AND state <> 'ended'`, f.State, live) // from an index without the history
+	n.by(`state = $%d AND (state <> 'ended') IS TRUE`, f.State, live) // as in the index sessions_live
 	n.by(`labels <> '{}' AND labels @> $%d`, f.Labels, len(f.Labels) > 0)
 	rows, err := s.pool.Query(ctx, `SELECT `+sessionColumns+` FROM sessions WHERE `+n.where+` ORDER BY created_at DESC, id DESC LIMIT $3`, n.args...)
 	if err != nil {
