@@ -197,8 +197,8 @@ func (r *Recording) pictureLocked() RecordingUpdate {
 // run sees a recording to its end: seals it when an earlier process left it, carries every copy, keeps the journal, deletes
 // or quarantines the spool. It returns with the spool closed.
 func (r *Recording) run(ctx context.Context) {
+	defer close(r.done) // last: whoever waited for it finds the spool nobody's, here too
 	defer r.owner.forget(r)
-	defer close(r.done)
 	defer r.spool.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
