@@ -40,13 +40,19 @@ func (r *Recorder) scan(ctx context.Context) error {
 			return err
 		}
 		switch {
-		case strings.HasPrefix(e.Name(), rubbishPrefix):
+		case strings.HasPrefix(e.Name(), rubbishPrefix), strings.HasPrefix(e.Name(), newPrefix) && stale(e):
 			_ = os.RemoveAll(filepath.Join(r.cfg.Dir, e.Name())) // tried again at the next scan
 		case e.IsDir() && nameForm.MatchString(e.Name()) && !r.has(e.Name()): // others are not ours
 			r.look(ctx, e.Name())
 		}
 	}
 	return nil
+}
+
+// stale says that nobody is making a new spool any more.
+func stale(e fs.DirEntry) bool {
+	info, err := e.Info()
+	return err == nil && time.Since(info.ModTime()) > time.Hour
 }
 
 func (r *Recorder) has(id string) bool {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ const (
 
 	quarantineName = ".quarantine"
 	rubbishPrefix  = ".deleted-"
+	newPrefix      = ".new-"
 )
 
 // errUnborn says that the process before died while it made the spool: nothing was ever in it.
@@ -68,9 +70,10 @@ type spool struct {
 	broken  error // a write to the log failed half-way: no more writes
 }
 
-// createSpool makes the folder of a new recording. It fails with fs.ErrExist when there is one.
+// createSpool makes the folder of a new recording. It fails with fs.ErrExist when there is one. Until it is locked and has its spec it has another name:
+// a scan would take it for what somebody left who died.
 func createSpool(root string, spec specRecord) (_ *spool, err error) {
-	dir := filepath.Join(root, spec.Spec.ID)
+	dir, final := filepath.Join(root, newPrefix+spec.Spec.ID), filepath.Join(root, spec.Spec.ID)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func createSpool(root string, spec specRecord) (_ *spool, err error) {
 	defer func() {
 		if err != nil {
 			s.close()
-			_ = os.RemoveAll(dir)
+			_ = os.RemoveAll(s.dir)
 		}
 	}()
 	if s.lock, err = lockSpool(dir); err != nil {
@@ -96,6 +99,13 @@ func createSpool(root string, spec specRecord) (_ *spool, err error) {
 	if err = syncDir(dir); err != nil {
 		return nil, err
 	}
+	if err = os.Rename(dir, final); errors.Is(err, syscall.ENOTEMPTY) {
+		err = fs.ErrExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.dir = final
 	return s, syncDir(root)
 }
 

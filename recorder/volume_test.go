@@ -2,12 +2,16 @@ package recorder
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/driftstack/fleet/orchestrator/place"
 )
@@ -164,5 +168,54 @@ func TestHalfWrittenRecordIsCutOffTheLog(t *testing.T) {
 	}
 	if err != nil || again.at.ended == nil {
 		t.Errorf("the log does not read back: %v", err)
+	}
+}
+
+// TestBeginBesideScans: whoever looks through the spool takes no folder that is being made for one that was left.
+func TestBeginBesideScans(t *testing.T) {
+	b := newBench(t)
+	stop, looked := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				looked <- nil
+				return
+			default:
+			}
+			if err := b.rec.scan(context.Background()); err != nil {
+				looked <- err
+				return
+			}
+		}
+	}()
+	for n := range 100 {
+		sp, err := createSpool(b.cfg.Dir, specRecord{Spec: Spec{ID: fmt.Sprint("n", n), Session: "s", Account: "a", Placement: place.EUOnly}, PartSize: minPartSize})
+		if err != nil {
+			t.Errorf("%d: %v", n, err)
+			break
+		}
+		if err := sp.remove(b.cfg.Dir); err != nil {
+			t.Errorf("%d: %v", n, err)
+			break
+		}
+	}
+	close(stop)
+	if err := <-looked; err != nil {
+		t.Error(err)
+	}
+
+	left := filepath.Join(b.cfg.Dir, newPrefix+"left")
+	if err := os.Mkdir(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []bool{false, true} {
+		if err := b.rec.scan(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(left); errors.Is(err, os.ErrNotExist) != gone {
+			t.Errorf("what somebody who died had begun: %v, gone %v", err, gone)
+		}
+		_ = os.Chtimes(left, time.Time{}, time.Now().Add(-2*time.Hour))
 	}
 }
