@@ -14,7 +14,7 @@
 // A recording has states of its own, because it outlives its session:
 //
 //	recording ─▶ sealed ─▶ uploading ─▶ available (EU copy verified) ─▶ replicated (US copy too, where the account has one)
-//	                                    empty (nothing was captured)   quarantined (its spool is damaged)
+//	                                    empty (nothing was captured)   quarantined (its spool is damaged)   lost (its spool is gone)
 //
 // Each of its copies has one too; the last two are for an account that was changed from replicated to eu, and are the US copy's alone:
 //

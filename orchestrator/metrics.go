@@ -41,7 +41,7 @@ type collector struct {
 	roundTrip, heartbeat, handshake, mtu                *prometheus.Desc
 	received, sent, repairs                             *prometheus.Desc
 	info, peers, reconcile, failures, restores, isolate *prometheus.Desc
-	storage, checked, damaged, repaired, uploads        *prometheus.Desc
+	storage, checked, damaged, repaired, uploads, lost  *prometheus.Desc
 }
 
 func newCollector(o *Orchestrator) *collector {
@@ -77,6 +77,7 @@ func newCollector(o *Orchestrator) *collector {
 		damaged:   desc("recording_copies_damaged_total", "Copies that it found missing or altered, each time it looked.", "region"),
 		repaired:  desc("recording_copies_repaired_total", "Copies that it put back.", "region"),
 		uploads:   desc("recording_uploads_abandoned_total", "Uploads that nobody went on with: aborted, or completed as a partial recording.", "region", "end"),
+		lost:      desc("recordings_lost_total", "Recordings that this orchestrator found to be lost: their spool is gone, and nothing of them had been uploaded."),
 	}
 }
 
@@ -84,7 +85,7 @@ func newCollector(o *Orchestrator) *collector {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.database, c.sessions, c.fleet, c.oldest, c.waiting, c.devices, c.cordoned, c.closed, c.state,
 		c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent, c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate,
-		c.storage, c.checked, c.damaged, c.repaired, c.uploads} {
+		c.storage, c.checked, c.damaged, c.repaired, c.uploads, c.lost} {
 		out <- d
 	}
 	for _, m := range c.o.measures.collectors() {
@@ -187,7 +188,9 @@ func (c *collector) recordings(out chan<- prometheus.Metric) {
 	if c.o.deps.Recorder == nil {
 		return
 	}
+	var lost int64
 	for r, n := range c.o.deps.Recorder.Counters() {
+		lost += n.Lost
 		region, proven := string(r), 0.0
 		if n.Proven {
 			proven = 1
@@ -199,6 +202,7 @@ func (c *collector) recordings(out chan<- prometheus.Metric) {
 		counter(out, c.uploads, float64(n.Aborted), region, "aborted")
 		counter(out, c.uploads, float64(n.Completed), region, "completed")
 	}
+	counter(out, c.lost, float64(lost))
 }
 
 func (c *collector) gateway(out chan<- prometheus.Metric, n tunnel.Counters) {

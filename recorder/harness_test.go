@@ -129,7 +129,7 @@ func newLedger(t *testing.T) *ledger {
 	return &ledger{t: t, by: map[string][]RecordingUpdate{}, changed: make(chan struct{})}
 }
 
-var order = map[State]int{StateRecording: 1, StateSealed: 2, StateUploading: 3, StateAvailable: 4, StateReplicated: 5, StateEmpty: 6, StateQuarantined: 7}
+var order = map[State]int{StateRecording: 1, StateSealed: 2, StateUploading: 3, StateAvailable: 4, StateReplicated: 5, StateEmpty: 6, StateLost: 7, StateQuarantined: 8}
 
 func (l *ledger) RecordingChanged(_ context.Context, u RecordingUpdate) error {
 	l.mu.Lock()

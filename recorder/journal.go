@@ -15,7 +15,8 @@ import (
 //	    ├──▶ empty                  ▼
 //	    └────────────────────▶ quarantined
 //
-// A recording whose spool is lost goes from any state before available to that, as partial, with what had been uploaded.
+// A recording whose spool is lost goes from any state before available to that, as partial, with what had been uploaded; or to lost, which is an
+// end unless the spool is found after all.
 // A recording of placement eu ends in available, one of placement replicated in replicated. empty and quarantined are
 // ends as well. RecordingUpdate.Partial is a flag beside the state, not a state.
 type State string
@@ -28,13 +29,14 @@ const (
 	StateAvailable   State = "available"   // the EU object is verified
 	StateReplicated  State = "replicated"  // the US object is verified too
 	StateEmpty       State = "empty"       // not one complete frame arrived: there is no object and never will be
+	StateLost        State = "lost"        // its spool is gone, and nothing of it had been uploaded
 	StateQuarantined State = "quarantined" // the spool cannot be trusted and was moved aside for a person to look at
 )
 
 // Final says whether no further update follows for a recording of this placement.
 func (s State) Final(p place.Placement) bool {
 	switch s {
-	case StateReplicated, StateEmpty, StateQuarantined:
+	case StateReplicated, StateEmpty, StateLost, StateQuarantined:
 		return true
 	case StateAvailable:
 		return p == place.EUOnly
@@ -42,7 +44,7 @@ func (s State) Final(p place.Placement) bool {
 	return false
 }
 
-// Cause says why a recording is partial, empty or quarantined. Stored, so append-only; "" means nothing went wrong.
+// Cause says why a recording is partial, empty, lost or quarantined. Stored, so append-only; "" means nothing went wrong.
 type Cause string
 
 // Causes.
@@ -56,7 +58,7 @@ const (
 	CauseSpool     Cause = "spool_failed"   // the spool volume refused a write (full, broken)
 	CauseCrash     Cause = "crash"          // the orchestrator died while recording; sealed by the next one
 	CauseCorrupt   Cause = "corrupt"        // quarantined: the spool's bytes are not the ones that were acknowledged
-	CauseSpoolLost Cause = "spool_lost"     // its spool is gone: what had been uploaded until then was kept
+	CauseSpoolLost Cause = "spool_lost"     // its spool is gone: what had been uploaded until then was kept, if anything had
 	CauseConflict  Cause = "conflict"       // quarantined: another object already has the key
 )
 
@@ -90,12 +92,12 @@ type RecordingUpdate struct {
 	Placement place.Placement
 	State     State
 	Partial   bool  // something at the end, or the index, is missing; what is there plays
-	Cause     Cause // why it is partial, empty or quarantined
+	Cause     Cause // why it is partial, empty, lost or quarantined
 	Key       string
 	Started   time.Time // as given to Begin
 	At        time.Time // of this update, by the orchestrator's clock
 
-	// Known from sealed on, zero before (and for empty and quarantined).
+	// Known from sealed on, zero before (and for empty, lost and quarantined).
 	Bytes    int64
 	Duration time.Duration
 	SHA256   string // lower-case hex, of the whole object

@@ -21,13 +21,14 @@ type StoredCopy struct {
 	Region    place.Region
 	Bucket    string
 	Key       string
+	EU        string // ETag of the copy in the EU, which stays; "": there is none, and nothing to keep either
 }
 
 // Removals say which copies are not wanted any more. Several recorders may ask at once.
 type Removals interface {
 	// CopiesToRemove are some of the copies in a region that are to be removed and that nobody has set about within again. They are the
-	// caller's for that long.
-	CopiesToRemove(ctx context.Context, region place.Region, again time.Duration, limit int) ([]StoredCopy, error)
+	// caller's for that long. One that may still be on its way there is among them once nobody has said anything of it for so long (abandoned).
+	CopiesToRemove(ctx context.Context, region place.Region, abandoned, again time.Duration, limit int) ([]StoredCopy, error)
 	// CopyRemoved says that a copy is gone.
 	CopyRemoved(ctx context.Context, c StoredCopy, at time.Time) error
 }
@@ -62,7 +63,7 @@ func (r *Recorder) removeSome(ctx context.Context, st *store) (int, error) {
 	call, cancel := context.WithTimeout(ctx, journalTimeout)
 	defer cancel()
 	again := r.cfg.CallTimeout + r.cfg.RetryMax // whoever has it is done by then
-	list, err := r.cfg.Removals.CopiesToRemove(call, st.region, again, removeBatch)
+	list, err := r.cfg.Removals.CopiesToRemove(call, st.region, r.cfg.AbandonedAfter, again, removeBatch)
 	if err != nil {
 		return 0, err
 	}
@@ -86,8 +87,10 @@ func (r *Recorder) removeCopy(ctx context.Context, st *store, c StoredCopy) erro
 		return fmt.Errorf("it is in the bucket %s, and this recorder has %s: start one with that bucket, or remove it by hand", c.Bucket, st.bucket)
 	}
 	// The journal knows of the EU copy what was seen at its last check.
-	if _, _, there, err := r.eu.store.head(ctx, c.Key); err != nil || !there {
-		return errors.Join(errors.New("the copy in the EU is not seen to be there, and this one is the last"), err)
+	if c.EU != "" {
+		if _, etag, _, err := r.eu.store.head(ctx, c.Key); err != nil || etag != c.EU {
+			return errors.Join(errors.New("the copy in the EU is not seen to be there as it should be, and this one is the last"), err)
+		}
 	}
 	// A repair that is under way must not bring it back.
 	all, err := st.uploadsOf(ctx, c.Key)

@@ -17,7 +17,7 @@ type unwanted struct {
 	gone map[string]bool
 }
 
-func (u *unwanted) CopiesToRemove(_ context.Context, region place.Region, _ time.Duration, _ int) ([]StoredCopy, error) {
+func (u *unwanted) CopiesToRemove(_ context.Context, region place.Region, _, _ time.Duration, _ int) ([]StoredCopy, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(u.list), func(c StoredCopy) bool { return c.Region != region || u.gone[c.Recording] }), nil
@@ -61,7 +61,8 @@ func TestRemoveCopies(t *testing.T) {
 	}
 	b.storage.front.Cut("recordings-us", true)
 	before := b.storage.front.Calls("recordings-us", "other")
-	u.add(StoredCopy{Recording: "goes", Region: place.US, Bucket: "recordings-us", Key: keys[0]})
+	was, _ := b.ledger.last("goes")
+	u.add(StoredCopy{Recording: "goes", Region: place.US, Bucket: "recordings-us", Key: keys[0], EU: was.Copies[0].ETag})
 	u.add(StoredCopy{Recording: "other bucket", Region: place.US, Bucket: "recordings-old", Key: keys[1]})
 	b.waitFor("a try", func() bool { return b.storage.front.Calls("recordings-us", "other") >= before+2 })
 	if u.has("goes") {

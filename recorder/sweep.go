@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -35,8 +37,13 @@ type CheckedCopy struct {
 	Region    place.Region
 	Bucket    string
 	ETag      string // "": it never was verified
-	Healthy   string // ETag of the verified copy in the other region; "": there is none
-	Abandoned bool   // no region has a copy, its session has ended, and nobody has said anything of it for a long time
+	Healthy   string // ETag of the verified copy in the other region, which may be about to be removed; "": there is none
+	Elsewhere bool   // another region has a copy, or was to have one
+
+	// Abandoned is since when it is known that no region has a copy, that its session has ended, and that nobody has said anything of it for a
+	// long time; zero: it is not so.
+	Abandoned time.Time
+	Noticed   bool // that it is Abandoned: only now
 }
 
 // Sweeps are what the sweeps ask of the journal, and tell it. Several recorders may ask at once.
@@ -48,8 +55,12 @@ type Sweeps interface {
 	// for so long (abandoned) after the other region had one, or after the last word of a recording whose session has ended. They are the caller's
 	// for that long (again).
 	CopiesToCheck(ctx context.Context, region place.Region, bucket string, abandoned, again time.Duration, limit int) ([]CheckedCopy, error)
+	// StillAbandoned says whether nobody has said anything of a recording since c was given.
+	StillAbandoned(ctx context.Context, c CheckedCopy) (bool, error)
+	// Salvaged stores what became of an abandoned recording, as a Journal does; taken is false, and nothing stored, when it is not StillAbandoned.
+	Salvaged(ctx context.Context, c CheckedCopy, u RecordingUpdate) (taken bool, err error)
 	// CopyFound stores what was seen of a copy, which is due again after next. With missing and altered it is being repaired from then on. wanted is
-	// false for one that is to be removed, or was; of that nothing is stored.
+	// false for one that is to be removed, or was, and for one that is another by now, by its ETag or its recording's SHA-256; of that nothing is stored.
 	CopyFound(ctx context.Context, c CheckedCopy, f Finding, etag string, at time.Time, next time.Duration) (wanted bool, err error)
 }
 
@@ -63,16 +74,17 @@ type Counters struct {
 	Proven                     bool
 	Checked, Damaged, Repaired int64 // copies
 	Aborted, Completed         int64 // abandoned uploads
+	Lost                       int64 // recordings of which nothing is left
 }
 
-type counters struct{ checked, damaged, repaired, aborted, completed atomic.Int64 }
+type counters struct{ checked, damaged, repaired, aborted, completed, lost atomic.Int64 }
 
 // Counters are by region.
 func (r *Recorder) Counters() map[place.Region]Counters {
 	all := map[place.Region]Counters{}
 	for _, st := range r.stores() {
 		c := Counters{Checked: st.counts.checked.Load(), Damaged: st.counts.damaged.Load(), Repaired: st.counts.repaired.Load(),
-			Aborted: st.counts.aborted.Load(), Completed: st.counts.completed.Load()}
+			Aborted: st.counts.aborted.Load(), Completed: st.counts.completed.Load(), Lost: st.counts.lost.Load()}
 		select {
 		case <-st.proved:
 			c.Proven = true
@@ -159,15 +171,51 @@ func (r *Recorder) dropUpload(ctx context.Context, st *store, u foundUpload) err
 	return nil
 }
 
-// salvage makes a partial recording of the parts that arrived, where they are all there is: the storage is about to drop them. Whoever has the spool
-// after all begins anew, and stores the whole over it.
-func (r *Recorder) salvage(ctx context.Context, st *store, c CheckedCopy) error {
+// errSpoken says that somebody has the spool of a recording that seemed abandoned.
+var errSpoken = errors.New("recorder: somebody has its spool after all")
+
+// salvage makes a recording of the parts that arrived, where they are all there is: the storage is about to drop them. Whoever has the spool after all
+// has from the look that noticed it to the next one to say so: a fleet that was down for days has said nothing of any. If he does so later, he begins
+// anew, and stores the whole over it.
+func (r *Recorder) salvage(ctx context.Context, st, other *store, c CheckedCopy) error {
+	log := r.cfg.Log.With(zap.String("recording", c.Of.ID))
+	if c.Noticed {
+		log.Warn("nobody brings a recording to storage: unless somebody says that he has its spool, what had been uploaded is made a partial one of", zap.Duration("in", checkAgain))
+		return nil
+	}
+	places := []*store{st}
+	if other != nil && c.Elsewhere {
+		places = append(places, other)
+	}
+	for _, from := range places {
+		kept, err := r.keep(ctx, from, c)
+		if errors.Is(err, errSpoken) {
+			log.Info("somebody has the spool of a recording that seemed abandoned")
+			return nil
+		}
+		if err != nil || kept {
+			return err
+		}
+	}
+	u := c.Of
+	u.State, u.Cause, u.At, u.Copies = StateLost, CauseSpoolLost, r.cfg.Now().UTC(), nil
+	u.Partial, u.Bytes, u.Duration, u.SHA256 = false, 0, 0, ""
+	if err := r.salvaged(ctx, c, u); err != nil {
+		return err
+	}
+	st.counts.lost.Add(1)
+	log.Error("a recording is lost: its spool is gone, and nothing of it had been uploaded. Look for its folder on the volumes of all orchestrators", zap.String("session", u.Session))
+	return nil
+}
+
+// keep makes a recording of what lies in one storage; false: nothing does.
+func (r *Recorder) keep(ctx context.Context, st *store, c CheckedCopy) (bool, error) {
 	size, etag, there, err := st.head(ctx, c.Of.Key)
 	if err == nil && !there {
-		size, etag, err = r.completeWhatIsThere(ctx, st, c.Of.Key)
+		size, etag, err = r.completeWhatIsThere(ctx, st, c)
 	}
 	if err != nil || size == 0 {
-		return err
+		return false, err
 	}
 	whole, film := sha256.New(), &webm.Scanner{}
 	if err := st.read(ctx, c.Of.Key, etag, size, 1<<20, func(piece []byte) error {
@@ -175,35 +223,58 @@ func (r *Recorder) salvage(ctx context.Context, st *store, c CheckedCopy) error 
 		_, _ = film.Write(piece) // what it makes no sense of any more it leaves out
 		return nil
 	}); err != nil {
-		return err
+		return false, err
 	}
-	ix, _ := film.Index()
 	u := c.Of
-	u.State, u.Partial, u.Cause, u.At = StateUploading, true, CauseSpoolLost, r.cfg.Now().UTC()
+	u.State, u.At = StateUploading, r.cfg.Now().UTC()
 	if st.region == place.EU {
 		u.State = StateAvailable
 	}
-	u.Bytes, u.Duration, u.SHA256 = size, ix.Duration, hex.EncodeToString(whole.Sum(nil))
+	if sha := hex.EncodeToString(whole.Sum(nil)); sha != u.SHA256 { // else it was stored whole, and nobody told
+		ix, _ := film.Index()
+		u.Partial, u.Cause, u.Bytes, u.Duration, u.SHA256 = true, CauseSpoolLost, size, ix.Duration, sha
+	}
 	u.Copies = []Copy{{Region: st.region, Bucket: st.bucket, State: CopyVerified, ETag: etag, Verified: u.At}}
-	call, cancel := context.WithTimeout(ctx, journalTimeout)
-	defer cancel()
-	if err := r.cfg.Journal.RecordingChanged(call, u); err != nil {
-		return fmt.Errorf("journal: %w", err)
+	if err := r.salvaged(ctx, c, u); err != nil {
+		return false, err
 	}
 	st.counts.completed.Add(1)
-	r.cfg.Log.Warn("the spool of a recording is lost: what had been uploaded is kept, as partial", zap.String("recording", u.ID), zap.Int64("bytes", size))
+	r.cfg.Log.Warn("the spool of a recording is lost: what had been uploaded is kept", zap.String("recording", u.ID), zap.String("region", string(st.region)),
+		zap.Bool("partial", u.Partial), zap.Int64("bytes", u.Bytes))
+	return true, nil
+}
+
+// salvaged is errSpoken when the journal does not take it.
+func (r *Recorder) salvaged(ctx context.Context, c CheckedCopy, u RecordingUpdate) error {
+	ctx, cancel := context.WithTimeout(ctx, journalTimeout)
+	defer cancel()
+	taken, err := r.cfg.Sweeps.Salvaged(ctx, c, u)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if !taken {
+		return errSpoken
+	}
 	return nil
 }
 
 // completeWhatIsThere gives size and ETag of an object made of an upload; 0: there is none to make one of.
-func (r *Recorder) completeWhatIsThere(ctx context.Context, st *store, key string) (size int64, etag string, err error) {
-	u, err := st.newestUpload(ctx, key)
+func (r *Recorder) completeWhatIsThere(ctx context.Context, st *store, c CheckedCopy) (size int64, etag string, err error) {
+	u, err := st.newestUpload(ctx, c.Of.Key)
 	if err != nil || u.id == "" {
 		return 0, "", err
 	}
-	found, err := st.parts(ctx, key, u.id)
+	found, err := st.parts(ctx, u.key, u.id)
 	if err != nil {
 		return 0, "", err
+	}
+	// Last, since it is the upload that whoever has the spool would go on with.
+	call, cancel := context.WithTimeout(ctx, journalTimeout)
+	defer cancel()
+	if still, err := r.cfg.Sweeps.StillAbandoned(call, c); err != nil {
+		return 0, "", fmt.Errorf("journal: %w", err)
+	} else if !still {
+		return 0, "", errSpoken
 	}
 	etags, size := wholeParts(found)
 	if len(etags) == 0 {
@@ -291,22 +362,20 @@ func (r *Recorder) sweepCopies(ctx context.Context, st *store) error {
 }
 
 func (r *Recorder) checkCopy(ctx context.Context, st *store, c CheckedCopy) error {
-	// The plan of the recording decides where a copy may be: an EU-only one has no US store to be repaired into.
+	// The plan of the recording decides where a copy may be: an EU-only one has no US store to be repaired into. It may be repaired out of it, with
+	// what lies there until it is removed.
 	p, err := r.plan(c.Of.Placement)
 	if err != nil {
 		return err
 	}
+	if !slices.Contains(p.stores(), st) {
+		return fmt.Errorf("its placement is %s: it has nothing to do with the region %s", c.Of.Placement, st.region)
+	}
 	var other *store
-	mine := false
-	for _, s := range p.stores() {
-		if s.region == st.region {
-			mine = true
-		} else {
+	for _, s := range r.stores() {
+		if s != st {
 			other = s
 		}
-	}
-	if !mine {
-		return fmt.Errorf("its placement is %s: it has nothing to do with the region %s", c.Of.Placement, st.region)
 	}
 	r.mu.Lock()
 	rec := r.active[c.Of.ID]
@@ -314,8 +383,8 @@ func (r *Recorder) checkCopy(ctx context.Context, st *store, c CheckedCopy) erro
 	if rec != nil && !rec.view(st).stored {
 		return nil // it is on its way
 	}
-	if c.Abandoned {
-		return r.salvage(ctx, st, c)
+	if !c.Abandoned.IsZero() {
+		return r.salvage(ctx, st, other, c)
 	}
 	size, etag, there, err := st.head(ctx, c.Of.Key)
 	if err != nil {
@@ -348,7 +417,7 @@ func (r *Recorder) checkCopy(ctx context.Context, st *store, c CheckedCopy) erro
 }
 
 func (r *Recorder) found(ctx context.Context, c CheckedCopy, f Finding, etag string) (wanted bool, err error) {
-	next := r.cfg.CheckEvery
+	next := r.cfg.CheckEvery - rand.N(r.cfg.CheckEvery/8+1) // those that are looked at together do not stay so
 	if f == FindingMissing || f == FindingAltered {
 		next = checkAgain
 	}
@@ -404,8 +473,8 @@ func (r *Recorder) repair(ctx context.Context, st *store, c CheckedCopy, was Fin
 		defer cancel()
 		return errors.Join(err, st.abort(clean, c.Of.Key, id)) // what stays is swept up
 	}
-	if _, err := r.found(ctx, c, FindingRepaired, etag); err != nil {
-		return err
+	if wanted, err := r.found(ctx, c, FindingRepaired, etag); err != nil || !wanted {
+		return err // what is there now is looked at anew
 	}
 	st.counts.repaired.Add(1)
 	r.cfg.Log.Info("a copy of a recording is repaired", zap.String("recording", c.Of.ID), zap.String("region", string(st.region)))

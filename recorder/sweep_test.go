@@ -27,6 +27,8 @@ type books struct {
 	unwanted map[string]bool
 	answered func() // called before an answer is given
 	findings []Finding
+
+	asked, spokenAt int // how often whether a recording is abandoned; from which time on it is not, if from any
 }
 
 func (k *books) Useless(_ context.Context, _ place.Region, _, id string) (bool, error) {
@@ -46,6 +48,20 @@ func (k *books) CopiesToCheck(_ context.Context, region place.Region, bucket str
 		return true
 	})
 	return list, nil
+}
+
+func (k *books) StillAbandoned(_ context.Context, c CheckedCopy) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked++
+	return k.spokenAt == 0 || k.asked < k.spokenAt, nil
+}
+
+func (k *books) Salvaged(ctx context.Context, c CheckedCopy, u RecordingUpdate) (bool, error) {
+	if still, _ := k.StillAbandoned(ctx, c); !still {
+		return false, nil
+	}
+	return true, k.l.RecordingChanged(ctx, u)
 }
 
 func (k *books) CopyFound(_ context.Context, c CheckedCopy, f Finding, etag string, _ time.Time, _ time.Duration) (bool, error) {
@@ -297,7 +313,7 @@ func TestWhatRemainsIsKept(t *testing.T) {
 	b.open()
 	// The answer is lost, and its storage is away when the object is looked at: it goes on from there.
 	b.storage.front.Lose("Complete", 1)
-	abandoned := func(c *CheckedCopy) { c.Abandoned = true }
+	abandoned := func(c *CheckedCopy) { c.Abandoned, c.Elsewhere = time.Now(), false }
 	b.checks(k, "lost", place.EU, abandoned)
 	u := b.ledger.awaitState("lost", StateAvailable)
 	if !u.Partial || u.Cause != CauseSpoolLost || u.Bytes != int64(early)*minPartSize || len(u.Copies) != 1 || u.Copies[0].State != CopyVerified {
@@ -326,15 +342,154 @@ func TestWhatRemainsIsKept(t *testing.T) {
 	if again := b.ledger.awaitState("lost", StateAvailable); again.SHA256 != u.SHA256 {
 		t.Errorf("journal has %+v, had %+v", again, u)
 	}
-	// One of which nothing arrived stays as it is.
+	// One of which nothing arrived is lost, and that is said; but not when it is seen for the first time.
 	b.ledger.mu.Lock()
 	none := u
 	none.ID, none.Key, none.State, none.Copies = "none", "recordings/acme/session-none/none.webm", StateSealed, []Copy{{Region: place.EU, Bucket: "recordings-eu"}}
 	b.ledger.by["none"] = []RecordingUpdate{none}
 	b.ledger.mu.Unlock()
-	b.checks(k, "none", place.EU, abandoned)
+	b.checks(k, "none", place.EU, abandoned, func(c *CheckedCopy) { c.Noticed = true })
 	if u, _ := b.ledger.last("none"); u.State != StateSealed {
+		t.Errorf("noticed: %+v", u)
+	}
+	b.checks(k, "none", place.EU, abandoned)
+	if u, _ := b.ledger.last("none"); u.State != StateLost || u.Cause != CauseSpoolLost || u.Partial || u.Bytes != 0 || !u.State.Final(place.EUOnly) || len(u.Copies) != 0 {
 		t.Errorf("of nothing there is %+v", u)
+	}
+	if c := b.rec.Counters()[place.EU]; c.Lost != 1 || c.Completed != 2 {
+		t.Errorf("counted: %+v", c)
+	}
+}
+
+// TestSalvageIsFenced: whoever has the spool of a recording that seemed abandoned is asked for before its upload is ended, and before anything is said of
+// it; and what he had stored whole is no part.
+func TestSalvageIsFenced(t *testing.T) {
+	b := newBench(t)
+	b.close()
+	k := &books{l: b.ledger}
+	b.cfg.Sweeps = k
+	b.open()
+	piece := bytes.Repeat([]byte{1}, minPartSize)
+	before := RecordingUpdate{ID: "late", Session: "session-late", Account: "acme", Placement: place.EUOnly, State: StateRecording,
+		Key: "recordings/acme/session-late/late.webm", Copies: []Copy{{Region: place.EU, Bucket: "recordings-eu", State: CopyUploading}}}
+	b.ledger.by["late"] = []RecordingUpdate{before}
+	b.upload(before.Key, piece)
+	abandoned := func(c *CheckedCopy) { c.Abandoned = time.Now() }
+	for at, what := range map[int]string{1: "before the upload is ended", 2: "before it is published"} {
+		k.asked, k.spokenAt = 0, at
+		b.checks(k, "late", place.EU, abandoned)
+		if u, _ := b.ledger.last("late"); u.State != StateRecording || k.asked != at {
+			t.Errorf("he spoke %s: %+v, asked %d times", what, u, k.asked)
+		}
+		if at == 1 && (len(b.uploads(place.EU)) != 1 || b.object(place.EU, before.Key) != nil) {
+			t.Error("the upload that he goes on with is ended")
+		}
+		if at == 2 {
+			if err := b.rec.eu.remove(t.Context(), before.Key); err != nil {
+				t.Fatal(err)
+			}
+			b.upload(before.Key, piece)
+		}
+	}
+	k.asked, k.spokenAt = 0, 1
+	none := before
+	none.Key = "recordings/acme/session-late/none.webm"
+	b.ledger.by["late"] = []RecordingUpdate{none}
+	b.checks(k, "late", place.EU, abandoned)
+	if u, _ := b.ledger.last("late"); u.State == StateLost {
+		t.Errorf("he spoke, and it is lost: %+v", u)
+	}
+
+	// It was stored whole, and then nobody was left to say so.
+	k.spokenAt = 0
+	r := b.begin("whole", place.EUOnly)
+	if err := r.Ingest(t.Context(), play(film(t, 3, 1))); err != nil {
+		t.Fatal(err)
+	}
+	sealed := b.seal(r)
+	b.drain()
+	b.ledger.mu.Lock()
+	b.ledger.by["whole"] = slices.DeleteFunc(b.ledger.by["whole"], func(u RecordingUpdate) bool { return u.State == StateAvailable })
+	b.ledger.mu.Unlock()
+	b.checks(k, "whole", place.EU, abandoned)
+	if u, _ := b.ledger.last("whole"); u.State != StateAvailable || u.Partial || u.Cause != CauseNone || u.SHA256 != sealed.SHA256 || u.Copies[0].ETag == "" {
+		t.Errorf("journal has %+v", u)
+	}
+}
+
+// TestSalvageFromTheOtherRegion: what the US alone has of a recording is kept there, and put into the EU.
+func TestSalvageFromTheOtherRegion(t *testing.T) {
+	b := newBench(t)
+	b.close()
+	k := &books{l: b.ledger}
+	b.cfg.Sweeps = k
+	b.open()
+	b.storage.front.Cut("recordings-eu", true)
+	r := b.begin("lost", place.Replicated)
+	src := play(film(t, 20, 8))
+	src.lost, src.end = errLost, nil
+	_ = r.Ingest(t.Context(), src)
+	early := int(r.ready / minPartSize)
+	b.waitFor("parts", func() bool { return len(r.view(b.rec.us.store).parts) == early })
+	b.close()
+	if err := os.RemoveAll(filepath.Join(b.cfg.Dir, "lost")); err != nil {
+		t.Fatal(err)
+	}
+	b.storage.front.Cut("recordings-eu", false)
+	b.open()
+	b.checks(k, "lost", place.EU, func(c *CheckedCopy) { c.Abandoned, c.Elsewhere = time.Now(), true })
+	u := b.ledger.awaitState("lost", StateUploading)
+	if !u.Partial || len(u.Copies) != 1 || u.Copies[0].Region != place.US || u.Copies[0].State != CopyVerified {
+		t.Fatalf("journal has %+v", u)
+	}
+	var got []Finding
+	b.waitFor("the EU's", func() bool {
+		got = b.checks(k, "lost", place.EU, func(c *CheckedCopy) { c.Bucket = "recordings-eu" })
+		return slices.Contains(got, FindingRepaired)
+	})
+	if in := b.object(place.EU, u.Key); int64(len(in)) != u.Bytes || !bytes.Equal(in, b.object(place.US, u.Key)) {
+		t.Errorf("%d bytes in the EU, %d recorded", len(in), u.Bytes)
+	}
+}
+
+// TestRepairFromWhatIsToBeRemoved: the account was changed to eu while the EU's copy was damaged: it is put back from the one in the US, which is not
+// removed before.
+func TestRepairFromWhatIsToBeRemoved(t *testing.T) {
+	b := newBench(t)
+	b.close()
+	k := &books{l: b.ledger}
+	b.cfg.Sweeps = k
+	b.open()
+	u, sealed := b.replicated("last", 3, 1)
+	eu := u.Copies[0].ETag
+	spoil := func() {
+		t.Helper()
+		if err := b.rec.eu.remove(t.Context(), u.Key); err != nil {
+			t.Fatal(err)
+		}
+		b.waitFor("another object", func() bool {
+			return b.rec.eu.put(t.Context(), u.Key, strings.NewReader("other"), 5, md5Of("other")) == nil
+		})
+	}
+	b.cfg.Removals = &unwanted{gone: map[string]bool{}}
+	b.rec.cfg.Removals = b.cfg.Removals
+	remove := func(etag string) error {
+		return b.rec.removeCopy(t.Context(), b.rec.us.store, StoredCopy{Recording: "last", Region: place.US, Bucket: "recordings-us", Key: u.Key, EU: etag})
+	}
+	spoil()
+	if err := remove(eu); err == nil || b.object(place.US, u.Key) == nil {
+		t.Fatalf("the last copy is removed: %v", err)
+	}
+	b.waitFor("the repair", func() bool {
+		return slices.Contains(b.checks(k, "last", place.EU, func(c *CheckedCopy) { c.Of.Placement = place.EUOnly }), FindingRepaired)
+	})
+	b.wantObject(place.EU, u.Key, sealed, 30)
+	repaired, _ := b.ledger.last("last")
+	if err := remove(repaired.Copies[0].ETag); err != nil || b.object(place.US, u.Key) != nil {
+		t.Errorf("it is not removed once the EU has one: %v", err)
+	}
+	if err := remove(""); err != nil { // of one that nothing was stored of
+		t.Error(err)
 	}
 }
 
@@ -462,7 +617,7 @@ func TestRepairLeavesAlone(t *testing.T) {
 			k.mu.Lock()
 			k.unwanted[u.ID] = true
 			k.mu.Unlock()
-			if err := b.rec.removeCopy(t.Context(), b.rec.us.store, StoredCopy{Recording: u.ID, Region: place.US, Bucket: "recordings-us", Key: u.Key}); err != nil {
+			if err := b.rec.removeCopy(t.Context(), b.rec.us.store, StoredCopy{Recording: u.ID, Region: place.US, Bucket: "recordings-us", Key: u.Key, EU: u.Copies[0].ETag}); err != nil {
 				t.Error(err)
 			}
 		}

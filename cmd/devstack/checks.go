@@ -164,7 +164,7 @@ func (p *sample) waitRecording(ctx context.Context, session string, regions []st
 		if rec.State == want {
 			return rec, nil
 		}
-		if ctx.Err() != nil || rec.State == "empty" || rec.State == "quarantined" {
+		if ctx.Err() != nil || rec.State == "empty" || rec.State == "lost" || rec.State == "quarantined" {
 			return rec, fmt.Errorf("recording of session %s is %q, not %q", session, rec.State, want)
 		}
 		pause(ctx, pollEvery)

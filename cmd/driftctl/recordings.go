@@ -23,7 +23,7 @@ type recordingsCmd struct {
 	Ls struct {
 		Account string        `help:"Only this account's."`
 		Session string        `help:"Only of this session."`
-		State   string        `help:"Only in this state: recording, sealed, uploading, available, replicated, empty or quarantined."`
+		State   string        `help:"Only in this state: recording, sealed, uploading, available, replicated, empty, lost or quarantined."`
 		Within  time.Duration `placeholder:"DURATION" help:"Only those that began so long ago at most, for example 24h."`
 		Limit   int           `default:"50" help:"At most so many, 1 to 1000."`
 		Cursor  string        `help:"Older ones: what the page before ended with."`

@@ -8,9 +8,9 @@ type Recording struct {
 	Session    string          `json:"session"`
 	Account    string          `json:"account"`
 	Placement  string          `json:"placement" enum:"eu,replicated" doc:"Where copies of it are to be; eu as well once its account was changed to that."`
-	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined"`
+	State      string          `json:"state" enum:"recording,sealed,uploading,available,replicated,empty,lost,quarantined"`
 	Partial    bool            `json:"partial" doc:"Part of the session is missing from it."`
-	Cause      string          `json:"cause,omitempty" doc:"Why it is partial, empty or quarantined."`
+	Cause      string          `json:"cause,omitempty" doc:"Why it is partial, empty, lost or quarantined."`
 	Bytes      int64           `json:"bytes"`
 	DurationMS int64           `json:"duration_ms"`
 	SHA256     string          `json:"sha256,omitempty" doc:"Of the whole, in lower-case hex."`

@@ -37,6 +37,7 @@ const (
 
 	typeNotStored   = "urn:driftstack:problem:recording-not-stored"
 	typeEmpty       = "urn:driftstack:problem:recording-empty"
+	typeLost        = "urn:driftstack:problem:recording-lost"
 	typeQuarantined = "urn:driftstack:problem:recording-quarantined"
 	typeRemoved     = "urn:driftstack:problem:copy-removed"
 

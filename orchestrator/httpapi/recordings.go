@@ -63,7 +63,7 @@ func (s *server) sessionRecording(ctx context.Context, in *struct {
 func (s *server) listRecordings(ctx context.Context, in *struct {
 	Account string    `query:"account" maxLength:"128"`
 	Session string    `query:"session" maxLength:"128"`
-	State   string    `query:"state" enum:"recording,sealed,uploading,available,replicated,empty,quarantined"`
+	State   string    `query:"state" enum:"recording,sealed,uploading,available,replicated,empty,lost,quarantined"`
 	Since   time.Time `query:"since" doc:"Only those that began then or later, RFC 3339."`
 	Before  time.Time `query:"before" doc:"Only those that began before then, RFC 3339."`
 	Limit   int       `query:"limit" minimum:"1" maximum:"1000" default:"100"`
@@ -132,6 +132,8 @@ func noCopy(v api.Recording, region string) error {
 		return refuse(typeRemoved, http.StatusGone, "Copy removed", "the copy in "+region+" was removed, or is about to be: its account keeps recordings in the EU only; ask with region=eu")
 	case v.State == string(recorder.StateEmpty):
 		return refuse(typeEmpty, http.StatusNotFound, "Recording empty", fmt.Sprintf("there is nothing to play: not one frame was recorded (%s)", cmp.Or(v.Cause, "the session had no screen")))
+	case v.State == string(recorder.StateLost):
+		return refuse(typeLost, http.StatusGone, "Recording lost", fmt.Sprintf("there is nothing to play: what held it is gone, and nothing of it had been uploaded (%s)", v.Cause))
 	case i < 0 && v.State != string(recorder.StateQuarantined):
 		return refuse(typeNotFound, http.StatusNotFound, "No such copy", "its placement is "+v.Placement+": there is no copy in "+region+"; ask with region=eu")
 	case v.State == string(recorder.StateQuarantined):

@@ -100,6 +100,7 @@ func TestRecordingURLs(t *testing.T) {
 	}{
 		{recorder.StateAvailable, "", "us", 404, "not-found", "placement"},
 		{recorder.StateEmpty, recorder.CauseLost, "eu", 404, "recording-empty", "source_lost"},
+		{recorder.StateLost, recorder.CauseSpoolLost, "eu", 410, "recording-lost", "spool_lost"},
 		{recorder.StateQuarantined, recorder.CauseCorrupt, "eu", 409, "recording-quarantined", "corrupt"},
 	} {
 		v := u

@@ -18,66 +18,70 @@ var _ recorder.Journal = (*Store)(nil)
 // RecordingChanged implements recorder.Journal: an upsert that an older term cannot make. With a session's lock, because two terms may do so
 // at once.
 func (s *Store) RecordingChanged(ctx context.Context, u recorder.RecordingUpdate) error {
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if u.Session == "" { // a spool that cannot be read: keep what is stored
-			_, err := tx.Exec(ctx, `UPDATE recordings SET state = $2, cause = $3, updated_at = $4 WHERE id = $1`,
-				u.ID, string(u.State), string(u.Cause), u.At)
-			return err
-		}
-		if _, err := tx.Exec(ctx, `SELECT FROM sessions WHERE id = $1 FOR NO KEY UPDATE`, u.Session); err != nil {
-			return err
-		}
-		// What its account is changed to meanwhile holds for it too: see withdraw.
-		var wants string
-		err := tx.QueryRow(ctx, `SELECT recordings FROM accounts WHERE id = $1 FOR SHARE`, u.Account).Scan(&wants)
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return err
-		}
-		if wants == string(place.EUOnly) {
-			u.Placement = place.EUOnly
-		}
-		tag, err := tx.Exec(ctx, `
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return recordingChanged(ctx, tx, u) })
+	if errors.Is(err, recorder.ErrFenced) {
+		return err
+	}
+	return unavailable(err)
+}
+
+func recordingChanged(ctx context.Context, tx pgx.Tx, u recorder.RecordingUpdate) error {
+	if u.Session == "" { // a spool that cannot be read: keep what is stored
+		_, err := tx.Exec(ctx, `UPDATE recordings SET state = $2, cause = $3, updated_at = $4 WHERE id = $1`,
+			u.ID, string(u.State), string(u.Cause), u.At)
+		return err
+	}
+	if _, err := tx.Exec(ctx, `SELECT FROM sessions WHERE id = $1 FOR NO KEY UPDATE`, u.Session); err != nil {
+		return err
+	}
+	// What its account is changed to meanwhile holds for it too: see withdraw.
+	var wants string
+	err := tx.QueryRow(ctx, `SELECT recordings FROM accounts WHERE id = $1 FOR SHARE`, u.Account).Scan(&wants)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return err
+	}
+	if wants == string(place.EUOnly) {
+		u.Placement = place.EUOnly
+	}
+	tag, err := tx.Exec(ctx, `
 			INSERT INTO recordings AS r (id, session, account, term, placement, state, partial, cause, key, bytes, duration_ms,
 			                             sha256, started_at, updated_at)
 			SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
 			WHERE NOT EXISTS (SELECT FROM recordings WHERE session = $2 AND term > $4)
 			ON CONFLICT (id) DO UPDATE SET term = $4, state = $6, partial = $7, cause = $8, bytes = $10, duration_ms = $11,
 			    sha256 = $12, updated_at = $14 WHERE r.term <= $4`,
-			u.ID, u.Session, u.Account, u.Term, string(u.Placement), string(u.State), u.Partial, string(u.Cause), u.Key, u.Bytes,
-			u.Duration.Milliseconds(), u.SHA256, u.Started, u.At)
-		if err != nil {
-			return err
-		}
-		if tag.RowsAffected() == 0 {
-			return recorder.ErrFenced
-		}
-		if _, err := tx.Exec(ctx, `DELETE FROM recordings WHERE session = $1 AND term < $2`, u.Session, u.Term); err != nil {
-			return err
-		}
-		for _, c := range u.Copies {
-			var verified any
-			if !c.Verified.IsZero() {
-				verified = c.Verified
-			}
-			state := string(c.State)
-			if c.Region == place.US && wants == string(place.EUOnly) {
-				state = copyRemoving
-			}
-			if _, err := tx.Exec(ctx, `
-				INSERT INTO recording_copies AS c (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
-				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, etag = $5, verified_at = $6,
-				    state = CASE WHEN c.state IN ('removing', 'removed', 'repairing') THEN c.state ELSE $4 END`,
-				u.ID, string(c.Region), c.Bucket, state, c.ETag, verified); err != nil {
-				return err
-			}
-		}
-		_, err = tx.Exec(ctx, `SELECT pg_notify('`+chanSession+`', $1)`, u.Session)
-		return err
-	})
-	if errors.Is(err, recorder.ErrFenced) {
+		u.ID, u.Session, u.Account, u.Term, string(u.Placement), string(u.State), u.Partial, string(u.Cause), u.Key, u.Bytes,
+		u.Duration.Milliseconds(), u.SHA256, u.Started, u.At)
+	if err != nil {
 		return err
 	}
-	return unavailable(err)
+	if tag.RowsAffected() == 0 {
+		return recorder.ErrFenced
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM recordings WHERE session = $1 AND term < $2`, u.Session, u.Term); err != nil {
+		return err
+	}
+	for _, c := range u.Copies {
+		var verified any
+		if !c.Verified.IsZero() {
+			verified = c.Verified
+		}
+		state := string(c.State)
+		if c.Region == place.US && wants == string(place.EUOnly) {
+			state = copyRemoving
+		}
+		if _, err := tx.Exec(ctx, `
+				INSERT INTO recording_copies AS c (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
+				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, etag = $5, verified_at = $6, abandoned_at = NULL,
+				    removed_at = CASE WHEN $6 > c.removed_at THEN NULL ELSE c.removed_at END, -- brought there after all
+				    state = CASE WHEN c.state = 'removed' AND $6 > c.removed_at THEN 'removing'
+				        WHEN c.state IN ('removing', 'removed', 'repairing') THEN c.state ELSE $4 END`,
+			u.ID, string(c.Region), c.Bucket, state, c.ETag, verified); err != nil {
+			return err
+		}
+	}
+	_, err = tx.Exec(ctx, `SELECT pg_notify('`+chanSession+`', $1)`, u.Session)
+	return err
 }
 
 const recordingColumns = `r.id, r.session, r.account, r.placement,

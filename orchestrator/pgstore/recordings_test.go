@@ -125,7 +125,7 @@ func TestPlacementChange(t *testing.T) {
 
 	due := func(again time.Duration) (ids []string) {
 		t.Helper()
-		list, err := s.CopiesToRemove(ctx, place.US, again, 10)
+		list, err := s.CopiesToRemove(ctx, place.US, time.Hour, again, 10)
 		must(t, err)
 		for _, c := range list {
 			if c.Bucket != "b-us" || c.Key != "recordings/"+c.Recording || c.Region != place.US {
@@ -145,7 +145,7 @@ func TestPlacementChange(t *testing.T) {
 	if got := due(0); !slices.Equal(got, []string{late.ID, whole.ID}) {
 		t.Errorf("tried again: %v", got)
 	}
-	if got, err := s.CopiesToRemove(ctx, place.EU, 0, 10); err != nil || len(got) != 0 {
+	if got, err := s.CopiesToRemove(ctx, place.EU, time.Hour, 0, 10); err != nil || len(got) != 0 {
 		t.Errorf("in the EU: %v, %v", got, err)
 	}
 	for _, u := range []recorder.RecordingUpdate{early, lone} {

@@ -26,19 +26,20 @@ func withdraw(ctx context.Context, tx pgx.Tx, account string) (int64, error) {
 	return tag.RowsAffected(), err
 }
 
-// CopiesToRemove implements recorder.Removals. A copy that is still being uploaded waits until its uploader is done with it, and one of a recording
-// with no verified copy in the EU until there is one: it may be all that there is.
-func (s *Store) CopiesToRemove(ctx context.Context, region place.Region, again time.Duration, limit int) ([]recorder.StoredCopy, error) {
+// CopiesToRemove implements recorder.Removals. A copy that is still being uploaded waits until its uploader is done with it, or has said nothing for so
+// long (abandoned), and one of a recording with no verified copy in the EU until there is one: it may be all that there is.
+func (s *Store) CopiesToRemove(ctx context.Context, region place.Region, abandoned, again time.Duration, limit int) ([]recorder.StoredCopy, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH due AS MATERIALIZED (
-		    SELECT c.recording, c.region, r.key FROM recording_copies c JOIN recordings r ON r.id = c.recording
+		    SELECT c.recording, c.region, r.key, coalesce(eu.etag, '') AS eu FROM recording_copies c JOIN recordings r ON r.id = c.recording
+		    LEFT JOIN recording_copies eu ON eu.recording = r.id AND eu.region = 'eu' AND eu.state = 'verified'
 		    WHERE c.state = 'removing' AND c.region = $1
 		      AND (c.removal_tried_at IS NULL OR c.removal_tried_at < now() - $2::interval)
-		      AND (r.state = 'empty' OR (c.verified_at IS NOT NULL OR r.state = 'quarantined')
-		           AND EXISTS (SELECT FROM recording_copies eu WHERE eu.recording = r.id AND eu.region = 'eu' AND eu.state = 'verified'))
+		      AND (r.state IN ('empty', 'lost') OR r.state = 'quarantined' AND c.verified_at IS NULL
+		           OR eu.etag IS NOT NULL AND (c.verified_at IS NOT NULL OR r.state = 'quarantined' OR r.updated_at < now() - $4::interval))
 		    ORDER BY c.removal_tried_at NULLS FIRST LIMIT $3 FOR UPDATE OF c SKIP LOCKED)
 		UPDATE recording_copies c SET removal_tried_at = now() FROM due d
-		WHERE c.recording = d.recording AND c.region = d.region RETURNING c.recording, c.region, c.bucket, d.key`, string(region), again, limit)
+		WHERE c.recording = d.recording AND c.region = d.region RETURNING c.recording, c.region, c.bucket, d.key, d.eu`, string(region), again, limit, abandoned)
 	if err != nil {
 		return nil, unavailable(err)
 	}
