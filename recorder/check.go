@@ -43,10 +43,12 @@ func (r *Recording) checkPart(ctx context.Context, from, to int64, h hash.Hash) 
 		}
 	}
 	at := int64(headSize)
-	err = r.spool.frames(func(f frameRecord) error {
-		begin := at
+	err = r.spool.frames(from, func(begin int64, f frameRecord) error {
+		if begin >= to {
+			return errEnough
+		}
 		at = f.Size
-		if f.Size <= from || begin >= to {
+		if f.Size <= from {
 			return nil
 		}
 		var is uint32

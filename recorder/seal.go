@@ -237,7 +237,7 @@ func (r *Recording) checkBody(ctx context.Context, cut int64, digest *digest) er
 		}
 		return crc, nil
 	}
-	err := r.spool.frames(func(f frameRecord) error {
+	err := r.spool.frames(0, func(_ int64, f frameRecord) error {
 		if cutBefore && f.Size > cut {
 			return nil
 		}

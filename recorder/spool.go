@@ -67,8 +67,12 @@ type spool struct {
 	log     file       // nil once closed
 	logSize int64
 	at      progress
-	broken  error // a write to the log failed half-way: no more writes
+	marks   []mark // of each part: the first frame that reaches into it. Of a spool that was opened there are none
+	broken  error  // a write to the log failed half-way: no more writes
 }
+
+// mark is a place in the log, and what of the body the frames before it cover.
+type mark struct{ log, body int64 }
 
 // createSpool makes the folder of a new recording. It fails with fs.ErrExist when there is one. Until it is locked and has its spec it has another name:
 // a scan would take it for what somebody left who died.
@@ -228,6 +232,9 @@ func (s *spool) append(r record, sync bool) error {
 		}
 		return err
 	}
+	for r.Frame != nil && int64(len(s.marks))*s.at.spec.PartSize < s.at.framed {
+		s.marks = append(s.marks, mark{s.logSize, before.framed})
+	}
 	s.logSize += int64(len(b))
 	if !sync {
 		return nil
@@ -263,22 +270,33 @@ func (s *spool) look(f func(p *progress)) {
 	f(&s.at)
 }
 
-// frames calls f for each stretch of the body that was acknowledged, in order.
-func (s *spool) frames(f func(frameRecord) error) error {
+// errEnough ends frames early.
+var errEnough = errors.New("recorder: enough frames")
+
+// frames calls f for each stretch of the body that was acknowledged, in order, from the first one on that reaches beyond from, or from an earlier one;
+// begin is where it begins.
+func (s *spool) frames(from int64, f func(begin int64, fr frameRecord) error) error {
 	s.mu.Lock()
-	size := s.logSize
-	s.mu.Unlock()
-	log, err := os.Open(filepath.Join(s.dir, logName))
-	if err != nil {
-		return err
+	log, size, start := s.log, s.logSize, mark{body: headSize}
+	if n := from / s.at.spec.PartSize; n < int64(len(s.marks)) {
+		start = s.marks[n]
 	}
-	defer log.Close()
-	_, err = readLog(io.LimitReader(log, size), func(r record) error {
+	s.mu.Unlock()
+	if log == nil {
+		return os.ErrClosed
+	}
+	begin := start.body
+	_, err := readLog(io.NewSectionReader(log, start.log, size-start.log), func(r record) error {
 		if r.Frame == nil {
 			return nil
 		}
-		return f(*r.Frame)
+		at := begin
+		begin = r.Frame.Size
+		return f(at, *r.Frame)
 	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
 	return err
 }
 

@@ -106,10 +106,14 @@ func encodeRecord(r record) ([]byte, error) {
 	if len(payload) > maxRecord {
 		return nil, fmt.Errorf("recorder: log record of %d bytes", len(payload))
 	}
+	return frameOf(payload), nil
+}
+
+func frameOf(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, frameHeader+len(payload)), uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b[:4], castagnoli))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(payload, castagnoli))
-	return append(b, payload...), nil
+	return append(b, payload...)
 }
 
 // readLog calls f for each record and gives the length of what is whole. A torn end (the process or the machine died while
