@@ -19,8 +19,8 @@ var ErrMisplaced = errors.New("recorder: the storage is not what was configured"
 
 var errUnproven = errors.New("recorder: nothing is sent to a storage before its bucket was seen where it has to be")
 
-// probeKey is no recording's: an upload of that name is begun and given up again.
-const probeKey = "probe"
+// probePrefix is no recording's: an upload of such a name is begun and given up again.
+const probePrefix = "probe/"
 
 // prober looks at a bucket from both sides, before anything else may.
 type prober struct {
@@ -28,7 +28,7 @@ type prober struct {
 	bucket          string
 	timeout         time.Duration
 	here, elsewhere *s3.Client // elsewhere is nil where no other place is known
-	encrypts        func(context.Context) error
+	writes          func(context.Context) error
 }
 
 // probe is nil once the bucket answers where it has to be, and not where it must not be; ErrMisplaced when an answer says otherwise; any other
@@ -56,7 +56,7 @@ func (p prober) probe(ctx context.Context) error {
 			return p.unclear(p.site.elsewhere, status, err)
 		}
 	}
-	return p.encrypts(ctx)
+	return p.writes(ctx)
 }
 
 // head gives the status of the answer; 0: there was none.

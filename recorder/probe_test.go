@@ -56,9 +56,15 @@ func TestProbeRefuses(t *testing.T) {
 			t.Errorf("%d objects were put into %s", n, bucket)
 		}
 	}
+	b.storage.front.ReadOnly("recordings-eu")
+	cfg := valid
+	cfg.US = nil
+	if _, err := Open(t.Context(), cfg); !errors.Is(err, ErrMisplaced) || !strings.Contains(err.Error(), "may not write") {
+		t.Errorf("a key that may read only: %v", err)
+	}
 	redirect := httptest.NewServer(http.RedirectHandler("http://127.0.0.1:9/", http.StatusTemporaryRedirect))
 	defer redirect.Close()
-	cfg := valid
+	cfg = valid
 	cfg.EU.Endpoint, cfg.US = redirect.URL, nil
 	if _, err := Open(t.Context(), cfg); !errors.Is(err, ErrMisplaced) || !strings.Contains(err.Error(), "307") {
 		t.Errorf("sent elsewhere: %v", err)
@@ -79,14 +85,30 @@ func TestKeyThatIsOfNoUseElsewhere(t *testing.T) {
 	b.open()
 }
 
+// TestProbeLeavesNothing: what shows that a bucket can be written to is gone, on both sides, and storage is asked for nothing more than that.
+func TestProbeLeavesNothing(t *testing.T) {
+	b := newBench(t)
+	for _, region := range []place.Region{place.EU, place.US} {
+		bucket := b.at(region).bucket
+		if left := b.uploads(region); left != nil {
+			t.Errorf("uploads %v are left in %s", left, bucket)
+		}
+		for op, want := range map[string]int{"Create": 1, "Abort": 1, "PutObject": 0, "DeleteObject": 0} {
+			if n := b.storage.front.Calls(bucket, op); n != want {
+				t.Errorf("%d times %s in %s, want %d", n, op, bucket, want)
+			}
+		}
+	}
+}
+
 // TestStorageThatEncryptsWhenAsked: the header goes with every object, and its probe leaves nothing behind.
 func TestStorageThatEncryptsWhenAsked(t *testing.T) {
 	b := newBench(t)
 	b.close()
 	b.storage.front.Encrypts()
-	b.cfg.EU.Encryption = EncryptionAES256
+	b.cfg.EU.Encryption, b.cfg.US = EncryptionAES256, nil
 	b.open()
-	if c, a := b.storage.front.Calls("recordings-eu", "Create"), b.storage.front.Calls("recordings-eu", "Abort"); c != 1 || a != 1 {
+	if c, a := b.storage.front.Calls("recordings-eu", "Create"), b.storage.front.Calls("recordings-eu", "Abort"); c != 2 || a != 2 {
 		t.Errorf("the probe began %d uploads and gave up %d", c, a)
 	}
 	r := b.begin("sealed", place.EUOnly)

@@ -85,6 +85,10 @@ func TestRegionThatHangsHoldsUpNoOther(t *testing.T) {
 			w.WriteHeader(http.StatusNotFound)
 			return
 		}
+		if strings.HasPrefix(r.URL.Path, "/recordings-us/"+probePrefix) {
+			_, _ = io.WriteString(w, "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+			return
+		}
 		_, _ = io.Copy(io.Discard, r.Body) // or the server does not notice that the client has gone
 		asked <- struct{}{}
 		<-r.Context().Done()

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -78,7 +79,7 @@ func newStore(t Target, at site, timeout time.Duration, concurrency int) (*store
 	}
 	unproven := *s
 	unproven.client = s.prober.here
-	s.prober.encrypts = unproven.encrypts
+	s.prober.writes = unproven.writes
 	return s, nil
 }
 
@@ -177,16 +178,18 @@ func (s *store) create(ctx context.Context, key string) (uploadID string, err er
 
 var errUnencrypted = errors.New("the storage was asked to encrypt, and does not say that it does")
 
-// encrypts begins an upload, to see that the storage encrypts when it is asked to, and gives it up. Where it is not asked there is nothing to see.
-func (s *store) encrypts(ctx context.Context) error {
-	if s.sse == "" {
-		return nil
-	}
-	id, err := s.create(ctx, probeKey)
+// writes begins an upload, to see that it may, and that the storage encrypts when it is asked to, and gives it up: nothing is stored. The name is a new
+// one each time, as one object may be written once a second.
+func (s *store) writes(ctx context.Context) error {
+	key := probePrefix + rand.Text()
+	id, err := s.create(ctx, key)
 	if err == nil {
-		return s.abort(ctx, probeKey, id)
+		err = s.abort(ctx, key, id)
 	}
-	if errors.Is(err, errUnencrypted) || isCode(err, "NotImplemented", "InvalidArgument", "InvalidRequest", "InvalidEncryptionAlgorithmError", "KMS.NotFoundException") {
+	if forbidden(statusOf(err)) {
+		return fmt.Errorf("%w: this access key may read the %s bucket %q, and may not write to it: give one that may do both (R2: Object Read & Write): %w", ErrMisplaced, s.region, s.bucket, err)
+	}
+	if errors.Is(err, errUnencrypted) || s.sse != "" && isCode(err, "NotImplemented", "InvalidArgument", "InvalidRequest", "InvalidEncryptionAlgorithmError", "KMS.NotFoundException") {
 		return fmt.Errorf("%w: the %s bucket %q does not encrypt at rest as declared (%s): %w", ErrMisplaced, s.region, s.bucket, s.sse, err)
 	}
 	return err

@@ -187,7 +187,7 @@ func TestUploadIsResumedByItsParts(t *testing.T) {
 	stream := film(t, 20, 8)
 	for name, tt := range map[string]struct {
 		spoil   func(b *bench)
-		creates int // over both lives
+		creates int // over both lives, each of which has one for its probe
 		resent  int // parts, beside the first, that are sent twice
 	}{
 		"killed after a part was logged":     {func(*bench) {}, 1, 0},
@@ -229,7 +229,7 @@ func TestUploadIsResumedByItsParts(t *testing.T) {
 			b.drain()
 			u := b.ledger.awaitState("left", StateAvailable)
 			b.wantObject(place.EU, u.Key, Sealed{Bytes: u.Bytes, SHA256: u.SHA256, Duration: u.Duration}, -1)
-			if n := b.storage.front.Calls("recordings-eu", "Create"); n != tt.creates {
+			if n := b.storage.front.Calls("recordings-eu", "Create") - 2; n != tt.creates {
 				t.Errorf("%d uploads were begun, want %d", n, tt.creates)
 			}
 			want := int((u.Bytes+minPartSize-1)/minPartSize) + 1 + tt.resent
@@ -398,6 +398,10 @@ func TestSalvageIsFenced(t *testing.T) {
 	b.checks(k, "late", place.EU, abandoned)
 	if u, _ := b.ledger.last("late"); u.State == StateLost {
 		t.Errorf("he spoke, and it is lost: %+v", u)
+	}
+
+	if c := b.rec.Counters()[place.EU]; c.Completed != 0 || c.Lost != 0 {
+		t.Errorf("counted, and not so: %+v", c)
 	}
 
 	// It was stored whole, and then nobody was left to say so.

@@ -23,6 +23,7 @@ import (
 //	501 NotImplemented  aws-chunked bodies and trailing checksums
 //	400 InvalidPart     Complete with parts of unequal size (but the last), or under 5 MiB
 //	400 ExpiredRequest  a presigned URL after its time
+//	403 AccessDenied    writes to a bucket that the key may only read (ReadOnly)
 //	404 NoSuchBucket    a bucket of another jurisdiction (Jurisdiction)
 //	429 TooManyRequests a second write of an object (PutObject, Complete) within a second
 //
@@ -39,6 +40,7 @@ type Strict struct {
 	lose  map[string]int
 	wrote map[string]time.Time // by path, within the last writeEvery
 	seals bool                 // Encrypts
+	fixed map[string]bool      // ReadOnly
 }
 
 const sseHeader = "X-Amz-Server-Side-Encryption"
@@ -52,7 +54,7 @@ func NewStrict(endpoint string) (*Strict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3server: strict: %w", err)
 	}
-	s := &Strict{sizes: map[string]map[int]int64{}, calls: map[string]int{}, down: map[string]bool{}, lose: map[string]int{}, wrote: map[string]time.Time{}, now: time.Now}
+	s := &Strict{sizes: map[string]map[int]int64{}, calls: map[string]int{}, down: map[string]bool{}, lose: map[string]int{}, fixed: map[string]bool{}, wrote: map[string]time.Time{}, now: time.Now}
 	s.proxy = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)
@@ -91,6 +93,13 @@ func (s *Strict) Encrypts() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seals = true
+}
+
+// ReadOnly has writes to a bucket refused, as R2 does with a key that may read only.
+func (s *Strict) ReadOnly(bucket string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fixed[bucket] = true
 }
 
 // Lose has the next n requests of an operation executed and their answers lost.
@@ -136,7 +145,7 @@ func (s *Strict) serve(w http.ResponseWriter, r *http.Request, buckets []string)
 	seen := buckets == nil || slices.Contains(buckets, bucket)
 	s.mu.Lock()
 	down := buckets == nil && s.down[bucket] || slices.ContainsFunc(buckets, func(b string) bool { return s.down[b] })
-	seals := s.seals
+	seals, fixed := s.seals, s.fixed[bucket]
 	s.calls[bucket+" "+op]++
 	lose := s.lose[op] > 0 && !down && seen
 	if lose {
@@ -160,6 +169,10 @@ func (s *Strict) serve(w http.ResponseWriter, r *http.Request, buckets []string)
 	}
 	if seals && (op == "PutObject" || op == "Create") && r.Header.Get(sseHeader) == "" {
 		refuse(w, http.StatusForbidden, "AccessDenied", "objects are to be encrypted at rest")
+		return
+	}
+	if fixed && op != "other" {
+		refuse(w, http.StatusForbidden, "AccessDenied", "this key may read only")
 		return
 	}
 	upload := r.URL.Query().Get("uploadId")
