@@ -305,6 +305,51 @@ func (i *items) Receive(context.Context) (any, error) {
 
 func (i *items) Ack(context.Context, int64) error { return nil }
 
+// TestDamagedChunkIsSentAgain: what is refused is not acknowledged, and comes again; the recording is whole.
+func TestDamagedChunkIsSentAgain(t *testing.T) {
+	b := newBench(t)
+	stream := film(t, 3, 1)
+	r := b.begin("again", place.EUOnly)
+	var from int64
+	for _, at := range []int64{0, 200 << 10} { // the head, and in the middle
+		src := &damaging{play(stream), at}
+		src.pos = from
+		if err := r.Ingest(t.Context(), src); !errors.Is(err, ErrChunk) || src.ackedTo() > at {
+			t.Fatalf("Ingest: %v, %d bytes are acknowledged", err, src.ackedTo())
+		}
+		from = max(from, src.ackedTo())
+	}
+	back := play(stream)
+	back.pos = from
+	if err := r.Ingest(t.Context(), back); err != nil {
+		t.Fatal(err)
+	}
+	sealed := b.seal(r)
+	if sealed.Partial {
+		t.Errorf("sealed %+v", sealed)
+	}
+	b.drain()
+	ix := index(t, stream)
+	if got := b.object(place.EU, r.Key()); !bytes.HasPrefix(got[headSize:], stream[ix.Start:ix.End]) {
+		t.Error("the object is not what was recorded")
+	}
+	b.wantObject(place.EU, r.Key(), sealed, 30)
+}
+
+// damaging is a script that flips a bit of the chunk which has byte at.
+type damaging struct {
+	*script
+	at int64
+}
+
+func (d *damaging) Receive(ctx context.Context) (any, error) {
+	v, err := d.script.Receive(ctx)
+	if c, ok := v.(*wire.Chunk); ok && c.Offset <= d.at && d.at < c.Offset+int64(len(c.Data)) {
+		c.Data[d.at-c.Offset] ^= 4
+	}
+	return v, err
+}
+
 func TestDuplicatesAndOverlapsAreDropped(t *testing.T) {
 	b := newBench(t)
 	stream := film(t, 3, 1)

@@ -49,6 +49,40 @@ func TestStorageKilledWhileRecording(t *testing.T) {
 	b.wantNoSpool("storm")
 }
 
+// TestStorageDownForAWholeSession: nothing is there from before its start until after its end, and then all of it goes up, once.
+func TestStorageDownForAWholeSession(t *testing.T) {
+	b := newBench(t)
+	b.storage.kill()
+	stream := film(t, 20, 8)
+	r := b.begin("alone", place.Replicated)
+	if err := r.Ingest(t.Context(), play(stream)); err != nil {
+		t.Fatal(err)
+	}
+	sealed := b.seal(r)
+	if sealed.Partial {
+		t.Errorf("sealed %+v", sealed)
+	}
+	b.waitFor("a try", func() bool {
+		return b.storage.front.Calls("recordings-eu", "Create") > 1 && b.storage.front.Calls("recordings-us", "Create") > 1
+	})
+	if u, _ := b.ledger.last("alone"); u.State == StateAvailable || u.State == StateReplicated {
+		t.Errorf("journal has %+v", u)
+	}
+	b.storage.start()
+	b.drain()
+	u := b.ledger.awaitState("alone", StateReplicated)
+	for _, region := range []place.Region{place.EU, place.US} {
+		b.wantObject(region, u.Key, sealed, 200)
+		if n, parts := int64(b.storage.front.Calls("recordings-"+string(region), "UploadPart")), partCount(sealed.Bytes, minPartSize); n > parts {
+			t.Errorf("%d parts were sent to the %s, of %d", n, region, parts)
+		}
+		if left := b.uploads(region); left != nil {
+			t.Errorf("left in the storage: %v", left)
+		}
+	}
+	b.wantNoSpool("alone")
+}
+
 func TestOneRegionDown(t *testing.T) {
 	b := newBench(t)
 	b.storage.front.Cut("recordings-us", true)

@@ -15,6 +15,8 @@ import (
 const (
 	// grace is how long a recording without a lane waits for one; a little more than the host tries.
 	grace = redialLimit + 2*time.Second
+	// maxDamaged is how many chunks whose checksum does not hold are waited for once more: no network makes so many, a host's memory may.
+	maxDamaged = 8
 	// lastWords is how long a lane is read that cannot be written to: what the host sent before it was lost is not thrown away.
 	lastWords = time.Second
 )
@@ -46,6 +48,7 @@ type Receiver struct {
 	live  int
 	heard int // lane that was heard last
 	acked int64
+	bad   int   // chunks whose checksum did not hold
 	final bool  // no lane may come any more
 	cause error // of the end of the last lane that broke
 	err   error // breach of the rules, or Close
@@ -112,6 +115,9 @@ func (r *Receiver) read(lane int, s Socket) error {
 			return err
 		}
 		message, err := wire.DecodeRecording(b)
+		if errors.Is(err, wire.ErrChecksum) && r.again() {
+			return err // what the lane carried is sent again, over another or when it comes back
+		}
 		if err != nil {
 			r.fail(err)
 			return err
@@ -127,6 +133,14 @@ func (r *Receiver) read(lane int, s Socket) error {
 		held := wire.Held{Offset: message.(*wire.Chunk).Offset}
 		_ = r.say(context.Background(), lane, s, held.Append(nil)) // if it breaks, what is here is read nevertheless
 	}
+}
+
+// again says whether a damaged chunk may be sent once more.
+func (r *Receiver) again() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bad++
+	return r.bad <= maxDamaged
 }
 
 // say writes to a lane, unless a write to it has failed.

@@ -1,6 +1,7 @@
 package lanes
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -104,19 +105,24 @@ type world struct {
 
 	mu     sync.Mutex
 	refuse bool
-	ends   [wire.MaxLanes]*end // newest of each lane
+	spoil  func(message []byte) // what arrives; nil: nothing
+	ends   [wire.MaxLanes]*end  // newest of each lane
 	dials  int
 }
 
 func newWorld(t *testing.T, lanes, room int, delay func() time.Duration) *world {
 	w := &world{t: t, over: make(chan struct{}), room: room, delay: delay}
+	w.begin(lanes)
+	return w
+}
+
+func (w *world) begin(lanes int) {
 	w.receiver = NewReceiver(w.over, 0)
-	first, err := w.dial(t.Context(), 0)
+	first, err := w.dial(w.t.Context(), 0)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	w.sender = NewSender(first, Config{Dial: w.dial, Lanes: lanes})
-	return w
 }
 
 func (w *world) dial(_ context.Context, lane int) (Socket, error) {
@@ -130,10 +136,25 @@ func (w *world) dial(_ context.Context, lane int) (Socket, error) {
 	w.ends[lane] = host
 	receiver := w.receiver
 	w.serving.Go(func() {
-		_ = receiver.Serve(lane, orch)
+		_ = receiver.Serve(lane, &spoilt{orch, w.spoil})
 		orch.Close()
 	})
 	return host, nil
+}
+
+// spoilt is an end that does not hear what was said.
+type spoilt struct {
+	*end
+	spoil func([]byte)
+}
+
+func (s *spoilt) ReadBinary() ([]byte, error) {
+	b, err := s.end.ReadBinary()
+	if err == nil && s.spoil != nil {
+		b = bytes.Clone(b)
+		s.spoil(b)
+	}
+	return b, err
 }
 
 // refusing makes dials fail, or not.
@@ -294,6 +315,44 @@ func TestNothingIsLostHoweverLanesDie(t *testing.T) {
 	}
 	if most < 4 || deaths < 100 {
 		t.Errorf("%d sockets in one run at most and %d deaths: this tests little", most, deaths)
+	}
+}
+
+// TestADamagedChunkIsSentAgain, and one that is damaged each time ends the recording.
+func TestADamagedChunkIsSentAgain(t *testing.T) {
+	data := stream(4 << 20)
+	for _, lanes := range []int{1, 4} {
+		for _, always := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex // of heard and spoiled
+				heard, spoiled := 0, 0
+				w := &world{t: t, over: make(chan struct{}), room: 8, delay: steady(time.Millisecond), spoil: func(b []byte) {
+					mu.Lock()
+					defer mu.Unlock()
+					heard++
+					if (heard%5 == 0 && spoiled < maxDamaged || always) && len(b) > 100 {
+						b[len(b)-heard%50-1] ^= 1
+						spoiled++
+					}
+				}}
+				w.begin(lanes)
+				received := make(chan error, 1)
+				go func() {
+					err := w.receive(data, 1<<16)
+					w.refusing(true) // a receiver that has failed hangs up at once, and by this clock that takes no time
+					received <- err
+				}()
+				err := w.send(split(data, func() int { return 64 << 10 }))
+				got := <-received
+				w.stop()
+				if always && (err == nil || !errors.Is(got, wire.ErrChecksum)) || !always && (err != nil || got != nil) {
+					t.Errorf("%d lanes, always %v: send %v, receive %v", lanes, always, err, got)
+				}
+				if want := maxDamaged; spoiled != want && !always || always && spoiled <= want {
+					t.Errorf("%d lanes, always %v: %d chunks were damaged", lanes, always, spoiled)
+				}
+			})
+		}
 	}
 }
 

@@ -56,8 +56,11 @@ func (e End) Append(b []byte) []byte {
 	return append(b, byte(e.Reason))
 }
 
+// ErrChecksum says that a chunk is not what was sent: it may be sent again. It is an [ErrFrame].
+var ErrChecksum = fmt.Errorf("%w: the checksum does not hold", ErrFrame)
+
 // DecodeRecording parses what a host sends on a recording socket: a *Chunk whose checksum holds, or an *End.
-// A chunk's Data shares b's memory.
+// A chunk's Data shares b's memory. ErrChecksum.
 func DecodeRecording(b []byte) (any, error) {
 	r := reader{b: b}
 	switch r.u8() {
@@ -68,7 +71,7 @@ func DecodeRecording(b []byte) (any, error) {
 			return nil, fmt.Errorf("%w: chunk of %d bytes", ErrFrame, len(c.Data))
 		}
 		if r.err == nil && Checksum(c.Data) != c.CRC {
-			return nil, fmt.Errorf("%w: checksum of the chunk at %d does not hold", ErrFrame, c.Offset)
+			return nil, fmt.Errorf("%w: chunk at %d", ErrChecksum, c.Offset)
 		}
 		return c, r.err
 	case kindEnd:
