@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -120,17 +122,19 @@ func (d *driver) send(ctx context.Context, method, path string, content []byte) 
 // neverReached says that the driver has not seen the command.
 func neverReached(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// ready waits until the driver answers. Of one whose supervisor is gone nobody hears that it died.
-func (d *driver) ready(ctx context.Context, died, unsupervised <-chan struct{}) error {
+// ready waits until the driver answers. What answers for it may be another program that had the port first, and with it another phone or browser:
+// own says whether it is the driver's. Of one whose supervisor is gone nobody hears that it died.
+func (d *driver) ready(ctx context.Context, own func() bool, died, unsupervised <-chan struct{}) error {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for {
 		try, cancel := context.WithTimeout(ctx, statusLimit) // what has taken the port may never answer
 		a, err := d.send(try, http.MethodGet, "/status", nil)
 		cancel()
-		if err == nil && a.Status == http.StatusOK {
+		if err == nil && a.Status == http.StatusOK && own() {
 			return nil
 		}
+		d.pause() // or a stranger's connection would be kept
 		select {
 		case <-again.C:
 		case <-died:
@@ -230,30 +234,39 @@ func plainID(id string) bool {
 	return id != "" && id != "." && id != ".." && len(id) <= 200
 }
 
-// reservation is a loopback port that no other agent, nor another session of this one, takes for a driver. It is kept by a UDP socket on
-// that port, which is in no driver's way: the system may name a TCP port twice before a driver listens, and a session would then find
-// another's driver, and its browser, behind its port. Whoever is no agent may still take the port first: the driver then exits, and
-// the start is tried again with another.
+// Ports of drivers are below those that systems give to whoever asks for any: 32768 and more on Linux, 49152 on macOS.
+const (
+	firstPort = 20000
+	lastPort  = 32767
+)
+
+// reservation is a loopback port that no other agent, nor another session of this one, takes for a driver: a session would find another's
+// driver, and its browser, behind it. It is kept by a UDP socket on that port, which is in no driver's way. Whoever is no agent, and
+// asks for this very port, may still take it first: the driver then exits, and the start is tried again with another.
 type reservation struct {
 	io.Closer
 	port int
 }
 
 func reservePort() (reservation, error) {
-	var err error
-	for range 100 { // of those that are free for UDP few are taken for TCP
-		var kept net.PacketConn
-		if kept, err = net.ListenPacket("udp4", "127.0.0.1:0"); err != nil {
-			break
+	var last error
+	for range 100 {
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		at := "127.0.0.1:" + strconv.Itoa(port)
+		kept, err := net.ListenPacket("udp4", at)
+		if err != nil {
+			last = err
+			continue
 		}
-		var l net.Listener
-		if l, err = net.Listen("tcp4", kept.LocalAddr().String()); err == nil {
+		l, err := net.Listen("tcp4", at)
+		if err == nil {
 			_ = l.Close() // nothing was accepted
-			return reservation{kept, kept.LocalAddr().(*net.UDPAddr).Port}, nil
+			return reservation{kept, port}, nil
 		}
+		last = err
 		_ = kept.Close() // nothing was sent
 	}
-	return reservation{}, fmt.Errorf("host: no free port: %w", err)
+	return reservation{}, fmt.Errorf("host: no free port from %d to %d: %w", firstPort, lastPort, last)
 }
 
 // forgetDisplay removes the lock and socket that an X server leaves when it is killed.

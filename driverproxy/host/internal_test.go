@@ -106,7 +106,7 @@ func TestWipeNamesNoFile(t *testing.T) {
 // TestReservedPortsAreOneSessionsOnly, whichever agent's it is.
 func TestReservedPortsAreOneSessionsOnly(t *testing.T) {
 	seen := map[int]bool{}
-	for range 600 { // of about 28000 that the system draws from: without reservation some come twice
+	for range 600 { // of 12768: without reservation some come twice
 		r, err := reservePort()
 		if err != nil {
 			t.Fatal(err)

@@ -144,6 +144,54 @@ func killMarked(mark string) error {
 	}
 }
 
+// listens says whether all that takes connections to the loopback port belongs to processes that carry the mark.
+func listens(mark string, port int) bool {
+	theirs := listeners(port)
+	for _, pid := range marked(mark) {
+		fds := "/proc/" + strconv.Itoa(pid) + "/fd/"
+		entries, _ := os.ReadDir(fds) // a process that is gone has none
+		for _, e := range entries {
+			if socket, err := os.Readlink(fds + e.Name()); err == nil {
+				if _, ok := theirs[socket]; ok {
+					theirs[socket] = true
+				}
+			}
+		}
+	}
+	for _, own := range theirs {
+		if !own {
+			return false
+		}
+	}
+	return len(theirs) > 0
+}
+
+// listeners are the sockets that listen where 127.0.0.1 and the port lead, as links below /proc name them.
+func listeners(port int) map[string]bool {
+	const (
+		loopback4, any4 = "0100007F", "00000000"
+		loopback6, any6 = "0000000000000000FFFF00000100007F", "00000000000000000000000000000000"
+		listen          = "0A"
+	)
+	found := map[string]bool{}
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		b, _ := os.ReadFile(table) // there is no tcp6 without IPv6
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) < 10 || f[3] != listen {
+				continue
+			}
+			addr, hex, _ := strings.Cut(f[1], ":")
+			switch n, err := strconv.ParseUint(hex, 16, 16); {
+			case err != nil || int(n) != port:
+			case addr == loopback4, addr == any4, addr == loopback6, addr == any6:
+				found["socket:["+f[9]+"]"] = false
+			}
+		}
+	}
+	return found
+}
+
 // killIf kills the process if it is still the right one: a pidfd keeps the pid from meaning another one in between.
 func killIf(pid int, right func() bool) {
 	fd, err := unix.PidfdOpen(pid, 0)

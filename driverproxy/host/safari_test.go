@@ -3,14 +3,18 @@ package host_test
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/drivertest"
 	"github.com/driftstack/fleet/driverproxy/drivertest/safari"
 	"github.com/driftstack/fleet/driverproxy/host"
 	"github.com/driftstack/fleet/driverproxy/webdriver"
@@ -279,6 +283,70 @@ func TestDriverThatCannotBeStarted(t *testing.T) {
 	}
 	i.clock.until(t, "readmission", i.isReady)
 	i.works(t, "after")
+	i.idle(t)
+}
+
+// stranger answers at the port that the agent's driver was given, as another driver.
+func (i *iphone) stranger(t *testing.T, asked *atomic.Int32) (stop func() error) {
+	t.Helper()
+	var l net.Listener
+	eventually(t, "the port is known", func() bool {
+		line, _ := os.ReadFile("/proc/" + itoa(pidOf(i.state, safari.Program)) + "/cmdline")
+		_, port, found := strings.Cut(string(line), "--port\x00")
+		if !found {
+			return false
+		}
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:"+strings.Trim(port, "\x00")); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	})
+	driver := drivertest.NewQuiet()
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		driver.ServeHTTP(w, r)
+		asked.Add(1)
+	})}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(l)
+	}()
+	return func() error {
+		err := server.Close()
+		<-served
+		return err
+	}
+}
+
+// TestStrangerAtTheDriversPort: a program that has the port before the driver does is not taken for it, although it answers like a driver: a session,
+// or a trial that is to prove a phone, would be had on another.
+func TestStrangerAtTheDriversPort(t *testing.T) {
+	t.Parallel()
+	i := newIPhone(t)
+	i.run(t, i.cfg)
+	i.ready(t, "phone")
+	i.set(t, safari.Held, "")
+	if err := syscall.Kill(pidOf(i.state, safari.Program), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	i.clock.until(t, "another driver starts", func() bool { return !i.isReady() && i.count(t, "start") == 2 })
+	var asked atomic.Int32
+	stop := i.stranger(t, &asked)
+	// Whoever believed the first answer would have asked the second whether the device is ready, and the third a while later.
+	i.clock.until(t, "the stranger answers", func() bool { return asked.Load() >= 3 })
+	if i.isReady() {
+		t.Error("the device is ready with another's driver")
+	}
+	i.clear(t, safari.Held) // it exits, and another port is tried
+	i.clock.until(t, "ready", i.isReady)
+	i.works(t, "s1")
+	if n := i.count(t, "session"); n != 1 {
+		t.Errorf("the phone had %d sessions, want 1", n)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
 	i.idle(t)
 }
 

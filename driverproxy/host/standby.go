@@ -159,7 +159,8 @@ func (s *standby) startDriver(ctx context.Context) error {
 			return err
 		}
 		s.driver = newDriver("127.0.0.1:"+strconv.Itoa(port.port), s.agent.cfg.SlowStart)
-		if err = s.driver.ready(ctx, gone, s.supervisor.over); err == nil {
+		own := func() bool { return listens(s.record.Mark, port.port) }
+		if err = s.driver.ready(ctx, own, gone, s.supervisor.over); err == nil {
 			s.exits = append(s.exits, exit{exitDriver, gone})
 			s.driverPid = pid
 			return nil

@@ -47,6 +47,9 @@ func Main(args []string) int {
 		return 1
 	}
 	phone.wait(SlowStart)
+	for phone.has(Held) {
+		time.Sleep(5 * time.Millisecond) // a file says no more than that it is there
+	}
 	d := &driver{phone: phone, inner: drivertest.NewQuiet()}
 	server := &http.Server{Addr: fmt.Sprint("127.0.0.1:", *port), Handler: d, ReadHeaderTimeout: 10 * time.Second}
 	fmt.Fprintln(os.Stderr, server.ListenAndServe())
