@@ -40,6 +40,7 @@ type config struct {
 	RecordFPS     int    `default:"10" help:"Frames a second of recordings."`
 	RecordBitrate int    `default:"1000000" help:"Bits a second of recordings."`
 	RecordBuffer  int64  `default:"33554432" help:"Most bytes of one recording that may wait for the orchestrator; beyond, its capture stops."`
+	CanarySite    string `default:"https://example.com" placeholder:"ORIGIN" help:"A site that every device reaches and no customer has to do with: whether a phone keeps what sessions store is tried out there."`
 	RecordLanes   int    `default:"4" help:"Most sockets that carry one recording; further ones than the first are opened when it is not enough, 8 at most."`
 	LogLevel      string `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
 }
@@ -130,7 +131,7 @@ func run(ctx context.Context, cfg config) (err error) {
 		Name: link.Host(), Agent: version(), StateDir: dir, Orchestrators: link.Fleets, Dial: link.DialContext,
 		Devices: devices(cfg.Device), Log: log,
 		Recorder:       recording{capture.New(capture.Config{FPS: cfg.RecordFPS, Bitrate: cfg.RecordBitrate, Buffer: cfg.RecordBuffer})},
-		RecordingLanes: cfg.RecordLanes,
+		RecordingLanes: cfg.RecordLanes, CanarySite: cfg.CanarySite,
 	})
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/driverproxy/drivertest"
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
@@ -23,6 +25,9 @@ const (
 	OrphanLimit = 90 * time.Second
 	// SlowStart is how long New Session may take at the driver without counting against the device.
 	SlowStart = 20 * time.Second
+
+	// CanarySite is IANA's for documents: it sets no cookies, and its robots.txt has no scripts.
+	CanarySite = "https://example.com"
 
 	startLimit    = 60 * time.Second // everything up to the answered New Session
 	statusLimit   = 5 * time.Second  // one GET /status
@@ -125,7 +130,10 @@ type Config struct {
 	// SafariDriver is the program of kind safaridriver; "": the one of macOS, which is then required. Tests give one that
 	// misbehaves (drivertest/safari) and runs anywhere.
 	SafariDriver string
-	Clock        Clock // nil: the system's
+	// CanarySite is the origin of a site that every device reaches and no customer has to do with: of what sessions may have left it is found out whether
+	// the browser keeps it with canaries there. "": CanarySite.
+	CanarySite string
+	Clock      Clock // nil: the system's
 	// Fake gives a device of kind fake its driver for one more session, before that is assigned; nil: a new one each time.
 	Fake func(device string) *drivertest.Driver
 }
@@ -159,8 +167,13 @@ func (c *Config) check() error {
 			errs = append(errs, err)
 		}
 	}
+	if o, err := inert.Origin(c.canarySite()); err != nil || o != c.canarySite() {
+		errs = append(errs, fmt.Errorf("host: canary site %q is not an origin, as in %s", c.CanarySite, CanarySite))
+	}
 	return errors.Join(errs...)
 }
+
+func (c *Config) canarySite() string { return cmp.Or(c.CanarySite, CanarySite) }
 
 func (d Device) wire(state wire.DeviceState, reason string) wire.Device {
 	k, _ := newKind(d, Config{}) // was checked when the agent started

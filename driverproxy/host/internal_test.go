@@ -177,3 +177,23 @@ func TestSweepThatWasCut(t *testing.T) {
 		t.Error("a browser that is of no more use was looked at")
 	}
 }
+
+// TestPagesStayInQuestion: a site that did not let anybody look is in question still when time has run out for others, and is not gone to again before
+// those. Where nothing is proved nothing is forgotten.
+func TestPagesStayInQuestion(t *testing.T) {
+	d := &device{pages: []string{"silent", "late", "good"}}
+	all := slices.Clone(d.pages)
+	found := sweep{question: []string{"silent", "late"}, unasked: []string{"late"}}
+	if more, why := d.learnLocked(all, []string{"good"}, found, sweep{}); !more || why != "" || !slices.Equal(d.pages, []string{"silent", "late"}) {
+		t.Fatalf("more %v %q, in question %v", more, why, d.pages)
+	}
+	if next := without(d.pages, d.inquiry.asked); !slices.Equal(next, []string{"late"}) {
+		t.Errorf("next are %v", next)
+	}
+	if more, why := d.learnLocked([]string{"late"}, nil, sweep{question: []string{"late"}}, sweep{}); more || why == "" {
+		t.Errorf("proved without a canary")
+	}
+	if more, why := d.learnLocked([]string{"late"}, []string{"late"}, sweep{}, sweep{}); more || why != "" || !slices.Equal(d.pages, []string{"silent"}) || d.inquiry.asked != nil {
+		t.Errorf("more %v %q, in question %v, asked %v", more, why, d.pages, d.inquiry.asked)
+	}
+}

@@ -22,6 +22,7 @@ type device struct {
 	wake    chan struct{} // buffered: the keeper is to look again
 	residue []residue     // what is left of sessions and standbys
 	pages   []string      // at which sessions were, and of which nobody knows that nothing is left; the latest last
+	inquiry inquiry       // into the pages; the keeper's alone
 	began   uint64        // agent.asked when the last step began
 	proved  uint64        // the same of the last that found the device ready
 	took    time.Duration // of the driver's last answer

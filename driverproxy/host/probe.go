@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/driverproxy/inert"
 	"github.com/driftstack/fleet/driverproxy/wire"
 )
 
@@ -24,7 +25,7 @@ func (a *agent) probe(ctx context.Context, d *device, j job, log *zap.Logger) re
 		}
 	}
 	looked := false
-	if j.needs&proofWiped != 0 && len(j.pages) > 0 {
+	if j.needs&proofWiped != 0 && (len(j.pages) > 0 || d.keeps(a.cfg)) {
 		more, bad := a.inspect(limited, d, s, j.pages, log)
 		if more || len(bad) > 0 {
 			return result{more: more, bad: bad}
@@ -73,10 +74,31 @@ func (a *agent) newStandby(ctx context.Context, d *device, log *zap.Logger) (*st
 	return nil, append(a.discard(d, s, log), startGrade(err))
 }
 
+// keeps says whether the device's browser may keep something that no directory of a session has.
+func (d *device) keeps(cfg Config) bool {
+	k, _ := newKind(d.Device, cfg) // was checked when the agent started
+	return !k.contained()
+}
+
+// inquiry is what is known of the pages in question while a device proves that nothing is left of sessions.
+type inquiry struct {
+	asked  []string       // that were gone to and stay in question: not again before the device has been free
+	breaks map[string]int // how often a page has cost a session its browser
+}
+
+// mostBreaks of a page: then it is given up, lest a site that kills drivers has a device for ever.
+const mostBreaks = 3
+
 // inspect looks whether anything is left of sessions at the pages: in a session of its own, which finds what they have left and leaves canaries, and
-// in another one, which finds those if this browser keeps anything beyond a session. A site that does not answer stays in question, and
-// keeps nobody from having the device. Where there was no time for all of them there is more to look at; the sites that it went to then are not gone to again.
+// in another one, which finds those if this browser keeps anything beyond a session. So that canaries are left and looked for whatever becomes of the pages, it
+// goes to a site of ours as well, and without one that held them in both sessions nothing is proved. A site that does not answer stays in question, and
+// keeps nobody from having the device; so does one that has cost a browser too often, which is told and forgotten. Where there was no time for all
+// of them there is more to look at.
 func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []string, log *zap.Logger) (more bool, bad []grade) {
+	pages = without(pages, d.inquiry.asked)
+	if d.keeps(a.cfg) {
+		pages = append(pages, inert.Target(a.cfg.canarySite(), "/")) // the last is gone to first
+	}
 	look := func(s *standby, pages []string, leave bool) (found sweep, bad []grade) {
 		bad = a.trial(ctx, d, s, log, func(driver *driver) grade {
 			if found = sweepUp(ctx, driver, pages, true, leave); found.Left > 0 {
@@ -88,28 +110,63 @@ func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []stri
 		return found, bad
 	}
 	found, bad := look(s, pages, true)
-	if len(bad) > 0 {
-		return false, bad
-	}
-	done, again := without(pages, found.question), sweep{}
-	if len(done) > 0 {
-		if again, bad = look(nil, done, false); len(bad) > 0 {
-			return false, bad
-		}
-		done = without(done, again.question)
-	}
-	broken, unasked := found.broken || again.broken, append(found.unasked, again.unasked...)
-	if broken || len(unasked) > 0 {
-		done = without(pages, unasked)
+	proved, again := without(pages, found.question), sweep{}
+	if len(bad) == 0 && len(proved) > 0 {
+		again, bad = look(nil, proved, false)
+		proved = without(proved, again.question)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	d.pages = without(d.pages, done)
-	if broken || len(unasked) > 0 && len(done) == 0 {
-		log.Warn("the browser cannot be asked what sessions have left in it")
-		return false, []grade{gradeWiped}
+	for _, page := range d.brokeLocked(append(found.breaks, again.breaks...)) {
+		log.Error("a site costs every session that goes to it its browser: it is given up, and what sessions have left there is not known", zap.Int("times", d.inquiry.breaks[page]))
+		delete(d.inquiry.breaks, page)
 	}
-	return len(unasked) > 0, nil
+	if len(bad) > 0 {
+		d.inquiry.asked = nil
+		return false, bad
+	}
+	more, why := d.learnLocked(pages, proved, found, again)
+	if why != "" {
+		log.Warn(why)
+		bad = []grade{gradeWiped}
+	}
+	return more, bad
+}
+
+// learnLocked takes in what both sessions have found at the pages, and says whether there is more to look at, or why nothing is proved.
+func (d *device) learnLocked(pages, proved []string, found, again sweep) (more bool, why string) {
+	d.pages = without(d.pages, proved)
+	unasked := append(found.unasked, again.unasked...)
+	switch {
+	case found.broken || again.broken:
+		return false, "the browser broke while it was asked what sessions have left in it"
+	case len(proved) == 0 && len(pages) > 0:
+		return false, "no site has held a canary: the device is free once one does; can it reach the canary site?"
+	case len(unasked) > 0:
+		d.inquiry.asked = append(d.inquiry.asked, without(pages, append(unasked, proved...))...)
+		return true, ""
+	}
+	d.inquiry.asked = nil
+	return false, ""
+}
+
+// brokeLocked counts what has cost a session its browser and has it gone to after all others. It returns what has done so too often, which is in question
+// no more.
+func (d *device) brokeLocked(pages []string) (over []string) {
+	if len(pages) == 0 {
+		return nil
+	}
+	pages = without(pages, without(pages, d.pages)) // the canary site is nobody's
+	if d.inquiry.breaks == nil {
+		d.inquiry.breaks = map[string]int{}
+	}
+	for _, p := range pages {
+		if d.inquiry.breaks[p]++; d.inquiry.breaks[p] >= mostBreaks {
+			over = append(over, p)
+		}
+	}
+	d.pages = append(without(pages, over), without(d.pages, pages)...)
+	return over
 }
 
 func without(list, some []string) []string {

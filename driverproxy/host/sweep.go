@@ -38,6 +38,7 @@ type sweep struct {
 	question []string // pages of the origins that were not found clean
 	unasked  []string // those of them that nobody has come to
 	broken   bool     // the browser was of no more use at one of the others, or from the beginning
+	breaks   []string // pages of that one; none: from the beginning
 }
 
 // note counts what became of an origin.
@@ -118,7 +119,9 @@ func sweepUp(ctx context.Context, d *driver, pages []string, fresh, leave bool) 
 	for _, origin := range slices.Backward(t.Origins) {
 		v := notAsked
 		if !inert.Fatal(err) && time.Now().Before(until) {
-			v, err = s.origin(ctx, origin, t.Folders(origin))
+			if v, err = s.origin(ctx, origin, t.Folders(origin)); inert.Fatal(err) {
+				w.breaks = pagesOf(origin, t.Folders(origin))
+			}
 		}
 		w.note(v, pagesOf(origin, t.Folders(origin)))
 	}

@@ -185,9 +185,16 @@ func (d *driver) command(w http.ResponseWriter, r *http.Request, below string) {
 	hangs := d.fresh && r.Method == http.MethodDelete && below == "cookie"
 	if r.Method == http.MethodPost && below == "url" {
 		d.fresh = false
-		if d.phone.has(Fragile) {
+		if d.phone.has(Fragile) || d.phone.has(Deadly) {
 			body, _ := io.ReadAll(r.Body)
-			d.broken = d.broken || strings.Contains(string(body), "://breaks")
+			breaks := strings.Contains(string(body), "://breaks")
+			if breaks {
+				d.phone.note("break")
+			}
+			if breaks && d.phone.has(Deadly) {
+				os.Exit(1)
+			}
+			d.broken = d.broken || breaks
 			r.Body = io.NopCloser(strings.NewReader(string(body)))
 		}
 	}

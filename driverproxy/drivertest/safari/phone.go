@@ -40,6 +40,7 @@ const (
 	Clings        Quirk = "clings"  // to its cookies: they are not deleted
 	Fragile       Quirk = "fragile" // a visit to a site whose name begins with "breaks" costs the session its window
 	Held          Quirk = "held"    // a driver that starts does not listen yet
+	Deadly        Quirk = "deadly"  // such a visit ends the driver instead
 	Sullen        Quirk = "sullen"  // Delete All Cookies never answers, in no session
 	// Leftover has every session held by one more process, which is no child of the driver and lives on when that is killed.
 	Leftover Quirk = "leftover"
