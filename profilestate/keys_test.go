@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -250,6 +251,22 @@ func TestOneChangesTheRootKey(t *testing.T) {
 	}
 	if _, err := other.advance(); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+
+	// What is locked is open for writing: on NFS nothing else can be.
+	lock, err := os.OpenFile(f.root.path+lockSuffix, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if info, err := lock.Stat(); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v (%v)", info.Mode(), err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.advance(); !errors.Is(err, ErrRootBusy) {
+		t.Errorf("rotated although another has the lock: %v", err)
 	}
 }
 

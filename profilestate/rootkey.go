@@ -240,18 +240,21 @@ func (k *RootKey) advance() (made bool, err error) {
 	})
 }
 
+const lockSuffix = ".lock"
+
 // ErrRootBusy means that somebody else changes the root key at this moment.
 var ErrRootBusy = errors.New("the root key is being rotated, or an epoch of it retired, by somebody else; try again")
 
 // alone has nobody else change the file meanwhile, in this process or another: of two who did so at once, one would lose the other's epoch, and
 // with it the keys that are wrapped by then. ErrRootBusy.
 func (k *RootKey) alone(change func() error) error {
-	folder, err := os.Open(filepath.Dir(k.path)) // the file itself is replaced
+	// A file of its own: that of the key is replaced, and NFS locks only what is open for writing, which a folder never is. It stays, so that all lock the same.
+	lock, err := os.OpenFile(k.path+lockSuffix, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("root key: %w", err)
 	}
-	defer folder.Close()
-	switch err := syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+	defer lock.Close()
+	switch err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
 	case errors.Is(err, syscall.EWOULDBLOCK):
 		return ErrRootBusy
 	case err != nil:
