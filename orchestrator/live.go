@@ -50,12 +50,13 @@ type live struct {
 	logging sync.Mutex // guards seq; apart from mu, because the journal may make its callers wait
 	seq     int64
 
-	mu       sync.Mutex // guards what follows
-	device   device
-	inflight int
-	idleAt   time.Time            // when the last command ended
-	end      *EndError            // the first reason to end wins
-	restored *profilestate.Report // what the browser was given; nil: it is not known yet
+	mu         sync.Mutex // guards what follows
+	device     device
+	inflight   int
+	idleAt     time.Time            // when the last command ended
+	end        *EndError            // the first reason to end wins
+	restored   *profilestate.Report // what the browser was given; nil: it is not known yet
+	reportLost bool                 // it never will be
 }
 
 func newLive(c Claim, j *journal, now func() time.Time) *live {

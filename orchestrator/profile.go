@@ -20,6 +20,7 @@ type openedProfile struct {
 	head     profilestate.Head
 	snapshot *profilestate.Snapshot // nil: it could not be opened, and is not saved
 	restored profilestate.Report    // zero where nothing was, or where it is not known: nothing is taken for deleted
+	unknown  bool                   // what was restored
 }
 
 func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile, error) {
@@ -39,12 +40,12 @@ func (o *Orchestrator) openProfile(ctx context.Context, l *live) (*openedProfile
 		// The session runs, and its client wants it more than what it leaves behind.
 		o.log.Error("the profile of an adopted session cannot be opened, and will not be saved", zap.String("session", l.claim.Session),
 			zap.String("profile", l.claim.Profile), cause(err))
-		p.snapshot, err = nil, nil
+		p.snapshot, p.unknown, err = nil, true, nil
 	}
-	if err == nil && l.claim.Adopted && p.snapshot != nil {
+	if err == nil && l.claim.Adopted && p.snapshot != nil && p.head.Current.Number != 0 {
 		if p.restored, err = o.deps.Profiles.LoadReport(ctx, p.ref, p.head, l.claim.Session); err != nil {
 			o.log.Warn("what was restored into an adopted session is not known: nothing will be taken for deleted", zap.String("session", l.claim.Session), zap.Error(err))
-			err = nil
+			p.unknown, err = true, nil
 		}
 	}
 	return p, err
@@ -61,7 +62,7 @@ func (p *openedProfile) restore(ctx context.Context, dev device) error {
 			return err
 		}
 	}
-	p.l.restoredAs(p.restored)
+	p.l.restoredAs(p.restored, p.unknown)
 	return nil
 }
 
@@ -88,14 +89,17 @@ func (p *openedProfile) forget(end *EndError) {
 	}
 }
 
-// restoredAs tells what became of the profile's items, for who asks.
-func (l *live) restoredAs(r profilestate.Report) {
+// restoredAs tells what became of the profile's items, for who asks, or that nobody can know it any more.
+func (l *live) restoredAs(r profilestate.Report, unknown bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.restored = &r
+	l.restored, l.reportLost = &r, unknown
 }
 
 var errNoReport = &ConflictError{Problem: "the session does not run: the report is there once its profile is restored, and removed when it ends; " +
+	"its event profile_restored keeps the counts"}
+
+var errReportLost = &ConflictError{Problem: "what was restored into this session is not known any more: another orchestrator went on with it, and could not open the report; " +
 	"its event profile_restored keeps the counts"}
 
 // ProfileReport says what became of each item of the profile of a session that runs here, or is about to, at most that many of them: those
@@ -113,13 +117,15 @@ func (o *Orchestrator) ProfileReport(ctx context.Context, session string, most i
 		return api.ProfileReport{}, errNoReport
 	}
 	l.mu.Lock()
-	restored, left := l.restored, l.end != nil && l.end.left
+	restored, lost, left := l.restored, l.reportLost, l.end != nil && l.end.left
 	l.mu.Unlock()
 	switch {
 	case restored == nil && left: // before it knew
 		return api.ProfileReport{}, ErrElsewhere
 	case restored == nil:
 		return api.ProfileReport{}, errNoReport
+	case lost:
+		return api.ProfileReport{}, errReportLost
 	}
 	n := restored.Counts()
 	v := api.ProfileReport{Session: session, Profile: l.claim.Profile, Restored: n.Restored, Altered: n.Altered, Dropped: n.Dropped, Unsupported: n.Unsupported,

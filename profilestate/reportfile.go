@@ -83,7 +83,10 @@ func (s *Store) saveReport(ctx context.Context, ref Ref, head Head, session stri
 	return f.Close()
 }
 
-// LoadReport opens what SaveReport kept; the zero Report where it kept nothing. ErrTampered, ErrKey, and those of the KeyStore.
+// ErrNoReport: no report of a session's restore was kept.
+var ErrNoReport = errors.New("there is no report of what was restored")
+
+// LoadReport opens what SaveReport kept. ErrNoReport, ErrTampered, ErrKey, and those of the KeyStore.
 func (s *Store) LoadReport(ctx context.Context, ref Ref, head Head, session string) (Report, error) {
 	r, err := s.loadReport(ctx, ref, head, session)
 	if err != nil {
@@ -98,7 +101,7 @@ func (s *Store) loadReport(ctx context.Context, ref Ref, head Head, session stri
 	}
 	f, err := s.disk.Open(s.path(reportFile(ref, session)))
 	if errors.Is(err, fs.ErrNotExist) {
-		return Report{}, nil
+		return Report{}, ErrNoReport
 	}
 	if err != nil {
 		return Report{}, err

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -386,6 +389,35 @@ func TestProfileReportDuringAHandover(t *testing.T) {
 		if _, err = two.client.ProfileReport(t.Context(), s.ID, 10); problemOf(t, err).Status != http.StatusConflict {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A report that does not open any more is told to be so, rather than to have nothing in it.
+func TestProfileReportThatIsDamaged(t *testing.T) {
+	t.Parallel()
+	r := newSeveral(t, 10*time.Minute, 0, "eu-1", "eu-2")
+	one, two := r.all[0], r.all[1]
+	p, err := one.client.CreateProfile(t.Context(), api.CreateProfile{Account: "a", Name: "p"})
+	must(t, err)
+	_, err = one.client.ImportProfile(t.Context(), p.ID, strings.NewReader(stateOf("v")))
+	must(t, err)
+	s := (&rig{client: one.client}).running(t, api.CreateSession{Profile: p.ID})
+	damaged := 0
+	must(t, filepath.WalkDir(r.dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".report" {
+			return nil // the host's files come and go
+		}
+		damaged++
+		return os.WriteFile(path, []byte("no report"), 0o600)
+	}))
+	if damaged != 1 {
+		t.Fatalf("%d reports", damaged)
+	}
+	one.stop()
+	two.connect()
+	v, err := two.client.ProfileReport(t.Context(), s.ID, 10)
+	if f := problemOf(t, err); f.Status != http.StatusConflict || !strings.Contains(f.Detail, "not known any more") {
+		t.Errorf("%+v, %v", v, err)
 	}
 }
 

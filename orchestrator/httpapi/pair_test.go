@@ -47,6 +47,7 @@ type mate struct {
 type several struct {
 	all     []*mate
 	drivers chan *drivertest.Driver // the driver of each session, as it starts
+	dir     string                  // with all files
 }
 
 // newSeveral starts them; ttl is their lease time, orphan how long the host keeps a session that nobody comes for, 0 for its
@@ -59,8 +60,8 @@ func newSeveral(t *testing.T, ttl, orphan time.Duration, names ...string) *sever
 
 func newSeveralWith(t *testing.T, phone host.Device, ttl, orphan time.Duration, names ...string) *several {
 	t.Helper()
-	r := &several{drivers: make(chan *drivertest.Driver, 16)}
 	dsn, keyDSN, dir := database(t), keyDatabase(t), t.TempDir()
+	r := &several{drivers: make(chan *drivertest.Driver, 16), dir: dir}
 	must(t, profilestate.CreateRootKey(dir+"/root.key"))
 	var addrs []string
 	for _, name := range names {
