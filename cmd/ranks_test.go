@@ -20,6 +20,7 @@ const module = "github.com/driftstack/fleet/"
 var ranks = map[string]int{
 	"orchestrator/api":      0,
 	"orchestrator/coredump": 0,
+	"orchestrator/outbound": 0,
 	"orchestrator/place":    0,
 	"driverproxy/batch":     0,
 	"driverproxy/inert":     0,

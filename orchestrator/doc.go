@@ -204,7 +204,9 @@
 //	  api/              control-plane messages
 //	  httpapi/          handlers: decode, call, encode
 //	  pgstore/          all SQL; migrations/, keymigrations/ of the key database; pgcluster/ is a private Postgres for development and tests
-//	  place/            region and place as types
+//	  place/            region and place as types, and the names that providers give to hosts
+//	  outbound/         connections to what they are pinned to, and to nothing else
+//	  residency/        the register: what is kept where, who may be connected to, what is refused at start
 //	  coredump/         keeps a crash from writing memory to a disk
 //	  client/           the Go client of the API server
 //	driverproxy/        the command stream, EU end
@@ -228,11 +230,11 @@
 //
 // Imports descend; a test holds them, and each library's one home (cmd/ranks_test.go).
 //
-//	rank 0  orchestrator/api orchestrator/coredump orchestrator/place driverproxy/batch driverproxy/inert driverproxy/webdriver driverproxy/wire
-//	        recorder/webm                                                                             (standard library only)
+//	rank 0  orchestrator/api orchestrator/coredump orchestrator/outbound orchestrator/place driverproxy/batch driverproxy/inert
+//	        driverproxy/webdriver driverproxy/wire recorder/webm                                      (standard library only)
 //	rank 1  tunnel/…  driverproxy/…  profilestate  recorder/…                                          (never one another)
 //	rank 2  orchestrator
-//	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client
+//	rank 3  orchestrator/httpapi orchestrator/pgstore orchestrator/client orchestrator/residency
 //	rank 4  cmd/…
 //
 // Out of scope of this package: SQL (pgstore), HTTP (httpapi), sockets (driverproxy), what profiles, recordings and

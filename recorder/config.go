@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
@@ -41,6 +42,8 @@ type Config struct {
 	Removals Removals // of copies in the US; nil: none are ever removed
 	Sweeps   Sweeps   // nil: nobody looks after what lies in storage
 
+	Refused func(outbound.Refusal) // is told of connections that were not made because they would have gone elsewhere; may be nil
+
 	Log *zap.Logger      // zap.NewNop() when nil
 	Now func() time.Time // time.Now when nil
 
@@ -55,6 +58,13 @@ type Config struct {
 	// AbandonedAfter is how long what nobody seems to work on is left to whoever has its spool, DefaultAbandonedAfter when 0.
 	AbandonedAfter time.Duration
 }
+
+func (c *Config) stores() storeConfig {
+	return storeConfig{c.CallTimeout, c.Concurrency, c.Refused}
+}
+
+// Category is the row of recordings in the register of what may be where.
+const Category = "recordings"
 
 // EUTarget is a bucket of R2's eu jurisdiction.
 type EUTarget struct{ Target }
@@ -102,14 +112,9 @@ type site struct {
 	here, elsewhere string // elsewhere is "" where nobody knows of another place
 }
 
-const (
-	r2Default = ".r2.cloudflarestorage.com"
-	r2EU      = ".eu.r2.cloudflarestorage.com"
-)
-
 func (t EUTarget) site(us *USTarget) site {
 	if t.Account != "" {
-		return site{place.EU, "https://" + t.Account + r2EU, "https://" + t.Account + r2Default}
+		return site{place.EU, "https://" + t.Account + place.R2EU, "https://" + t.Account + place.R2US}
 	}
 	s := site{region: place.EU, here: t.Endpoint}
 	if us != nil {
@@ -120,7 +125,7 @@ func (t EUTarget) site(us *USTarget) site {
 
 func (t USTarget) site(eu EUTarget) site {
 	if t.Account != "" {
-		return site{place.US, "https://" + t.Account + r2Default, "https://" + t.Account + r2EU}
+		return site{place.US, "https://" + t.Account + place.R2US, "https://" + t.Account + place.R2EU}
 	}
 	return site{place.US, t.Endpoint, eu.Endpoint}
 }

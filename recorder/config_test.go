@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
@@ -45,7 +48,7 @@ func TestHostsAreDerived(t *testing.T) {
 	if cfg.EU.Encryption != EncryptionAlways || cfg.US.Encryption != EncryptionAlways {
 		t.Errorf("encryption %q and %q", cfg.EU.Encryption, cfg.US.Encryption)
 	}
-	st, err := newStore(cfg.EU.Target, cfg.EU.site(nil), time.Second, 1)
+	st, err := newStore(cfg.EU.Target, cfg.EU.site(nil), storeConfig{timeout: time.Second, concurrency: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +179,7 @@ func TestStorageCannotSendUsElsewhere(t *testing.T) {
 		http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
 	}))
 	defer here.Close()
-	st, err := newStore(Target{Endpoint: here.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, site{region: place.EU, here: here.URL}, 5*time.Second, 1)
+	st, err := newStore(Target{Endpoint: here.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, site{region: place.EU, here: here.URL}, storeConfig{timeout: 5 * time.Second, concurrency: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,39 +191,50 @@ func TestStorageCannotSendUsElsewhere(t *testing.T) {
 	if _, _, _, err := st.head(t.Context(), "k"); err == nil {
 		t.Error("head through a redirect")
 	}
-	pin := pinned{scheme: "https", host: "a.example", from: st.proved, next: http.DefaultTransport}
-	for _, to := range []string{elsewhere.URL, "http://a.example/", "https://a.example:8443/", "https://a.example.evil/"} {
-		r, _ := http.NewRequest(http.MethodGet, to, nil)
-		if _, err := pin.RoundTrip(r); err == nil || !strings.Contains(err.Error(), "pinned") {
-			t.Errorf("request to %s: %v", to, err)
-		}
-	}
-	r, _ := http.NewRequest(http.MethodGet, "https://a.example/", nil)
-	r.Host = "b.example"
-	if _, err := pin.RoundTrip(r); err == nil || !strings.Contains(err.Error(), "pinned") {
-		t.Errorf("request for another host: %v", err)
-	}
-	for _, to := range []string{"a.example:80", "b.example:443", strings.TrimPrefix(elsewhere.URL, "http://")} {
-		if _, err := pin.dial(t.Context(), "tcp", to); err == nil || !strings.Contains(err.Error(), "pinned") {
-			t.Errorf("connection to %s: %v", to, err)
-		}
-	}
-	local := pinned{scheme: "http", host: strings.TrimPrefix(here.URL, "http://")}
-	conn, err := local.dial(t.Context(), "tcp", local.host)
-	if err != nil {
-		t.Fatalf("connection to the host itself: %v", err)
-	}
-	conn.Close()
 }
 
-func TestNoProxyFromTheEnvironment(t *testing.T) {
-	client, _, err := pinnedClient(Target{AccessKey: "k", SecretKey: "s"}, "https://a.example", time.Second, nil)
+// TestStorageIsPinned: each region's client connects to its host, and tells what it did not connect to. What a pin is made of is tested with it.
+func TestStorageIsPinned(t *testing.T) {
+	var refused []outbound.Refusal
+	cfg := validConfig(t)
+	for endpoint, host := range map[string]string{
+		cfg.EU.site(cfg.US).here:   r2Account + ".eu.r2.cloudflarestorage.com:443",
+		cfg.US.site(cfg.EU).here:   r2Account + ".r2.cloudflarestorage.com:443",
+		"http://127.0.0.1:9":       "127.0.0.1:9",
+		cfg.EU.site(nil).elsewhere: r2Account + ".r2.cloudflarestorage.com:443",
+	} {
+		pin, err := pinTo(endpoint, func(r outbound.Refusal) { refused = append(refused, r) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		local := strings.HasPrefix(endpoint, "http:")
+		if pin.String() != host || pin.Plain != local || (pin.Networks != nil) != local {
+			t.Errorf("%s is pinned to %+v", endpoint, pin)
+		}
+	}
+	client, idle, err := pinnedClient(Target{AccessKey: "k", SecretKey: "s"}, cfg.EU.site(nil).here, cfg.stores(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pin := client.Options().HTTPClient.(*http.Client).Transport.(pinned)
-	if pin.next.(*http.Transport).Proxy != nil {
-		t.Error("requests may go through a proxy")
+	defer idle()
+	r, _ := http.NewRequest(http.MethodGet, cfg.US.site(cfg.EU).here, nil)
+	if _, err := client.Options().HTTPClient.Do(r); !errors.Is(err, outbound.ErrRefused) {
+		t.Errorf("a request to the US through the EU's client: %v", err)
+	}
+	cfg.Refused = func(r outbound.Refusal) { refused = append(refused, r) }
+	st, err := newStore(cfg.EU.Target, cfg.EU.site(cfg.US), cfg.stores())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.idle()
+	for _, c := range []*s3.Client{st.client, st.prober.here, st.prober.elsewhere} {
+		r, _ := http.NewRequest(http.MethodGet, "https://s3.example/", nil)
+		if _, err := c.Options().HTTPClient.Do(r); !errors.Is(err, outbound.ErrRefused) {
+			t.Error(err)
+		}
+	}
+	if len(refused) != 3 || refused[0].To != "s3.example:443" || refused[0].Category != "recordings" {
+		t.Errorf("told of %+v", refused)
 	}
 }
 
@@ -234,7 +248,7 @@ func TestSilentStorageIsGivenUp(t *testing.T) {
 	}))
 	defer silent.Close()
 	defer close(release)
-	st, err := newStore(Target{Endpoint: silent.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, site{region: place.EU, here: silent.URL}, 100*time.Millisecond, 1)
+	st, err := newStore(Target{Endpoint: silent.URL, Bucket: "abc", AccessKey: "k", SecretKey: "s"}, site{region: place.EU, here: silent.URL}, storeConfig{timeout: 100 * time.Millisecond, concurrency: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

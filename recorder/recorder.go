@@ -44,14 +44,14 @@ func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	eu, err := newStore(cfg.EU.Target, cfg.EU.site(cfg.US), cfg.CallTimeout, cfg.Concurrency)
+	eu, err := newStore(cfg.EU.Target, cfg.EU.site(cfg.US), cfg.stores())
 	if err != nil {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, active: map[string]*Recording{}}
 	if cfg.US != nil {
-		us, err := newStore(cfg.US.Target, cfg.US.site(cfg.EU), cfg.CallTimeout, cfg.Concurrency)
+		us, err := newStore(cfg.US.Target, cfg.US.site(cfg.EU), cfg.stores())
 		if err != nil {
 			cancel()
 			return nil, err

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,13 +21,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 
+	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/place"
 )
 
-const (
-	dialTimeout  = 10 * time.Second
-	probeTimeout = 10 * time.Second
-)
+const probeTimeout = 10 * time.Second
 
 // store is one bucket, by the few requests a recording needs. Retries are the caller's.
 type store struct {
@@ -50,25 +47,25 @@ type (
 	usStore struct{ *store }
 )
 
-func newStore(t Target, at site, timeout time.Duration, concurrency int) (*store, error) {
-	s := &store{region: at.region, bucket: t.Bucket, timeout: timeout, slots: make(chan struct{}, concurrency), proved: make(chan struct{}), counts: &counters{},
-		prober: prober{site: at, bucket: t.Bucket, timeout: min(timeout, probeTimeout)}}
+func newStore(t Target, at site, cfg storeConfig) (*store, error) {
+	s := &store{region: at.region, bucket: t.Bucket, timeout: cfg.timeout, slots: make(chan struct{}, cfg.concurrency), proved: make(chan struct{}), counts: &counters{},
+		prober: prober{site: at, bucket: t.Bucket, timeout: min(cfg.timeout, probeTimeout)}}
 	if t.Encryption == EncryptionAES256 {
 		s.sse = types.ServerSideEncryptionAes256
 	}
 	var err error
 	var idle [3]func()
-	if s.client, idle[0], err = pinnedClient(t, at.here, timeout, s.proved); err != nil {
+	if s.client, idle[0], err = pinnedClient(t, at.here, cfg, s.proved); err != nil {
 		return nil, err
 	}
 	now := make(chan struct{})
 	close(now)
-	if s.prober.here, idle[1], err = pinnedClient(t, at.here, timeout, now); err != nil {
+	if s.prober.here, idle[1], err = pinnedClient(t, at.here, cfg, now); err != nil {
 		return nil, err
 	}
 	idle[2] = func() {}
 	if at.elsewhere != "" {
-		if s.prober.elsewhere, idle[2], err = pinnedClient(t, at.elsewhere, timeout, now); err != nil {
+		if s.prober.elsewhere, idle[2], err = pinnedClient(t, at.elsewhere, cfg, now); err != nil {
 			return nil, err
 		}
 	}
@@ -83,28 +80,40 @@ func newStore(t Target, at site, timeout time.Duration, concurrency int) (*store
 	return s, nil
 }
 
-// pinnedClient is for requests to one host, once from is closed.
-func pinnedClient(t Target, endpoint string, timeout time.Duration, from <-chan struct{}) (client *s3.Client, idle func(), err error) {
+// storeConfig is what the stores of a Recorder have in common.
+type storeConfig struct {
+	timeout     time.Duration
+	concurrency int
+	refused     func(outbound.Refusal)
+}
+
+// pinTo is for requests to the host of an endpoint, which is one of R2, or on loopback.
+func pinTo(endpoint string, refused func(outbound.Refusal)) (*outbound.Pin, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil {
-		return nil, nil, fmt.Errorf("recorder: endpoint: %w", err)
+		return nil, fmt.Errorf("recorder: endpoint: %w", err)
 	}
-	pin := pinned{scheme: u.Scheme, host: u.Host, from: from}
-	transport := &http.Transport{
-		// No proxy from the environment: bytes go to the derived host and nowhere else.
-		Proxy: nil, DialContext: pin.dial,
-		MaxIdleConnsPerHost: 32, IdleConnTimeout: 90 * time.Second,
-		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: timeout, ForceAttemptHTTP2: false,
+	pin := &outbound.Pin{Category: Category, Refused: refused}
+	if u.Scheme == "http" {
+		pin.Plain, pin.Networks = true, outbound.Loopback()
 	}
-	pin.next = transport
+	pin.Hosts = []string{outbound.Address(u.Scheme, u.Host)}
+	return pin, nil
+}
+
+// pinnedClient is for requests to one host, once from is closed.
+func pinnedClient(t Target, endpoint string, cfg storeConfig, from <-chan struct{}) (client *s3.Client, idle func(), err error) {
+	pin, err := pinTo(endpoint, cfg.refused)
+	if err != nil {
+		return nil, nil, err
+	}
+	transport := pin.Transport()
+	transport.ResponseHeaderTimeout = cfg.timeout
 	return s3.New(s3.Options{
 		Region: "auto", BaseEndpoint: aws.String(endpoint), UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(t.AccessKey, t.SecretKey, ""),
 		Retryer:     aws.NopRetryer{},
-		HTTPClient: &http.Client{
-			Transport:     pin,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		HTTPClient:  pin.Client(held{from, transport}),
 		// R2 has no trailing checksums: none unless an operation cannot do without.
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
 		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
@@ -112,36 +121,22 @@ func pinnedClient(t Target, endpoint string, timeout time.Duration, from <-chan 
 	}), transport.CloseIdleConnections, nil
 }
 
-// pinned sends requests to one host once from is closed, and refuses those to any other, and those before.
-type pinned struct {
-	scheme, host string
-	from         <-chan struct{}
-	next         http.RoundTripper
+// held sends requests once from is closed, and none before.
+type held struct {
+	from <-chan struct{}
+	next http.RoundTripper
 }
 
-func (p pinned) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != p.scheme || r.URL.Host != p.host || r.Host != "" && r.Host != p.host {
-		return nil, fmt.Errorf("recorder: refused a request to %s: this storage is pinned to %s", r.URL.Host, p.host)
-	}
+func (h held) RoundTrip(r *http.Request) (*http.Response, error) {
 	select {
-	case <-p.from:
-		return p.next.RoundTrip(r)
+	case <-h.from:
+		return h.next.RoundTrip(r)
 	default:
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
 		return nil, errUnproven
 	}
-}
-
-// dial connects to the host, whatever the layers above make of a request.
-func (p pinned) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	want := p.host
-	if _, _, err := net.SplitHostPort(want); err != nil {
-		port := map[string]string{"http": "80", "https": "443"}[p.scheme]
-		want = net.JoinHostPort(strings.Trim(want, "[]"), port)
-	}
-	if addr != want {
-		return nil, fmt.Errorf("recorder: refused a connection to %s: this storage is pinned to %s", addr, want)
-	}
-	return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 }
 
 func (s *store) call(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -1,5 +1,7 @@
 // Package place holds regions as types, so that a value that must stay in the EU cannot be handed to something outside it.
 //
+// It knows the names that providers give to hosts, where these say what is there (hosts.go).
+//
 // Out of scope: what data may be where (package residency, built on these types).
 package place
 
