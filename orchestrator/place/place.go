@@ -18,6 +18,8 @@ type Region string
 const (
 	EU Region = "eu"
 	US Region = "us"
+	// Customers is wherever a customer has chosen for himself, under his own contract. Nothing of ours stands there.
+	Customers Region = "customer"
 )
 
 // Placement is an account's choice of where its recordings are kept.
