@@ -112,6 +112,20 @@ type site struct {
 	here, elsewhere string // elsewhere is "" where nobody knows of another place
 }
 
+// Host is where the bucket is: HOST:PORT.
+func (t EUTarget) Host() string { return hostOf(t.site(nil)) }
+
+// Host likewise.
+func (t USTarget) Host() string { return hostOf(t.site(EUTarget{})) }
+
+func hostOf(s site) string {
+	u, err := url.Parse(s.here)
+	if err != nil {
+		return "" // Validate says so
+	}
+	return outbound.Address(u.Scheme, u.Host)
+}
+
 func (t EUTarget) site(us *USTarget) site {
 	if t.Account != "" {
 		return site{place.EU, "https://" + t.Account + place.R2EU, "https://" + t.Account + place.R2US}

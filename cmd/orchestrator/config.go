@@ -13,20 +13,22 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/driftstack/fleet/orchestrator/place"
+	"github.com/driftstack/fleet/orchestrator/residency"
 	"github.com/driftstack/fleet/recorder"
 )
 
 // config is every setting, as flag and as environment variable.
 type config struct {
-	Name           string           `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
-	DatabaseURL    string           `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@host/fleet or host=/socket/folder dbname=fleet."`
-	KeyDatabaseURL string           `required:"" placeholder:"URL" help:"Postgres database of the wrapped keys of profiles, likewise: one of its own, better on another server, with backups that expire."`
-	HTTPAddr       string           `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
-	PeerURL        string           `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
-	MetricsAddr    string           `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
-	ServiceToken   string           `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
-	StateDir       string           `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
-	Location       place.EULocation `required:"" placeholder:"COUNTRY" help:"Where this orchestrator and its --state-dir are: the ISO 3166-1 code of a member state of the EU, for example DE. Declared, not verified. Elsewhere it does not start: profiles are kept and opened in the EU only."`
+	Name           string              `default:"eu-1" help:"Name of this orchestrator, unique among its replicas."`
+	DatabaseURL    string              `required:"" placeholder:"URL" help:"Postgres, for example postgres://user:password@ep-NAME.eu-central-1.aws.neon.tech/fleet?sslmode=verify-full, or host=/socket/folder dbname=fleet with --own-network local."`
+	KeyDatabaseURL string              `required:"" placeholder:"URL" help:"Postgres database of the wrapped keys of profiles, likewise: one of its own, better on another server, with backups that expire."`
+	HTTPAddr       string              `default:"127.0.0.1:8080" help:"Where the API and the driver routes are served. TLS ends in front of it."`
+	PeerURL        string              `placeholder:"URL" help:"Where the other orchestrators of the same Postgres reach this one's --http-addr, for example http://10.0.0.5:8080: this process alone, not what spreads requests among them. Needed where others run."`
+	MetricsAddr    string              `placeholder:"HOST:PORT" help:"Where /metrics is served for Prometheus, without a token: give it an address that only the monitoring reaches. Default: nowhere."`
+	ServiceToken   string              `required:"" placeholder:"TOKEN" help:"What the API server authenticates with, at least 16 characters."`
+	StateDir       string              `required:"" type:"path" placeholder:"DIR" help:"EU volume for sealed profiles, recording spools and keys."`
+	Location       place.EULocation    `required:"" placeholder:"COUNTRY" help:"Where this orchestrator and its --state-dir are: the ISO 3166-1 code of a member state of the EU, for example DE. Declared, not verified. Elsewhere it does not start: profiles are kept and opened in the EU only."`
+	OwnNetwork     []residency.Network `placeholder:"NETWORK,…" help:"Networks of ours at --location in which Postgres, the cache and other orchestrators may be, besides a provider's region in the EU: ranges of private addresses, or local for this machine. Declared, not verified. With --development local always is, and ranges of test networks may be."`
 
 	PrivateDir string `type:"path" placeholder:"DIR" help:"Folder on this machine's own disk for its tunnel key, where --state-dir is a volume that several orchestrators share. Default: --state-dir."`
 
@@ -56,7 +58,7 @@ type config struct {
 	QuotaCreatesPerMinute int           `default:"600" help:"Sessions that an account may create within 60s, unless it has a limit of its own; one more is answered with 429."`
 	LeaseTTL              time.Duration `default:"15s" help:"How long a session belongs to an orchestrator that says nothing; then another, or the same started anew, goes on with it. 6s to 30s."`
 	LogLevel              string        `default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn or error."`
-	Development           bool          `help:"Allow object storage on loopback (--eu-s3-endpoint, --us-s3-endpoint), and log for people instead of machines."`
+	Development           bool          `help:"Allow stores on this machine and in test networks (--own-network), object storage on loopback (--eu-s3-endpoint, --us-s3-endpoint), and log for people instead of machines."`
 }
 
 // s3 is one bucket. The struct tags of kong give each field its flag. Its host is not among them: it follows from the account and the region.
@@ -121,7 +123,8 @@ func (c *config) Validate() error {
 	if c.US != (s3{}) {
 		errs = append(errs, c.US.validate("--us-s3-", c.Development))
 	}
-	return errors.Join(errs...)
+	_, err := c.places(c.site(nil))
+	return errors.Join(append(errs, err)...)
 }
 
 func (s s3) validate(setting string, development bool) error {

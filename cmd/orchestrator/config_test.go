@@ -15,7 +15,7 @@ func parseConfig(t *testing.T, args ...string) (config, error) {
 	parser, err := kong.New(&cfg, kong.Name("orchestrator"), kong.DefaultEnvars("DRIFTSTACK"))
 	must(t, err)
 	_, err = parser.Parse(append([]string{"--database-url", "host=/x", "--key-database-url", "host=/x", "--service-token", "0123456789abcdef",
-		"--state-dir", t.TempDir(), "--tunnel-endpoint", "a.example:1"}, args...))
+		"--state-dir", t.TempDir(), "--tunnel-endpoint", "a.example:1", "--own-network", "local"}, args...))
 	return cfg, err
 }
 

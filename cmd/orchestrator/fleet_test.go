@@ -46,6 +46,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == host.SuperviseCommand {
 		os.Exit(host.SuperviseMain(os.Args[2:]))
 	}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
+		_ = os.Unsetenv(name) // of this machine; tests of them set their own
+	}
 	os.Exit(postgres.Run(m))
 }
 

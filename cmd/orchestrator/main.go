@@ -62,12 +62,18 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	if err := os.MkdirAll(cmp.Or(cfg.PrivateDir, cfg.StateDir), 0o700); err != nil {
 		return fmt.Errorf("--private-dir: %w", err)
 	}
-	store, err := pgstore.Open(ctx, cfg.DatabaseURL, cfg.Name, log.Named("store"))
+	refused := newRefusals(log.Named("residency"))
+	at, err := cfg.places(cfg.site(refused.add))
+	if err != nil {
+		return err
+	}
+	at.tell(log.Named("residency"))
+	store, err := pgstore.OpenAt(ctx, at.database, cfg.Name, log.Named("store"))
 	if err != nil {
 		return fmt.Errorf("--database-url: %w", err)
 	}
 	defer store.Close()
-	wrapped, err := pgstore.OpenKeys(ctx, cfg.KeyDatabaseURL)
+	wrapped, err := pgstore.OpenKeysAt(ctx, at.keys)
 	if err != nil {
 		return fmt.Errorf("--key-database-url: %w", err)
 	}
@@ -78,7 +84,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	rec, err := recorder.Open(ctx, recorder.Config{
 		Dir: filepath.Join(cfg.StateDir, "spool"), EU: recorder.EUTarget{Target: cfg.EU.target()}, US: cfg.us(),
-		Journal: store, Removals: store, Sweeps: store, Log: log.Named("recorder"),
+		Journal: store, Removals: store, Sweeps: store, Refused: refused.add, Log: log.Named("recorder"),
 	})
 	if err != nil {
 		return err
@@ -134,7 +140,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
-	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Log: log.Named("peers"), Now: time.Now})
+	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Pin: at.peers, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Profiles: profiles, Keys: keys, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
@@ -160,6 +166,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	loops.Go(func() { gateway.Run(background) })
 	loops.Go(func() { gateway.Keep(background, keeper) })
 	loops.Go(func() { orchestrator.Announce(background, store, self, log) })
+	loops.Go(func() { refused.run(background, store.AuditRefusal) })
 	loops.Go(func() { rotateHosts(background, store, cfg.HostRotate, log) })
 	loops.Go(func() {
 		hosts := func(name string) {

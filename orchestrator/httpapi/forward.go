@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/outbound"
 )
 
 const (
@@ -34,8 +34,9 @@ const (
 
 // PeersConfig is what forwarding needs.
 type PeersConfig struct {
-	ID    string // of this process, see orchestrator.Deps
-	Token string // the service token; all orchestrators have the same
+	ID    string        // of this process, see orchestrator.Deps
+	Token string        // the service token; all orchestrators have the same
+	Pin   *outbound.Pin // to where they may be, whatever Postgres says
 	Log   *zap.Logger
 	Now   func() time.Time
 }
@@ -44,6 +45,7 @@ type PeersConfig struct {
 type Peers struct {
 	cfg       PeersConfig
 	transport *http.Transport
+	pinned    http.RoundTripper // transport, to where they may be
 	proxy     *httputil.ReverseProxy
 
 	running sync.WaitGroup
@@ -56,14 +58,14 @@ type Peers struct {
 
 // NewPeers returns Peers that know nobody: Postgres says where sessions are.
 func NewPeers(cfg PeersConfig) *Peers {
-	p := &Peers{cfg: cfg, closing: make(chan struct{}), suspects: map[string]bool{}, transport: &http.Transport{
-		Proxy:       nil, // of the environment: orchestrators reach one another without one
-		DialContext: (&net.Dialer{Timeout: peerDial}).DialContext, TLSHandshakeTimeout: peerDial,
-		MaxIdleConnsPerHost: peerConns, IdleConnTimeout: peerIdle, DisableCompression: true,
-	}}
+	pin := *cfg.Pin
+	pin.Timeout = peerDial
+	transport := pin.Transport()
+	transport.TLSHandshakeTimeout, transport.MaxIdleConnsPerHost, transport.IdleConnTimeout, transport.DisableCompression = peerDial, peerConns, peerIdle, true
+	p := &Peers{cfg: cfg, closing: make(chan struct{}), suspects: map[string]bool{}, transport: transport, pinned: pin.RoundTripper(transport)}
 	buffers := sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 	p.proxy = &httputil.ReverseProxy{
-		Transport: onceOnly{p.transport}, BufferPool: pooled{&buffers}, ErrorLog: zap.NewStdLog(cfg.Log), Rewrite: p.rewrite,
+		Transport: onceOnly{p.pinned}, BufferPool: pooled{&buffers}, ErrorLog: zap.NewStdLog(cfg.Log), Rewrite: p.rewrite,
 		ModifyResponse: func(r *http.Response) error {
 			if r.StatusCode == misdirected {
 				return errMisdirected
@@ -123,14 +125,14 @@ func (p *Peers) rewrite(pr *httputil.ProxyRequest) {
 }
 
 // onceOnly sends a request once: net/http sends a GET without a body again when its connection breaks, and a driver's GET is a command.
-type onceOnly struct{ *http.Transport }
+type onceOnly struct{ http.RoundTripper }
 
 func (t onceOnly) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body == nil && r.Method == http.MethodGet {
 		r = r.WithContext(r.Context())
 		r.Body = io.NopCloser(bytes.NewReader(nil)) // which it cannot know to be empty, nor read again
 	}
-	return t.Transport.RoundTrip(r)
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // enter counts a request, unless the Peers are closed; leave follows.

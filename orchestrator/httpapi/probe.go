@@ -29,7 +29,7 @@ func (p *Peers) Probe(ctx context.Context, r orchestrator.Replica) error {
 		return err
 	}
 	req.Header.Set(hopHeader, hop(p.cfg.Token, r.ID, req.Method, u.RequestURI()))
-	resp, err := p.transport.RoundTrip(req)
+	resp, err := p.pinned.RoundTrip(req)
 	if err != nil {
 		return fmt.Errorf("%s cannot be reached: %w", r.URL, err)
 	}

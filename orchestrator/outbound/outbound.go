@@ -79,6 +79,25 @@ func (p *Pin) DialContext(ctx context.Context, network, addr string) (net.Conn, 
 	return d.DialContext(ctx, network, addr)
 }
 
+// DialTLSContext is DialContext with TLS on top, for what does not do that by itself: the certificate has to have the host's name.
+func (p *Pin) DialTLSContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, p.refuse(addr, "it is not HOST:PORT")
+	}
+	conn, err := p.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tlsTimeout)
+	defer cancel()
+	secure := tls.Client(conn, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return secure, nil
+}
+
 // leads says whether a connection to host may have the address that it would have.
 func (p *Pin) leads(host, network, to string) error {
 	if strings.HasPrefix(network, "unix") {

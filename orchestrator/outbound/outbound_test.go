@@ -180,6 +180,12 @@ func TestCertificatesAreChecked(t *testing.T) {
 	if _, err := client.Get(server.URL); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of nobody's: %v", err)
 	}
+	if _, err := pin.DialTLSContext(t.Context(), "tcp", hostOf(server)); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate of nobody's: %v", err)
+	}
+	if _, err := pin.DialTLSContext(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, outbound.ErrRefused) {
+		t.Error(err)
+	}
 	trusting := pin.Transport()
 	trusting.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	trusting.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/orchestrator/outbound"
 )
 
 // entry is what is done to a host or one of its devices, or to an account.
@@ -18,6 +19,16 @@ type entry struct {
 func write(b *pgx.Batch, by orchestrator.Act, e entry) {
 	b.Queue(`INSERT INTO audit (actor, action, host, device, session, reason, detail, account) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 		by.By, e.action, e.host, e.device, e.session, by.Reason, e.detail, e.account)
+}
+
+// system is who does in the audit log what nobody has ordered.
+const system = "driftstack"
+
+// AuditRefusal adds a connection that was not made, because it would have gone elsewhere than its category may be.
+func (s *Store) AuditRefusal(ctx context.Context, r outbound.Refusal) error {
+	var b pgx.Batch
+	write(&b, orchestrator.Act{By: system}, entry{action: "outbound_refused", detail: r.Category + " to " + r.To + ": " + r.Why})
+	return unavailable(s.pool.SendBatch(ctx, &b).Close())
 }
 
 // AuditFilter narrows Audit; an empty field fits every entry.

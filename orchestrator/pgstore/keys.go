@@ -25,9 +25,14 @@ var (
 // concurrent use.
 type Keys struct{ pool *pgxpool.Pool }
 
-// OpenKeys connects, and brings the schema up to date. It refuses the database that a [Store] is in.
+// OpenKeys is OpenKeysAt wherever dsn says: for tests and tools.
 func OpenKeys(ctx context.Context, dsn string) (*Keys, error) {
-	pool, err := connect(ctx, dsn, 4)
+	return OpenKeysAt(ctx, Place{DSN: dsn})
+}
+
+// OpenKeysAt connects, and brings the schema up to date. It refuses the database that a [Store] is in.
+func OpenKeysAt(ctx context.Context, at Place) (*Keys, error) {
+	pool, err := connect(ctx, at, 4)
 	if err != nil {
 		return nil, err
 	}

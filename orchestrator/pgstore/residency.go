@@ -4,9 +4,27 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/driftstack/fleet/orchestrator/residency"
 )
+
+// Servers are all that a database may be connected to under a DSN, with what the environment adds to it as libpq has it.
+func Servers(dsn string) (all []residency.Server, err error) {
+	cfg, err := pgconn.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range append([]*pgconn.FallbackConfig{{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...) {
+		v := residency.Server{Host: f.Host, Port: f.Port}
+		_, v.Address = pgconn.NetworkAddress(f.Host, f.Port)
+		if f.TLSConfig != nil && !f.TLSConfig.InsecureSkipVerify {
+			v.Verified = f.TLSConfig.ServerName
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
 
 // Columns are those of all tables and views that are not Postgres' own, whoever made them.
 func (s *Store) Columns(ctx context.Context) ([]residency.Column, error) {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -55,10 +56,20 @@ type Store struct {
 	batches batches
 }
 
-// Open connects, and brings the schema up to date. dsn is a URL or a keyword/value string as libpq takes it; name is
-// this orchestrator's, unique among its replicas.
+// Place is a database. DSN is a URL or a keyword/value string as libpq takes it.
+type Place struct {
+	DSN  string
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: to wherever the DSN says, for tests and tools
+}
+
+// Open is OpenAt wherever dsn says: for tests and tools.
 func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error) {
-	pool, err := connect(ctx, dsn, 16)
+	return OpenAt(ctx, Place{DSN: dsn}, name, log)
+}
+
+// OpenAt connects, and brings the schema up to date. name is this orchestrator's, unique among its replicas.
+func OpenAt(ctx context.Context, at Place, name string, log *zap.Logger) (*Store, error) {
+	pool, err := connect(ctx, at, 16)
 	if err != nil {
 		return nil, err
 	}
@@ -81,10 +92,14 @@ func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error
 }
 
 // connect opens a pool of at least that many connections.
-func connect(ctx context.Context, dsn string, conns int32) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(dsn)
+func connect(ctx context.Context, at Place, conns int32) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(at.DSN)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
+	}
+	if at.Dial != nil {
+		cfg.ConnConfig.DialFunc = at.Dial
+		cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // Dial is given names
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second

@@ -34,7 +34,7 @@ func NeonHost(host string) (EULocation, error) {
 	if country, ok := neonEU[region]; ok {
 		return InEU(country)
 	}
-	return EULocation{}, fmt.Errorf("%q is in Neon's region %s, which is not in the EU (eu-west-2 is London): use eu-central-1.aws", host, region)
+	return EULocation{}, fmt.Errorf("%q is in Neon's region %s, which is not in the EU (eu-west-2 is London): use one like ep-NAME-ID.eu-central-1.aws.neon.tech", host, region)
 }
 
 // UpstashHost is where a cache of Upstash is, by its host's name: those of one region begin with it. The names of global ones do not say where these are,
