@@ -24,6 +24,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator/client"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/pgstore/pgcluster/pgtest"
+	"github.com/driftstack/fleet/orchestrator/residency"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder/capture"
 	"github.com/driftstack/fleet/tunnel"
@@ -308,9 +309,33 @@ func (f *fleet) end() {
 		if err := r.signal(syscall.SIGKILL, true); err != nil {
 			f.t.Error(err)
 		}
+		f.noOrphans(r)
 		if f.t.Failed() {
 			f.t.Logf("end of %s:\n%s", r.name, r.tail())
 		}
+	}
+}
+
+// noOrphans: whatever an orchestrator has put into its folders belongs to a row of the register.
+func (f *fleet) noOrphans(r *replica) {
+	seen := 0
+	for i, arg := range r.args[:len(r.args)-1] {
+		if arg != "--state-dir" && arg != "--private-dir" {
+			continue
+		}
+		list, err := os.ReadDir(r.args[i+1])
+		if err != nil {
+			f.t.Error(err)
+		}
+		for _, e := range list {
+			seen++
+			if _, ok := residency.OfFile(e.Name()); !ok {
+				f.t.Errorf("%s of %s belongs to no category: add it to residency.Files", e.Name(), arg)
+			}
+		}
+	}
+	if seen < 3 {
+		f.t.Errorf("%s has %d files: what is looked at is not where it puts them", r.name, seen)
 	}
 }
 

@@ -104,6 +104,7 @@ func TestPlaces(t *testing.T) {
 		"everything as ours":            {args: []string{"--own-network", "0.0.0.0/0"}, says: []string{"--own-network 0.0.0.0/0", "name a smaller one"}},
 		"the Internet as ours":          {args: []string{"--own-network", "3.0.0.0/8"}, says: []string{"--own-network 3.0.0.0/8", "private addresses"}},
 		"the Internet of IPv6 as ours":  {args: []string{"--own-network", "2000::/3"}, says: []string{"--own-network 2000::/3", "fc00::/7"}},
+		"more than is private":          {args: []string{"--own-network", "192.168.0.0/15"}, says: []string{"--own-network 192.168.0.0/15", "192.168.0.0/16"}},
 		"the tunnel as ours":            {args: []string{"--own-network", "10.0.0.0/8"}, says: []string{"--own-network 10.0.0.0/8", "10.76.0.0/15", "US"}},
 		"a test network in production":  {args: []string{"--own-network", "198.51.100.0/24"}, says: []string{"--own-network 198.51.100.0/24"}},
 		"a test network":                {args: append(host("198.51.100.7"), "--own-network", "198.51.100.0/24", "--development")},
