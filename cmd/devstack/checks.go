@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -41,6 +42,27 @@ func (p *sample) checkSealed(dir string) {
 	p.out.check(err == nil && files > 0 && found == "", "the profile is sealed: neither cookie, localStorage nor origin in its %d files%s", files, because(found, err))
 	files, found, err = searchFiles(dir, []string{nonce, p.note})
 	p.out.check(err == nil && files > 0 && found == "", "nor cookie or localStorage anywhere else: database, logs, spools, buckets (%d files)%s", files, because(found, err))
+}
+
+// checkResidency has the register looked at: everything is where it has to be, and nothing of the account with EU recordings is in the US.
+func (p *sample) checkResidency(ctx context.Context) error {
+	for account, want := range map[string][]string{"": {"eu", "us"}, accountA: {"eu", "us"}, accountB: {"eu"}} {
+		v, err := p.stack.fleet.Residency(ctx, account, true)
+		if err != nil {
+			return err
+		}
+		var regions []string // with objects
+		for _, c := range v.Categories {
+			for _, at := range c.Places {
+				if c.Name == "recordings" && slices.ContainsFunc(at.Holds, func(h api.ResidencyHolding) bool { return h.What == "objects listed" && h.Count > 0 }) {
+					regions = append(regions, at.Region)
+				}
+			}
+		}
+		p.out.check(len(v.Problems) == 0 && slices.Equal(regions, want), "everything of %s is where the register has it, recordings in %s%s",
+			cmp.Or(account, "everybody"), strings.Join(regions, " and "), because(strings.Join(v.Problems, "; "), nil))
+	}
+	return nil
 }
 
 func because(found string, err error) string {

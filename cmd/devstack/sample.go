@@ -99,7 +99,7 @@ func (p *sample) run(ctx context.Context) error {
 		}
 	}
 	p.checkSealed(p.stack.cfg.dir)
-	return nil
+	return p.checkResidency(ctx)
 }
 
 // visit runs one session from its creation to its end, with a live log beside it.

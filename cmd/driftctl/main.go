@@ -107,6 +107,7 @@ type cli struct {
 	Recordings recordingsCmd `cmd:"" help:"Recordings of sessions' screens."`
 	Profiles   profilesCmd   `cmd:"" help:"Profiles: saved cookies and localStorage, one generation a session."`
 	Keys       keysCmd       `cmd:"" help:"Keys that profiles are sealed with."`
+	Residency  residencyCmd  `cmd:"" help:"Show where customer data is, category by category, by what that is known, and how much of it there is."`
 	Accounts   struct {
 		Put struct {
 			ID         string `arg:""`
@@ -139,6 +140,9 @@ func main() {
 }
 
 func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
+	if c.Residency.Markdown != "" {
+		return c.Residency.document(out)
+	}
 	if c.ServiceToken == "" {
 		return errors.New("no service token: set DRIFTSTACK_SERVICE_TOKEN, or pass --service-token")
 	}
@@ -177,6 +181,8 @@ func (c *cli) run(ctx context.Context, command string, out io.Writer) error {
 		return c.operateHost(ctx, fleet, p, command)
 	case "devices cordon <device>", "devices uncordon <device>", "devices release <device>":
 		return c.operateDevice(ctx, fleet, p, command)
+	case "residency":
+		return c.Residency.run(ctx, fleet, p)
 	case "fleet":
 		v, err := fleet.Fleet(ctx)
 		if err != nil {

@@ -142,7 +142,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
 	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Pin: at.peers, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
-		Orchestrator: o, Store: store, Profiles: profiles, Keys: keys, Peers: peers, Recordings: rec, Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
+		Orchestrator: o, Store: store, Profiles: profiles, Keys: keys, Peers: peers, Recordings: rec, Residency: at.reporter(cfg, store, wrapped, rec, profiles), Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,
 	}), log)
 

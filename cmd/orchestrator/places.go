@@ -13,6 +13,7 @@ import (
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/orchestrator/residency"
+	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 	"github.com/driftstack/fleet/tunnel"
 )
@@ -88,6 +89,24 @@ func (p places) tell(log *zap.Logger) {
 		log.Info("place", zap.String("category", string(s.Category)), zap.String("setting", s.Setting), zap.String("host", s.Host),
 			zap.String("region", string(s.Region)), zap.String("country", s.Country), zap.String("known", string(s.Known)))
 	}
+}
+
+// reporter tells of what runs.
+func (p places) reporter(cfg config, store *pgstore.Store, keys *pgstore.Keys, rec *recorder.Recorder, profiles *profilestate.Store) *residency.Reporter {
+	return &residency.Reporter{Site: cfg.site(nil), Standing: p.standing, Sources: residency.Sources{
+		Main: store, KeyDatabase: keys, Placement: store.Placement, Copies: store.Copies, Now: time.Now,
+		Look: func(ctx context.Context, account string) (all []residency.Bucket, err error) {
+			found, err := rec.Look(ctx, account)
+			for _, f := range found {
+				all = append(all, residency.Bucket(f))
+			}
+			return all, err
+		},
+		Sealed: func(ctx context.Context, account string) (residency.Holding, error) {
+			files, bytes, more, err := profiles.Count(ctx, account)
+			return residency.Holding{What: "sealed files", Count: files, More: more, Bytes: bytes}, err
+		},
+	}}
 }
 
 // refusals puts connections that were not made into the log and the audit log: one line for each category and host within refusedEvery, however often it was tried.

@@ -36,6 +36,7 @@ type Config struct {
 	Profiles     *profilestate.Store
 	Keys         *profilestate.Keyring
 	Recordings   Recordings
+	Residency    Residency     // nil: there are no routes for it
 	Peers        *Peers        // nil: there is no other orchestrator
 	Rest         time.Duration // how long the address of a removed host is not given to another
 	Token        string        // the service token of the API server
@@ -108,6 +109,7 @@ func (s *server) control(mux *http.ServeMux) {
 	reg(a, http.MethodGet, "/v1/accounts/{id}", "get-account", "Get an account", 0, s.getAccount)
 	s.registerProfiles(a)
 	s.registerKeys(a)
+	s.registerResidency(a)
 	reg(a, http.MethodPost, "/v1/hosts", "invite-host", "Invite a driver host and get its join token", http.StatusCreated, s.inviteHost)
 	reg(a, http.MethodGet, "/v1/hosts", "list-hosts", "List driver hosts", 0, s.listHosts)
 	reg(a, http.MethodGet, "/v1/hosts/{name}", "get-host", "Get all that is known of a driver host", 0, s.getHost)

@@ -5,12 +5,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 
+	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/orchestrator/residency"
+	"github.com/driftstack/fleet/recorder"
 )
 
 // TestNoOrphans: every column of both databases, as the migrations make them, is in exactly one line of the register.
@@ -96,5 +101,79 @@ func TestOrphansAreFound(t *testing.T) {
 		if got := found(append(residency.Schema(), l)); !strings.Contains(got, l.Table+"."+l.Names[0]+" belongs to several categories") {
 			t.Errorf("with the line of %s twice: %s", l.Table, got)
 		}
+	}
+}
+
+// TestRows: an account's rows are its own, in every table that leads to an account.
+func TestRows(t *testing.T) {
+	s := open(t, 2)
+	for _, account := range []string{"a", "a", "b"} {
+		mustCreate(t, s, wish(account))
+	}
+	c := mustClaim(t, s)
+	mustRecord(t, s, c)
+	of := func(account string, most int) map[string]int64 {
+		t.Helper()
+		n, err := s.Rows(t.Context(), account, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	other := map[string]string{"a": "b", "b": "a"}[c.Account]
+	mine, others, all := of(c.Account, 100), of(other, 100), of("", 100)
+	for table, want := range map[string]int64{"accounts": 1, "recordings": 1, "recording_copies": 1, "devices": 1} {
+		if mine[table] != want || others[table] != map[string]int64{"accounts": 1}[table] {
+			t.Errorf("%s: %d of %s, %d of %s", table, mine[table], c.Account, others[table], other)
+		}
+	}
+	if mine["sessions"]+others["sessions"] != 3 || all["sessions"] != 3 || all["accounts"] != 2 || all["wants"] == 0 || all["devices"] != 1 {
+		t.Errorf("%v and %v of %v", mine, others, all)
+	}
+	if _, ok := mine["wants"]; ok {
+		t.Error("rows of nobody's are an account's")
+	}
+	if _, ok := all["shapes"]; ok {
+		t.Error("rows without anything of a customer are counted")
+	}
+	if n := of("", 1)["sessions"]; n != 2 {
+		t.Errorf("%d of at most one, and one more", n)
+	}
+	if n := of("nobody' OR true --", 100)["sessions"]; n != 0 {
+		t.Errorf("%d sessions of nobody's", n)
+	}
+	copies, err := s.Copies(t.Context(), c.Account)
+	if err != nil || len(copies) != 1 || copies[0].Region != "eu" || copies[0].Count != 1 || copies[0].Bytes != 9 || copies[0].Going != 0 || copies[0].Checked == nil {
+		t.Errorf("%+v, %v", copies, err)
+	}
+	if copies, err = s.Copies(t.Context(), other); err != nil || len(copies) != 0 {
+		t.Errorf("of %s: %+v, %v", other, copies, err)
+	}
+	said, err := s.Asked(t.Context())
+	if err != nil || !strings.HasPrefix(said.Version, "PostgreSQL ") || said.Address != "" || len(said.Standbys) != 0 {
+		t.Errorf("%+v, %v", said, err)
+	}
+}
+
+// mustRecord stores a recording of the session, with one copy in the EU.
+func mustRecord(t *testing.T, s *pgstore.Store, c orchestrator.Claim) {
+	t.Helper()
+	at := time.Now().Truncate(time.Microsecond)
+	u := recorder.RecordingUpdate{ID: "rec", Session: c.Session, Account: c.Account, Term: c.Term, Placement: place.EUOnly, Key: "recordings/k.webm", Started: at, At: at, State: recorder.StateAvailable,
+		Bytes: 9, SHA256: strings.Repeat("0", 64), Copies: []recorder.Copy{{Region: place.EU, Bucket: "b", State: recorder.CopyVerified, ETag: "e", Verified: at}}}
+	if err := s.RecordingChanged(t.Context(), u); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRefusalsAreInTheAuditLog beside what operators did.
+func TestRefusalsAreInTheAuditLog(t *testing.T) {
+	s := open(t, 0)
+	if err := s.AuditRefusal(t.Context(), outbound.Refusal{Category: "recordings", To: "evil.example:443", Why: "it is pinned to a.example:443"}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Audit(t.Context(), pgstore.AuditFilter{Limit: 10})
+	if err != nil || len(l.Entries) == 0 || l.Entries[0].Action != "outbound_refused" || l.Entries[0].Actor != "driftstack" || l.Entries[0].Detail != "recordings to evil.example:443: it is pinned to a.example:443" {
+		t.Errorf("%+v, %v", l, err)
 	}
 }

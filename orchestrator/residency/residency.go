@@ -117,8 +117,8 @@ const (
 // Retention is how long a category is kept.
 type Retention struct {
 	For   time.Duration // 0: no fixed time
-	From  string        // what For counts from; or, without one, what ends it
-	Today bool          // this program sees to it; otherwise it is promised, or another's to do
+	From  string        // what For counts from; or, without one, how long
+	Today bool          // this program sees to it
 }
 
 // Processor is who processes data for Driftstack.
