@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -78,6 +79,7 @@ type fleet struct {
 	store    *pgstore.Store // looks at what is stored
 	use      *usage
 	shared   bool // they have one volume
+	storage  []string
 
 	most map[string]int // sessions that an account was seen with, by account and state
 }
@@ -93,10 +95,19 @@ type mac struct {
 	stop func()
 }
 
+// noStorage is one that does not answer.
+var noStorage = []string{"--eu-s3-endpoint", "http://127.0.0.1:9", "--eu-s3-bucket", "recordings", "--eu-s3-access-key", "none", "--eu-s3-secret-key", "none"}
+
 // newFleet starts it all. Where the volume is not shared each orchestrator has a folder of its own, and the root key of profiles in it.
 func newFleet(t *testing.T, replicas, hosts, devices int, shared bool) *fleet {
 	t.Helper()
-	f := &fleet{t: t, dir: t.TempDir(), dsn: postgres.Database(t), keyDSN: postgres.Database(t), use: newUsage(t), shared: shared, most: map[string]int{}}
+	return newFleetWith(t, replicas, hosts, devices, shared, noStorage)
+}
+
+// newFleetWith is newFleet, with settings of the storage.
+func newFleetWith(t *testing.T, replicas, hosts, devices int, shared bool, storage []string) *fleet {
+	t.Helper()
+	f := &fleet{storage: storage, t: t, dir: t.TempDir(), dsn: postgres.Database(t), keyDSN: postgres.Database(t), use: newUsage(t), shared: shared, most: map[string]int{}}
 	root := filepath.Join(f.dir, "root.key")
 	must(t, profilestate.CreateRootKey(root))
 	key, err := os.ReadFile(root)
@@ -138,8 +149,8 @@ func (f *fleet) newReplica(number int, shared bool, key []byte) *replica {
 		"--http-addr", fmt.Sprintf("127.0.0.1:%d", web), "--peer-url", fmt.Sprintf("http://127.0.0.1:%d", web),
 		"--state-dir", state, "--location", "DE", "--private-dir", filepath.Join(f.dir, name, "private"),
 		"--tunnel-backend", "netstack", "--tunnel-number", strconv.Itoa(number), "--tunnel-listen-port", strconv.Itoa(udp), "--tunnel-endpoint", fmt.Sprintf("127.0.0.1:%d", udp),
-		"--eu-s3-endpoint", "http://127.0.0.1:9", "--eu-s3-bucket", "recordings", "--eu-s3-access-key", "none",
 	}}
+	r.args = append(r.args, f.storage...)
 	var err error
 	r.client, err = client.New(r.url, fleetPass)
 	must(f.t, err)
@@ -159,7 +170,7 @@ func (r *replica) start() error {
 	}
 	defer out.Close()
 	cmd := exec.Command(os.Args[0], r.args...)
-	cmd.Env = append(os.Environ(), daemonEnv+"=1", "DRIFTSTACK_SERVICE_TOKEN="+fleetPass, "DRIFTSTACK_DATABASE_URL="+r.dsn, "DRIFTSTACK_KEY_DATABASE_URL="+r.keyDSN, "DRIFTSTACK_EU_S3_SECRET_KEY=none")
+	cmd.Env = append(os.Environ(), daemonEnv+"=1", "DRIFTSTACK_SERVICE_TOKEN="+fleetPass, "DRIFTSTACK_DATABASE_URL="+r.dsn, "DRIFTSTACK_KEY_DATABASE_URL="+r.keyDSN)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -265,12 +276,15 @@ func (m *mac) start() {
 	m.stop = func() { stop(); <-done }
 }
 
-// testPattern records moving pictures of nothing.
+// testPattern records moving pictures of nothing, each under a title that no other has.
+// marker is how titles begin.
+const marker = "only-in-this-recording-"
+
 type testPattern struct{ *capture.Capture }
 
 func (testPattern) Args(host.Display) []string {
 	return []string{"ffmpeg", "-nostdin", "-v", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=160x120:rate=10", "-c:v", "libvpx", "-deadline", "realtime",
-		"-cpu-used", "16", "-b:v", "200k", "-g", "10", "-f", "webm", "-cluster_time_limit", "500", "-flush_packets", "1", "pipe:1"}
+		"-cpu-used", "16", "-b:v", "200k", "-g", "10", "-metadata", "title=" + marker + rand.Text(), "-f", "webm", "-cluster_time_limit", "500", "-flush_packets", "1", "pipe:1"}
 }
 
 func (p testPattern) Pump(ctx context.Context, stdout io.Reader, c host.RecordingConn, stopped func() bool) error {
