@@ -124,7 +124,12 @@ func (o *Orchestrator) admit(ctx context.Context, n *NewSession, wants webdriver
 	default:
 		return time.Time{}, cmp.Or(o.deps.Sessions.Made(ctx, n.Account, n.Key), unmatched)
 	}
-	at, err := o.deps.Sessions.Create(ctx, *n)
+	sealed := *n
+	var err error
+	if sealed.Capabilities, err = o.sealCapabilities(*n); err != nil {
+		return time.Time{}, err
+	}
+	at, err := o.deps.Sessions.Create(ctx, sealed)
 	switch {
 	case errors.Is(err, ErrNoSuchDevice):
 		err = o.named(ctx, *n, err)

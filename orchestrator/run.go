@@ -180,9 +180,13 @@ func (o *Orchestrator) startDriver(ctx context.Context, l *live) (*driverproxy.S
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	begin := o.deps.Now()
+	capabilities, err := o.openCapabilities(l.claim)
+	if err != nil {
+		return nil, err
+	}
 	dev, err := o.deps.Fleet.Assign(ctx, driverproxy.Assignment{
 		Host: l.claim.Host, Device: l.claim.Device, Session: l.claim.Session, Term: l.claim.Term,
-		Capabilities: l.claim.Capabilities, Record: l.claim.Recording,
+		Capabilities: capabilities, Record: l.claim.Recording,
 	})
 	if err != nil {
 		if ctx.Err() != nil {

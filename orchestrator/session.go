@@ -71,7 +71,7 @@ type Claim struct {
 	Host, Device string
 	Recording    bool
 	Placement    place.Placement
-	Capabilities json.RawMessage // what the driver is asked for; of an adopted session, what its client was told
+	Capabilities json.RawMessage // what the driver is asked for, as it was stored; of an adopted session, what its client was told
 	Idle         time.Duration
 	Max          time.Duration
 	Command      time.Duration

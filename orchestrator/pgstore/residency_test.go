@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
 	"github.com/driftstack/fleet/orchestrator/place"
@@ -176,4 +177,46 @@ func TestRefusalsAreInTheAuditLog(t *testing.T) {
 	if err != nil || len(l.Entries) == 0 || l.Entries[0].Action != "outbound_refused" || l.Entries[0].Actor != "driftstack" || l.Entries[0].Detail != "recordings to evil.example:443: it is pinned to a.example:443" {
 		t.Errorf("%+v, %v", l, err)
 	}
+}
+
+// TestCapabilitiesAreGoneOnceTheSessionRuns: those that waited, whatever was stored of them; and with the session's end those that its driver answered with.
+func TestCapabilitiesAreGoneOnceTheSessionRuns(t *testing.T) {
+	dsn := postgres.Filled(t, "schema", schema)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	s, err := pgstore.Open(t.Context(), dsn, "eu-1", zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	if _, err := s.PutAccount(t.Context(), "a", api.PutAccount{Recordings: "eu"}, orchestrator.Act{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	up(t, s, "mac-1", 1)
+	n := wish("a")
+	n.Capabilities = []byte(`"c2VhbGVk"`)
+	mustCreate(t, s, n)
+	is := func(when, want string) {
+		t.Helper()
+		var got string
+		if err := conn.QueryRow(t.Context(), `SELECT coalesce(want_caps::text, '-') || ' ' || coalesce(caps::text, '-') FROM sessions`).Scan(&got); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", when, got, err, want)
+		}
+	}
+	is("queued", `"c2VhbGVk" -`)
+	c := mustClaim(t, s)
+	if string(c.Capabilities) != `"c2VhbGVk"` {
+		t.Errorf("claimed with %s", c.Capabilities)
+	}
+	if err := s.Running(t.Context(), c.Session, c.Term, []byte(`{"browserName": "safari"}`)); err != nil {
+		t.Fatal(err)
+	}
+	is("running", `- {"browserName": "safari"}`)
+	if err := finish(s, c, orchestrator.Completed); err != nil {
+		t.Fatal(err)
+	}
+	is("ended", "- -")
 }

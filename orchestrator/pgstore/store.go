@@ -6,7 +6,7 @@
 // begins with the accounts, and waits for no session or device.
 //
 // Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
-// kept until the session runs, and what the driver matched while it runs; a session's name and labels as long as it is listed.
+// kept until the session runs, sealed by who calls, and what the driver matched while it runs; a session's name and labels as long as it is listed.
 package pgstore
 
 import (

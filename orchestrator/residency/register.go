@@ -35,7 +35,7 @@ func Register() []Category {
 			[]Allowance{{place.EU, Everyone, InsideEU}, {place.US, Everyone, Contractual}}, Retention{0, "until the session's end", true}, Orchestrator},
 		{Model, "Language model", "prompts and completions", Store{Service, "Anthropic", "off unless an account turns it on"},
 			[]Allowance{{place.US, IfBundled, Contractual}, {place.Customers, IfBYOK, Customers}}, Retention{0, "as the provider's terms say", false}, APIServer},
-		{Text, "Text that customers choose", "names and labels of sessions, capabilities, idempotency keys", Store{Postgres, "Neon", "kept out of events, logs, metrics and the audit log"}, inEU(), erased, Orchestrator},
+		{Text, "Text that customers choose", "names and labels of sessions, capabilities, idempotency keys", Store{Postgres, "Neon", "kept out of events, logs, metrics and the audit log; capabilities are sealed with AES-256-GCM while their session is queued, and deleted when it runs"}, inEU(), erased, Orchestrator},
 	}
 }
 
@@ -75,7 +75,7 @@ func Contradictions() []Contradiction {
 			"Encryption at rest is checked at start, as the storage does it."},
 		{"Sessions metadata holds no payload.",
 			"A queued session has capabilities, and sessions have names and labels: text that customers write.",
-			"It is a category of its own: kept until the session starts (capabilities) or as long as the session is listed, and never in events, logs, metrics or the audit log."},
+			"It is a category of its own: capabilities are sealed until the session runs and then deleted (what the driver made of them is kept while it runs), names and labels are kept as long as the session is listed, and none of it is in events, logs, metrics or the audit log."},
 		{"Stripe (US).",
 			"Stripe Payments Europe Ltd (Ireland) is the contracted entity.",
 			"It is taken for a transfer to the US."},
