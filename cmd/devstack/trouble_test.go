@@ -129,7 +129,12 @@ func (b *broken) run(tr trouble) {
 
 func (b *broken) begin() (id string, _ *browser) {
 	b.t.Helper()
-	v, err := b.stack.fleet.CreateSession(b.ctx, api.CreateSession{Account: accountA, Profile: b.profile, Name: b.t.Name(), Timeouts: api.Timeouts{IdleSeconds: 60}})
+	return b.beginNamed(b.t.Name(), nil)
+}
+
+func (b *broken) beginNamed(name string, labels api.Labels) (id string, _ *browser) {
+	b.t.Helper()
+	v, err := b.stack.fleet.CreateSession(b.ctx, api.CreateSession{Account: accountA, Profile: b.profile, Name: name, Labels: labels, Timeouts: api.Timeouts{IdleSeconds: 60}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
