@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +62,8 @@ type replica struct {
 	told   chan string // hosts that the database notified about
 }
 
-func newReplica(t *testing.T, dsn, name string) *replica {
+// newReplica is one with the root key of the others, as all have it.
+func newReplica(t *testing.T, dsn, name, root string) *replica {
 	t.Helper()
 	log, dir := zap.NewNop(), t.TempDir()
 	r := &replica{tunnel: &tunnelEnd{}, told: make(chan string, 1024)}
@@ -69,7 +71,7 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 	r.store, err = pgstore.Open(t.Context(), dsn, name, log)
 	must(t, err)
 	t.Cleanup(r.store.Close)
-	must(t, profilestate.CreateRootKey(dir+"/root.key"))
+	must(t, os.Link(root, dir+"/root.key"))
 	profiles, keys := openProfiles(t, dir, keyDatabase(t), r.store)
 	rec, err := recorder.Open(t.Context(), recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
 		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
@@ -119,7 +121,9 @@ func newReplica(t *testing.T, dsn, name string) *replica {
 func newReplicas(t *testing.T, devices int) (one, two *replica, stop func()) {
 	t.Helper()
 	dsn := database(t)
-	one, two = newReplica(t, dsn, "eu-1"), newReplica(t, dsn, "eu-2")
+	root := t.TempDir() + "/root.key"
+	must(t, profilestate.CreateRootKey(root))
+	one, two = newReplica(t, dsn, "eu-1", root), newReplica(t, dsn, "eu-2", root)
 	enrolMac(t, one.store)
 	_, err := one.client.PutAccount(t.Context(), "a", api.PutAccount{Recordings: "eu"})
 	must(t, err)
