@@ -12,12 +12,14 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
 	"github.com/driftstack/fleet/recorder/s3server"
@@ -219,4 +221,24 @@ func fetch(t *testing.T, fleet *client.Client, id string) []byte {
 		t.Fatalf("%s: %s", resp.Status, film)
 	}
 	return film
+}
+
+// TestWhatTheDatabaseSaysIsNotBelieved: an orchestrator that the database names, in no network of ours, is not connected to, and the audit log says so.
+func TestWhatTheDatabaseSaysIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 1, 0, 0, true)
+	r := f.replicas[0]
+	must(t, r.signal(syscall.SIGTERM, true))
+	_, err := f.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: "elsewhere/1", Name: "elsewhere", URL: "http://3.5.140.2:8080"})
+	must(t, err)
+	must(t, r.start())
+	r.ready(t)
+	f.eventually("it is in the audit log", 20*time.Second, func() bool {
+		l, err := r.client.Audit(t.Context(), "", 10, 0)
+		must(t, err)
+		return len(l.Entries) == 1 && l.Entries[0].Action == "outbound_refused" && strings.HasPrefix(l.Entries[0].Detail, "execution to 3.5.140.2:8080: ")
+	})
+	if !strings.Contains(string(r.tail()), "connection refused by the register") {
+		t.Error("the log does not say so")
+	}
 }

@@ -136,9 +136,13 @@ func (p *Pin) Transport() *http.Transport {
 // RoundTripper is t behind a look at each request: its scheme, its URL's host, and the Host that it carries.
 func (p *Pin) RoundTripper(t http.RoundTripper) http.RoundTripper { return pinned{p, t} }
 
-// Client sends requests through t, which is [Pin.Transport] or something in front of it, and follows no redirect: the answer that asks for one is the answer.
+// Client sends requests through t, which is [Pin.Transport] or something in front of it, and follows no redirect: the answer that asks for one is the answer,
+// and it is told of as refused.
 func (p *Pin) Client(t http.RoundTripper) *http.Client {
-	return &http.Client{Transport: p.RoundTripper(t), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: p.RoundTripper(t), CheckRedirect: func(to *http.Request, _ []*http.Request) error {
+		_ = p.refuse(Address(to.URL.Scheme, to.URL.Host), "a redirect leads there, and none is followed")
+		return http.ErrUseLastResponse
+	}}
 }
 
 type pinned struct {

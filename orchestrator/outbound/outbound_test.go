@@ -145,19 +145,22 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a request arrived elsewhere") }))
 	defer elsewhere.Close()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+		http.Redirect(w, r, elsewhere.URL+"/?secret", http.StatusTemporaryRedirect)
 	}))
 	defer server.Close()
-	pin, _ := pinned(outbound.Pin{Hosts: []string{hostOf(server)}, Networks: outbound.Loopback(), Plain: true})
+	pin, told := pinned(outbound.Pin{Hosts: []string{hostOf(server)}, Networks: outbound.Loopback(), Plain: true})
 	client := pin.Client(pin.Transport())
 	defer client.CloseIdleConnections()
-	res, err := client.Get(server.URL)
+	res, err := client.Get(server.URL + "/?secret")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusTemporaryRedirect {
 		t.Errorf("status %d", res.StatusCode)
+	}
+	if len(*told) != 1 || (*told)[0].To != hostOf(elsewhere) {
+		t.Errorf("told of %v", *told)
 	}
 }
 
