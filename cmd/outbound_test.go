@@ -43,7 +43,7 @@ const home = "orchestrator/outbound"
 var passes = map[string]string{
 	"tunnel/smallbind.go net.ListenUDP":                   "WireGuard's own socket: sealed packets, to whoever has a key",
 	"recorder/store.go s3.New":                            "through outbound.Pin",
-	"orchestrator/pgstore/store.go pgxpool.NewWithConfig": "through the Dial that it is given, which cmd/orchestrator takes from outbound.Pin",
+	"orchestrator/pgstore/store.go pgxpool.NewWithConfig": "through outbound.Pin, of what residency has checked",
 	"tunnel/beat.go http.Client":                          "the other end: a driver host, through its tunnel, to a gateway",
 	"tunnel/beat.go http.Transport":                       "the other end: likewise",
 	"tunnel/enrol.go http.Client":                         "the other end: likewise",

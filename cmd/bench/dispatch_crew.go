@@ -17,8 +17,8 @@ import (
 	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/httpapi"
-	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/residency"
 )
 
 const (
@@ -86,7 +86,7 @@ func (c *crew) replica(ctx context.Context, f *fleet, store *pgstore.Store, name
 		addrs[i] = append(addrs[i], addr)
 	}
 	f.add(within(deps.Fleet.Close))
-	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: deps.ID, Token: benchToken, Pin: &outbound.Pin{Networks: outbound.Loopback(), Plain: true}, Log: log, Now: time.Now})
+	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: deps.ID, Token: benchToken, Way: residency.Site{Development: true}.Peers(), Log: log, Now: time.Now})
 	f.add(within(peers.Close))
 	public, err := f.serve(httpapi.New(httpapi.Config{Orchestrator: o, Store: store, Peers: peers, Recordings: deps.Recorder, Token: benchToken, Log: log, Now: time.Now}))
 	if err != nil {

@@ -140,7 +140,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	}
 	fleetServer := server(gateway.Handler(tunnel.Served{Enroller: store, Beats: beats{store, epoch}, Fleet: fleet.Handler()}), log)
 	fleetServer.MaxHeaderBytes = 16 << 10 // a host that was taken over may try to fill the memory
-	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Pin: at.peers, Log: log.Named("peers"), Now: time.Now})
+	peers := httpapi.NewPeers(httpapi.PeersConfig{ID: self.ID, Token: cfg.ServiceToken, Way: at.peers, Log: log.Named("peers"), Now: time.Now})
 	publicServer := server(httpapi.New(httpapi.Config{
 		Orchestrator: o, Store: store, Profiles: profiles, Keys: keys, Peers: peers, Recordings: rec, Residency: at.reporter(cfg, store, wrapped, rec, profiles), Token: cfg.ServiceToken, Log: log.Named("http"), Now: time.Now,
 		Rest: cfg.HostRest,

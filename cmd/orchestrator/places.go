@@ -22,7 +22,7 @@ import (
 type places struct {
 	standing       []residency.Standing
 	database, keys pgstore.Place
-	peers          *outbound.Pin
+	peers          residency.InEU
 }
 
 // site is what is declared. refused is told of connections that are not made.
@@ -55,10 +55,10 @@ func (c *config) places(site residency.Site) (p places, err error) {
 			errs = append(errs, &residency.BreachError{Category: d.category, Setting: d.setting, Problem: err.Error(), Mend: "Use postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full."})
 			continue
 		}
-		at, pin, err := site.CheckPostgres(d.category, d.setting, servers)
+		at, way, err := site.CheckPostgres(d.category, d.setting, servers)
 		stands(at, err)
 		if err == nil {
-			*d.to = pgstore.Place{DSN: d.dsn, Dial: pin.DialContext}
+			*d.to = pgstore.Place{DSN: d.dsn, Way: way}
 		}
 	}
 	if c.PeerURL != "" {

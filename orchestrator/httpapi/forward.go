@@ -18,7 +18,7 @@ import (
 
 	"github.com/driftstack/fleet/driverproxy/webdriver"
 	"github.com/driftstack/fleet/orchestrator"
-	"github.com/driftstack/fleet/orchestrator/outbound"
+	"github.com/driftstack/fleet/orchestrator/residency"
 )
 
 const (
@@ -34,9 +34,9 @@ const (
 
 // PeersConfig is what forwarding needs.
 type PeersConfig struct {
-	ID    string        // of this process, see orchestrator.Deps
-	Token string        // the service token; all orchestrators have the same
-	Pin   *outbound.Pin // to where they may be, whatever Postgres says
+	ID    string         // of this process, see orchestrator.Deps
+	Token string         // the service token; all orchestrators have the same
+	Way   residency.InEU // to where they may be, whatever Postgres says
 	Log   *zap.Logger
 	Now   func() time.Time
 }
@@ -58,7 +58,7 @@ type Peers struct {
 
 // NewPeers returns Peers that know nobody: Postgres says where sessions are.
 func NewPeers(cfg PeersConfig) *Peers {
-	pin := *cfg.Pin
+	pin := *cfg.Way.Pin()
 	pin.Timeout = peerDial
 	transport := pin.Transport()
 	transport.TLSHandshakeTimeout, transport.MaxIdleConnsPerHost, transport.IdleConnTimeout, transport.DisableCompression = peerDial, peerConns, peerIdle, true

@@ -19,8 +19,8 @@ import (
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/client"
 	"github.com/driftstack/fleet/orchestrator/httpapi"
-	"github.com/driftstack/fleet/orchestrator/outbound"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
+	"github.com/driftstack/fleet/orchestrator/residency"
 	"github.com/driftstack/fleet/profilestate"
 	"github.com/driftstack/fleet/recorder"
 )
@@ -134,7 +134,7 @@ func newMate(t *testing.T, dsn, keyDSN, dir, name string, ttl time.Duration) (o 
 	o.hosts.set(true, false)
 	orch := orchestrator.New(orchestrator.Deps{ID: name, Sessions: o.store, Hosts: o.store, Replicas: o.store, Fleet: o.fleet, Recorder: rec, Profiles: profiles,
 		Log: log, Now: time.Now, QueueLimit: 10, LeaseTTL: ttl})
-	o.others = httpapi.NewPeers(httpapi.PeersConfig{ID: name, Token: token, Pin: &outbound.Pin{Networks: outbound.Loopback(), Plain: true}, Log: log, Now: time.Now})
+	o.others = httpapi.NewPeers(httpapi.PeersConfig{ID: name, Token: token, Way: residency.Site{Development: true}.Peers(), Log: log, Now: time.Now})
 	public := httptest.NewServer(httpapi.New(httpapi.Config{Orchestrator: orch, Store: o.store, Profiles: profiles, Keys: keys, Recordings: rec, Peers: o.others, Token: token, Log: log, Now: time.Now}))
 	o.url, o.wake = public.URL, orch.WakeSession
 	between, err := net.Listen("tcp", "127.0.0.1:0")

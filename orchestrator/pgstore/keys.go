@@ -32,7 +32,11 @@ func OpenKeys(ctx context.Context, dsn string) (*Keys, error) {
 
 // OpenKeysAt connects, and brings the schema up to date. It refuses the database that a [Store] is in.
 func OpenKeysAt(ctx context.Context, at Place) (*Keys, error) {
-	pool, err := connect(ctx, at, 4)
+	return openKeys(ctx, at.DSN, at.dial())
+}
+
+func openKeys(ctx context.Context, dsn string, dial pgconn.DialFunc) (*Keys, error) {
+	pool, err := connect(ctx, dsn, dial, 4)
 	if err != nil {
 		return nil, err
 	}

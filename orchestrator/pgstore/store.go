@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -26,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator"
+	"github.com/driftstack/fleet/orchestrator/residency"
 )
 
 //go:embed migrations/*.sql
@@ -56,20 +56,26 @@ type Store struct {
 	batches batches
 }
 
-// Place is a database. DSN is a URL or a keyword/value string as libpq takes it.
+// Place is a database, and the way there. DSN is a URL or a keyword/value string as libpq takes it.
 type Place struct {
-	DSN  string
-	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: to wherever the DSN says, for tests and tools
+	DSN string
+	Way residency.InEU
 }
+
+func (p Place) dial() pgconn.DialFunc { return p.Way.Pin().DialContext }
 
 // Open is OpenAt wherever dsn says: for tests and tools.
 func Open(ctx context.Context, dsn, name string, log *zap.Logger) (*Store, error) {
-	return OpenAt(ctx, Place{DSN: dsn}, name, log)
+	return openStore(ctx, dsn, nil, name, log)
 }
 
 // OpenAt connects, and brings the schema up to date. name is this orchestrator's, unique among its replicas.
 func OpenAt(ctx context.Context, at Place, name string, log *zap.Logger) (*Store, error) {
-	pool, err := connect(ctx, at, 16)
+	return openStore(ctx, at.DSN, at.dial(), name, log)
+}
+
+func openStore(ctx context.Context, dsn string, dial pgconn.DialFunc, name string, log *zap.Logger) (*Store, error) {
+	pool, err := connect(ctx, dsn, dial, 16)
 	if err != nil {
 		return nil, err
 	}
@@ -91,15 +97,15 @@ func OpenAt(ctx context.Context, at Place, name string, log *zap.Logger) (*Store
 	return s, nil
 }
 
-// connect opens a pool of at least that many connections.
-func connect(ctx context.Context, at Place, conns int32) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(at.DSN)
+// connect opens a pool of at least that many connections. Without a dial function they go to wherever the DSN says.
+func connect(ctx context.Context, dsn string, dial pgconn.DialFunc, conns int32) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
 	}
-	if at.Dial != nil {
-		cfg.ConnConfig.DialFunc = at.Dial
-		cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // Dial is given names
+	if dial != nil {
+		cfg.ConnConfig.DialFunc = dial
+		cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // it is given names
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second

@@ -44,6 +44,18 @@ func (n *Network) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// InEU is the way to something that stands in the EU, as far as that is known. Only the checks of this package make one, so that what may be in the EU alone cannot
+// be given a way to somewhere else; the zero value leads nowhere. Storage of recordings has types of its own for the two regions, see package recorder.
+type InEU struct{ pin *outbound.Pin }
+
+// Pin connects to it.
+func (e InEU) Pin() *outbound.Pin {
+	if e.pin == nil {
+		return &outbound.Pin{Category: "nothing"}
+	}
+	return e.pin
+}
+
 // Standing is where something that is configured stands, and how that is known.
 type Standing struct {
 	Category Name
@@ -178,19 +190,19 @@ type Server struct {
 
 // CheckPostgres says where a database stands, and how it is connected to. Several servers, as after a comma or where TLS is tried first, are all
 // checked. Errors are *BreachError.
-func (s Site) CheckPostgres(category Name, setting string, servers []Server) (Standing, *outbound.Pin, error) {
+func (s Site) CheckPostgres(category Name, setting string, servers []Server) (Standing, InEU, error) {
 	if len(servers) == 0 {
-		return Standing{}, nil, &BreachError{category, setting, "it names no server", "Give it a host."}
+		return Standing{}, InEU{}, &BreachError{category, setting, "it names no server", "Give it a host."}
 	}
 	var first Standing
 	pin := s.pin(category)
 	for i, v := range servers {
 		at, err := s.server(category, setting, v)
 		if err != nil {
-			return at, nil, err
+			return at, InEU{}, err
 		}
 		if i > 0 && at.Known != first.Known {
-			return at, nil, &BreachError{category, setting, fmt.Sprintf("%s and %s are not both a provider's or both ours", first.Host, at.Host), "Give it servers of one kind."}
+			return at, InEU{}, &BreachError{category, setting, fmt.Sprintf("%s and %s are not both a provider's or both ours", first.Host, at.Host), "Give it servers of one kind."}
 		}
 		if i == 0 {
 			first = at
@@ -200,7 +212,7 @@ func (s Site) CheckPostgres(category Name, setting string, servers []Server) (St
 	if first.Known == DeclaredOnly {
 		pin.Networks = s.networks()
 	}
-	return first, pin, nil
+	return first, InEU{pin}, nil
 }
 
 func (s Site) pin(category Name) *outbound.Pin {
@@ -233,9 +245,9 @@ func (s Site) server(category Name, setting string, v Server) (Standing, error) 
 
 // CheckRedis says where a cache stands, by its URL (rediss://:PASSWORD@HOST:PORT/0, or unix:///SOCKET), and how it is connected to. A provider's is reached by
 // [outbound.Pin.DialTLSContext]. Errors are *BreachError.
-func (s Site) CheckRedis(setting, raw string) (Standing, *outbound.Pin, error) {
-	breach := func(problem, mend string) (Standing, *outbound.Pin, error) {
-		return Standing{}, nil, &BreachError{Cache, setting, problem, mend}
+func (s Site) CheckRedis(setting, raw string) (Standing, InEU, error) {
+	breach := func(problem, mend string) (Standing, InEU, error) {
+		return Standing{}, InEU{}, &BreachError{Cache, setting, problem, mend}
 	}
 	const form = "Use rediss://:PASSWORD@eu1-NAME.upstash.io:6379. " + mendOwn
 	u, err := url.Parse(raw)
@@ -246,10 +258,10 @@ func (s Site) CheckRedis(setting, raw string) (Standing, *outbound.Pin, error) {
 	if u.Scheme == "unix" && u.Host == "" && u.Path != "" {
 		at, err := s.server(Cache, setting, Server{Host: u.Path})
 		if err != nil {
-			return at, nil, err
+			return at, InEU{}, err
 		}
 		pin.Hosts = []string{u.Path}
-		return at, pin, nil
+		return at, InEU{pin}, nil
 	}
 	port, err := strconv.ParseUint(cmp.Or(u.Port(), "6379"), 10, 16)
 	if u.Scheme != "rediss" && u.Scheme != "redis" || u.Hostname() == "" || err != nil || port == 0 {
@@ -261,33 +273,33 @@ func (s Site) CheckRedis(setting, raw string) (Standing, *outbound.Pin, error) {
 		if u.Scheme != "rediss" {
 			return breach(u.Hostname()+" is spoken to without TLS", form)
 		}
-		return Standing{Cache, setting, pin.Hosts[0], place.EU, country.Country(), ByName}, pin, nil
+		return Standing{Cache, setting, pin.Hosts[0], place.EU, country.Country(), ByName}, InEU{pin}, nil
 	}
 	at, err := s.ours(Cache, setting, u.Hostname(), uint16(port))
 	if err != nil {
-		return at, nil, &BreachError{Cache, setting, unknown.Error(), form}
+		return at, InEU{}, &BreachError{Cache, setting, unknown.Error(), form}
 	}
 	pin.Networks = s.networks()
-	return at, pin, nil
+	return at, InEU{pin}, nil
 }
 
 // CheckSentry says where error events go, by the DSN, and how: there is nothing in networks of ours, and nothing in development either. Errors are *BreachError.
-func (s Site) CheckSentry(setting, dsn string) (Standing, *outbound.Pin, error) {
+func (s Site) CheckSentry(setting, dsn string) (Standing, InEU, error) {
 	const form = "Use https://KEY@oNUMBER.ingest.de.sentry.io/PROJECT, or leave it out."
 	u, err := url.Parse(dsn)
 	switch {
 	case err != nil:
-		return Standing{}, nil, &BreachError{Errors, setting, "it is no URL", form}
+		return Standing{}, InEU{}, &BreachError{Errors, setting, "it is no URL", form}
 	case u.Scheme != "https" || u.Port() != "" && u.Port() != "443":
-		return Standing{}, nil, &BreachError{Errors, setting, "it is no DSN that goes over https to port 443", form}
+		return Standing{}, InEU{}, &BreachError{Errors, setting, "it is no DSN that goes over https to port 443", form}
 	}
 	country, err := place.SentryHost(u.Hostname())
 	if err != nil {
-		return Standing{}, nil, &BreachError{Errors, setting, err.Error(), form}
+		return Standing{}, InEU{}, &BreachError{Errors, setting, err.Error(), form}
 	}
 	pin := s.pin(Errors)
 	pin.Hosts = []string{net.JoinHostPort(u.Hostname(), "443")}
-	return Standing{Errors, setting, pin.Hosts[0], place.EU, country.Country(), ByName}, pin, nil
+	return Standing{Errors, setting, pin.Hosts[0], place.EU, country.Country(), ByName}, InEU{pin}, nil
 }
 
 // CheckPeer says where other orchestrators reach this one; they are all in networks of ours. Errors are *BreachError.
@@ -304,10 +316,10 @@ func (s Site) CheckPeer(setting, raw string) (Standing, error) {
 }
 
 // Peers is how other orchestrators are reached, which Postgres names: in networks of ours, whatever it says.
-func (s Site) Peers() *outbound.Pin {
+func (s Site) Peers() InEU {
 	pin := s.pin(Execution)
 	pin.Networks, pin.Plain = s.networks(), true
-	return pin
+	return InEU{pin}
 }
 
 // CheckEnvironment refuses proxies: nothing here uses one, and whoever sets one expects that it is used.

@@ -41,11 +41,11 @@ type endpoint struct {
 	says  string
 }
 
-func (e endpoint) check(t *testing.T, category residency.Name, at residency.Standing, pin *outbound.Pin, err error) {
+func (e endpoint) check(t *testing.T, category residency.Name, at residency.Standing, to residency.InEU, err error) {
 	t.Helper()
 	if e.host == "" {
 		var breach *residency.BreachError
-		if !errors.As(err, &breach) || breach.Category != category || breach.Setting != "--setting" || breach.Mend == "" || !strings.Contains(err.Error(), e.says) || pin != nil {
+		if !errors.As(err, &breach) || breach.Category != category || breach.Setting != "--setting" || breach.Mend == "" || !strings.Contains(err.Error(), e.says) || to != (residency.InEU{}) {
 			t.Errorf("%s: %v", e.url, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "verysecret") {
@@ -57,6 +57,7 @@ func (e endpoint) check(t *testing.T, category residency.Name, at residency.Stan
 		t.Errorf("%s: %v", e.url, err)
 		return
 	}
+	pin := to.Pin()
 	if at.Known != e.known || at.Region != place.EU || at.Country == "" || at.Category != category || !slices.Equal(pin.Hosts, []string{e.host}) {
 		t.Errorf("%s stands %+v, pinned to %v", e.url, at, pin)
 	}
@@ -128,16 +129,19 @@ func TestCheckSentry(t *testing.T) {
 
 // TestPeersArePinned: wherever Postgres says that another orchestrator is, it is asked in networks of ours alone.
 func TestPeersArePinned(t *testing.T) {
-	pin := site(t, false, "10.0.0.0/24").Peers()
+	pin := site(t, false, "10.0.0.0/24").Peers().Pin()
 	for _, to := range []string{"127.0.0.1:1", "3.5.140.2:8080", "10.0.1.1:1", "10.77.1.0:7700"} {
 		if _, err := pin.DialContext(t.Context(), "tcp", to); !errors.Is(err, outbound.ErrRefused) {
 			t.Errorf("%s: %v", to, err)
 		}
 	}
-	if _, err := site(t, false).Peers().DialContext(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, outbound.ErrRefused) {
+	if _, err := site(t, false).Peers().Pin().DialContext(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, outbound.ErrRefused) {
 		t.Errorf("without a network of ours: %v", err)
 	}
-	if _, err := site(t, true).Peers().DialContext(t.Context(), "tcp", "127.0.0.1:1"); err == nil || errors.Is(err, outbound.ErrRefused) {
+	if _, err := (residency.InEU{}).Pin().DialContext(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, outbound.ErrRefused) {
+		t.Errorf("a way that nobody has checked: %v", err)
+	}
+	if _, err := site(t, true).Peers().Pin().DialContext(t.Context(), "tcp", "127.0.0.1:1"); err == nil || errors.Is(err, outbound.ErrRefused) {
 		t.Errorf("on this machine, in development: %v", err)
 	}
 }
