@@ -346,14 +346,21 @@ func TestProfileModes(t *testing.T) {
 	ref := profile(t, s)
 	first := holds(t, s, ref, api.ProfileExclusive)
 	for range 2 {
-		if c := holds(t, s, ref, api.ProfileReadonly); c.Mode != api.ProfileReadonly || c.Profile != ref.Profile {
+		c := holds(t, s, ref, api.ProfileReadonly)
+		if c.Mode != api.ProfileReadonly || c.Profile != ref.Profile {
 			t.Errorf("%+v", c)
+		}
+		if err := s.Publish(ctx, writer(c), ref, head(t, s, ref), generation(1, c.Term, c.Session, "x")); !errors.Is(err, profilestate.ErrFenced) {
+			t.Errorf("a readonly session publishes: %v", err)
 		}
 	}
 	n := wish("a")
 	n.Profile, n.Mode, n.ForkOf = uuid.NewString(), api.ProfileFork, ref.Profile
 	mustCreate(t, s, n)
 	c := mustClaim(t, s)
+	if err := s.Publish(ctx, writer(c), ref, head(t, s, ref), generation(1, c.Term, c.Session, "x")); !errors.Is(err, profilestate.ErrFenced) {
+		t.Errorf("a fork publishes to what it was forked from: %v", err)
+	}
 	if c.Mode != api.ProfileFork || c.Profile != n.Profile || c.ForkOf != ref.Profile {
 		t.Errorf("%+v", c)
 	}
