@@ -52,7 +52,7 @@ func Schema() []Columns {
 		columns(Keys, "destroyed_keys", ProfileState, "account profile epoch at"),
 
 		columns(Main, "recordings", Recordings, "id session account term placement state partial cause key bytes duration_ms sha256 started_at updated_at"),
-		columns(Main, "recording_copies", Recordings, "recording region bucket state etag verified_at check_at checked_at damage damaged_at removal_tried_at removed_at repairs"),
+		columns(Main, "recording_copies", Recordings, "recording region bucket state etag verified_at check_at checked_at damage damaged_at removal_tried_at removed_at repairs abandoned_at"),
 
 		columns(Main, "audit", Audit, "id at actor action host device session reason detail account"),
 
