@@ -48,16 +48,32 @@ type broken struct {
 // what was saved before; what was recorded until then is there and decodes; nothing is left running.
 func TestTrouble(t *testing.T) {
 	t.Parallel()
+	b := startBroken(t, 8*time.Minute)
+	for _, tr := range troubles() {
+		t.Run(tr.name, func(t *testing.T) {
+			b := *b
+			b.t = t
+			b.run(tr)
+		})
+	}
+}
+
+// startBroken is a stack with a profile that is logged in; it goes with the test.
+func startBroken(t *testing.T, within time.Duration) *broken {
+	t.Helper()
 	bin := programs(t)
 	dir := filepath.Join(t.TempDir(), "state")
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
-	defer cancel()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	t.Cleanup(cancel)
 	out := &printer{w: testWriter{t}}
 	s, err := startStack(ctx, config{dir: dir, bin: bin, tunnel: "netstack", out: out})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if out.failures() > 0 {
+			t.Error("claims did not hold, marked ✗ above")
+		}
 		if err := s.stop(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -78,16 +94,7 @@ func TestTrouble(t *testing.T) {
 	}
 	b.profile = profile.ID
 	b.undisturbed(b.sample.logsIn)
-	for _, tr := range troubles() {
-		t.Run(tr.name, func(t *testing.T) {
-			b := *b
-			b.t = t
-			b.run(tr)
-		})
-	}
-	if out.failures() > 0 {
-		t.Error("claims did not hold, marked ✗ above")
-	}
+	return b
 }
 
 // run is one trouble, and a session after it that shows that nothing was lost.
