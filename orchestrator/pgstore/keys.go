@@ -27,7 +27,7 @@ type Keys struct{ pool *pgxpool.Pool }
 
 // OpenKeys is OpenKeysAt wherever dsn says: for tests and tools.
 func OpenKeys(ctx context.Context, dsn string) (*Keys, error) {
-	return OpenKeysAt(ctx, Place{DSN: dsn})
+	return openKeys(ctx, dsn, nil)
 }
 
 // OpenKeysAt connects, and brings the schema up to date. It refuses the database that a [Store] is in.
