@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/driftstack/fleet/orchestrator/api"
+	"github.com/driftstack/fleet/recorder"
 	"github.com/driftstack/fleet/tunnel"
 )
 
@@ -42,6 +43,7 @@ type collector struct {
 	received, sent, repairs                             *prometheus.Desc
 	info, peers, reconcile, failures, restores, isolate *prometheus.Desc
 	storage, checked, damaged, repaired, uploads, lost  *prometheus.Desc
+	spoolFree, spoolRoom                                *prometheus.Desc
 }
 
 func newCollector(o *Orchestrator) *collector {
@@ -73,6 +75,8 @@ func newCollector(o *Orchestrator) *collector {
 		restores:  desc("gateway_restores_total", "Times that the tunnel device was lost and opened again."),
 		isolate:   desc("gateway_isolation_repairs_total", "Times that the rules that keep hosts apart were not what they should be; someone else changes them."),
 		storage:   desc("storage_proven", "1 once the bucket was seen where it has to be, since this orchestrator started; nothing is uploaded to it before.", "region"),
+		spoolFree: desc("spool_free_bytes", "Bytes that are free on the volume of the recording spools."),
+		spoolRoom: desc("spool_room", "1 for what follows from that: enough; low, no recording is begun; none, hosts hold what they record as well.", "room"),
 		checked:   desc("recording_copies_checked_total", "Copies of recordings that this orchestrator compared with what they should be.", "region"),
 		damaged:   desc("recording_copies_damaged_total", "Copies that it found missing or altered, each time it looked.", "region"),
 		repaired:  desc("recording_copies_repaired_total", "Copies that it put back.", "region"),
@@ -85,7 +89,7 @@ func newCollector(o *Orchestrator) *collector {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.database, c.sessions, c.fleet, c.oldest, c.waiting, c.devices, c.cordoned, c.closed, c.state,
 		c.roundTrip, c.heartbeat, c.handshake, c.mtu, c.received, c.sent, c.repairs, c.info, c.peers, c.reconcile, c.failures, c.restores, c.isolate,
-		c.storage, c.checked, c.damaged, c.repaired, c.uploads, c.lost} {
+		c.storage, c.spoolFree, c.spoolRoom, c.checked, c.damaged, c.repaired, c.uploads, c.lost} {
 		out <- d
 	}
 	for _, m := range c.o.measures.collectors() {
@@ -187,6 +191,15 @@ func (c *collector) links(out chan<- prometheus.Metric) {
 func (c *collector) recordings(out chan<- prometheus.Metric) {
 	if c.o.deps.Recorder == nil {
 		return
+	}
+	free, room := c.o.deps.Recorder.Room()
+	gauge(out, c.spoolFree, float64(free))
+	for _, r := range []recorder.Room{recorder.RoomEnough, recorder.RoomLow, recorder.RoomNone} {
+		is := 0.0
+		if r == room {
+			is = 1
+		}
+		gauge(out, c.spoolRoom, is, r.String())
 	}
 	var lost int64
 	for r, n := range c.o.deps.Recorder.Counters() {

@@ -30,6 +30,10 @@ func (o *Orchestrator) openRecording(ctx context.Context, l *live) (*openedRecor
 		ID: uuid.NewString(), Session: l.claim.Session, Account: l.claim.Account, Term: l.claim.Term,
 		Placement: l.claim.Placement, Started: o.deps.Now(),
 	})
+	if errors.Is(err, recorder.ErrNoRoom) {
+		r.failed("the session is not recorded", err)
+		return r, nil
+	}
 	return r, err
 }
 

@@ -83,7 +83,7 @@ func (o *Orchestrator) line(ctx context.Context, l *live) (end *EndError, saved 
 		return o.ended(ctx, l, "recording cannot be opened", RecordingFailed, err), 0
 	}
 	defer func() { rec.seal(ctx, end) }()
-	dev, err := o.device(ctx, l)
+	dev, err := o.device(ctx, l, rec.rec != nil)
 	if err != nil {
 		end := o.ended(ctx, l, "driver did not start", "", err)
 		var f *wire.Failure
@@ -168,15 +168,15 @@ func (o *Orchestrator) patience(ctx context.Context) (context.Context, context.C
 	return ctx, cancel
 }
 
-// device is the running driver: a new one, or the one that an adopted session has.
-func (o *Orchestrator) device(ctx context.Context, l *live) (*driverproxy.Session, error) {
+// device is the running driver: a new one, which is recorded or not, or the one that an adopted session has.
+func (o *Orchestrator) device(ctx context.Context, l *live, record bool) (*driverproxy.Session, error) {
 	if l.claim.Adopted {
 		return o.adopt(ctx, l)
 	}
-	return o.startDriver(ctx, l)
+	return o.startDriver(ctx, l, record)
 }
 
-func (o *Orchestrator) startDriver(ctx context.Context, l *live) (*driverproxy.Session, error) {
+func (o *Orchestrator) startDriver(ctx context.Context, l *live, record bool) (*driverproxy.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	begin := o.deps.Now()
@@ -186,7 +186,7 @@ func (o *Orchestrator) startDriver(ctx context.Context, l *live) (*driverproxy.S
 	}
 	dev, err := o.deps.Fleet.Assign(ctx, driverproxy.Assignment{
 		Host: l.claim.Host, Device: l.claim.Device, Session: l.claim.Session, Term: l.claim.Term,
-		Capabilities: capabilities, Record: l.claim.Recording,
+		Capabilities: capabilities, Record: record,
 	})
 	if err != nil {
 		if ctx.Err() != nil {

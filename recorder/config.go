@@ -21,6 +21,7 @@ const (
 	DefaultCallTimeout = 2 * time.Minute
 	DefaultRetryMax    = 30 * time.Second
 	DefaultScanEvery   = 15 * time.Second
+	DefaultRoomEvery   = time.Second
 	DefaultSweepEvery  = 10 * time.Minute
 	DefaultCheckEvery  = 24 * time.Hour
 	// DefaultAbandonedAfter is before R2 drops an upload by itself, after seven days.
@@ -54,6 +55,13 @@ type Config struct {
 	SweepEvery  time.Duration // for abandoned uploads and copies that are due, DefaultSweepEvery when 0
 	CheckEvery  time.Duration // each copy, DefaultCheckEvery when 0
 	RetryMax    time.Duration // longest pause between two attempts, DefaultRetryMax when 0
+
+	// Marks of the free bytes of Dir's volume, 0: none. Below BeginAbove no recording is begun; below TakeAbove nothing is taken from hosts, which hold it
+	// in their memory. The latter is not above the former.
+	BeginAbove int64
+	TakeAbove  int64
+	Free       func(dir string) (int64, error) // asks the volume when nil
+	RoomEvery  time.Duration                   // between two looks at it, DefaultRoomEvery when 0
 
 	// AbandonedAfter is how long what nobody seems to work on is left to whoever has its spool, DefaultAbandonedAfter when 0.
 	AbandonedAfter time.Duration
@@ -197,6 +205,12 @@ func (c *Config) complete() error {
 	if c.ScanEvery <= 0 {
 		c.ScanEvery = DefaultScanEvery
 	}
+	if c.RoomEvery <= 0 {
+		c.RoomEvery = DefaultRoomEvery
+	}
+	if c.Free == nil {
+		c.Free = freeBytes
+	}
 	if c.SweepEvery <= 0 {
 		c.SweepEvery = DefaultSweepEvery
 	}
@@ -214,6 +228,8 @@ func (c *Config) complete() error {
 		return errors.New("recorder: Dir is empty: say where the spool is")
 	case c.Journal == nil:
 		return errors.New("recorder: no Journal")
+	case c.TakeAbove < 0 || c.TakeAbove > c.BeginAbove:
+		return fmt.Errorf("recorder: TakeAbove %d: use 0 to BeginAbove, which is %d", c.TakeAbove, c.BeginAbove)
 	case c.PartSize < minPartSize || c.PartSize > maxPartSize:
 		return fmt.Errorf("recorder: part size %d: use %d to %d bytes", c.PartSize, minPartSize, maxPartSize)
 	}

@@ -113,6 +113,8 @@ func causeOf(err error, end *wire.End) Cause {
 		return CauseTooLarge
 	case errors.Is(err, ErrSpool):
 		return CauseSpool
+	case errors.Is(err, ErrNoRoom):
+		return CauseSpoolFull
 	case err != nil || end == nil:
 		return CauseLost
 	case end.Reason == wire.EndFailed:
@@ -126,6 +128,10 @@ func causeOf(err error, end *wire.End) Cause {
 // receive takes chunks until the end.
 func (r *Recording) receive(ctx context.Context, src Source, dirty chan<- struct{}) (*wire.End, error) {
 	for {
+		// What is not received stays in the windows of the sockets and then in the host's memory.
+		if err := r.owner.volume.mayTake(ctx); err != nil {
+			return nil, err
+		}
 		v, err := src.Receive(ctx)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -59,6 +59,7 @@ const (
 	CauseCrash     Cause = "crash"          // the orchestrator died while recording; sealed by the next one
 	CauseCorrupt   Cause = "corrupt"        // quarantined: the spool's bytes are not the ones that were acknowledged
 	CauseSpoolLost Cause = "spool_lost"     // its spool is gone: what had been uploaded until then was kept, if anything had
+	CauseSpoolFull Cause = "spool_full"     // the spool's volume had no room: not begun (empty), or held until the session was over (partial)
 	CauseConflict  Cause = "conflict"       // quarantined: another object already has the key
 )
 

@@ -26,6 +26,7 @@ type Recorder struct {
 	cfg    Config
 	eu     euStore
 	us     *usStore
+	volume *volume
 	spawn  func(*Recording)
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // of Recording.run
@@ -49,7 +50,7 @@ func Open(ctx context.Context, cfg Config) (*Recorder, error) {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &Recorder{cfg: cfg, eu: euStore{eu}, cancel: cancel, active: map[string]*Recording{}}
+	r := &Recorder{cfg: cfg, eu: euStore{eu}, volume: newVolume(&cfg), cancel: cancel, active: map[string]*Recording{}}
 	if cfg.US != nil {
 		us, err := newStore(cfg.US.Target, cfg.US.site(cfg.EU), cfg.stores())
 		if err != nil {
@@ -70,6 +71,8 @@ func (r *Recorder) start(ctx, life context.Context) error {
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("recorder: spool folder: %w", err)
 	}
+	r.volume.look()
+	r.wg.Go(func() { r.volume.lookAgain(life, r.cfg.RoomEvery) })
 	if err := r.prove(ctx, life); err != nil {
 		return err
 	}
@@ -110,7 +113,14 @@ func (r *Recorder) inherit(id string, sp *spool) (*Recording, error) {
 }
 
 // Begin makes the spool of a new recording and journals it. The caller goes on with Ingest and ends with Seal, or with Leave.
+// ErrNoRoom: it is journaled as empty, with CauseSpoolFull.
 func (r *Recorder) Begin(ctx context.Context, spec Spec) (*Recording, error) {
+	if _, room := r.Room(); room >= RoomLow {
+		if err := spec.validate(); err != nil {
+			return nil, err
+		}
+		return nil, r.decline(ctx, spec)
+	}
 	return r.begin(ctx, spec, r.cfg.PartSize, func(*Recording) error { return nil })
 }
 

@@ -52,6 +52,9 @@ type config struct {
 	ProfileMaxOrigins  int    `default:"50" help:"Origins whose localStorage a profile may hold."`
 	ProfileGenerations int    `default:"10" help:"Saved states of a profile that are kept to go back to."`
 
+	SpoolBeginAbove int64 `default:"2147483648" help:"Free bytes on the volume of --state-dir below which no recording is begun; sessions run without. 0: none."`
+	SpoolTakeAbove  int64 `default:"536870912" help:"Free bytes there below which hosts hold what they record in their memory. At most --spool-begin-above; 0: none."`
+
 	QueueLimit            int           `default:"10000" help:"Sessions that may be queued at once, of all accounts; one more is answered with 429."`
 	QuotaConcurrent       int           `default:"100" help:"Sessions that an account may have on devices at once, unless it has a limit of its own; further ones wait in the queue."`
 	QuotaQueued           int           `default:"1000" help:"Sessions that an account may have queued at once, unless it has a limit of its own; one more is answered with 429."`
@@ -109,6 +112,9 @@ func (c *config) Validate() error {
 	}
 	if c.ProfileGenerations < 2 {
 		bad("--profile-generations: at least 2, the current one and one to go back to")
+	}
+	if c.SpoolTakeAbove < 0 || c.SpoolTakeAbove > c.SpoolBeginAbove {
+		bad("--spool-take-above: 0 to --spool-begin-above, which is %d", c.SpoolBeginAbove)
 	}
 	if c.QueueLimit < 1 {
 		bad("--queue-limit: at least 1")

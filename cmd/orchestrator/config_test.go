@@ -46,6 +46,19 @@ func TestLocation(t *testing.T) {
 	}
 }
 
+// The marks of the spool's volume are in an order.
+func TestSpoolMarks(t *testing.T) {
+	for _, tt := range []struct {
+		begin, take string
+		ok          bool
+	}{{"2000", "1000", true}, {"1000", "1000", true}, {"0", "0", true}, {"1000", "2000", false}, {"-1", "-1", false}, {"1000", "-1", false}} {
+		_, err := parseConfig(t, append(euBucket, "--location", "DE", "--spool-begin-above="+tt.begin, "--spool-take-above="+tt.take)...)
+		if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "--spool-take-above") {
+			t.Errorf("%s, %s: %v", tt.begin, tt.take, err)
+		}
+	}
+}
+
 // Where recordings go follows from accounts. A host cannot be given, but for development and on loopback.
 func TestStorageSettings(t *testing.T) {
 	const local = "http://127.0.0.1:7070"

@@ -85,6 +85,7 @@ func run(ctx context.Context, cfg config, log *zap.Logger) (err error) {
 	rec, err := recorder.Open(ctx, recorder.Config{
 		Dir: filepath.Join(cfg.StateDir, "spool"), EU: recorder.EUTarget{Target: cfg.EU.target()}, US: cfg.us(),
 		Journal: store, Removals: store, Sweeps: store, Refused: refused.add, Log: log.Named("recorder"),
+		BeginAbove: cfg.SpoolBeginAbove, TakeAbove: cfg.SpoolTakeAbove,
 	})
 	if err != nil {
 		return err

@@ -161,12 +161,15 @@ func (directory) HostByAddr(_ context.Context, a netip.Addr) (string, error) {
 
 func newRig(t *testing.T, devices, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
 	t.Helper()
-	var list []host.Device
-	for i := range devices {
+	return newRigOf(t, fakePhones(devices), queueLimit, reroute...)
+}
+
+func fakePhones(n int) (list []host.Device) {
+	for i := range n {
 		list = append(list, host.Device{Name: "phone-" + string(rune('a'+i)), Kind: host.KindFake, Model: "iPhone 15", PlatformName: "iOS", PlatformVersion: "17.0",
 			Labels: map[string]string{"rack": "1"}})
 	}
-	return newRigOf(t, list, queueLimit, reroute...)
+	return list
 }
 
 func newRigOf(t *testing.T, list []host.Device, queueLimit int, reroute ...func(*testing.T, string) string) *rig {
@@ -179,6 +182,7 @@ type taps struct {
 	sessions func(orchestrator.SessionStore) orchestrator.SessionStore // nil: as it is
 	changed  func(wire.Device)                                         // see directory
 	public   func(http.Handler) http.Handler                           // nil: as it is
+	spool    func(*recorder.Config)                                    // nil: as it is
 }
 
 func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, reroute ...func(*testing.T, string) string) *rig {
@@ -203,8 +207,12 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	must(t, second(r.store.AnnounceReplica(t.Context(), orchestrator.Replica{ID: "test", Name: "test", Volume: profiles.Volume()})))
 	r.profiles, r.dir = profiles, dir
 	// Nothing listens there: sessions of these tests are not recorded.
-	rec, err := recorder.Open(ctx, recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
-		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}})
+	spool := recorder.Config{Dir: dir + "/spool", Journal: r.store, Log: log,
+		EU: recorder.EUTarget{Target: recorder.Target{Endpoint: "http://127.0.0.1:9", Bucket: "recordings-eu", AccessKey: "k", SecretKey: "s"}}}
+	if tap.spool != nil {
+		tap.spool(&spool)
+	}
+	rec, err := recorder.Open(ctx, spool)
 	must(t, err)
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 

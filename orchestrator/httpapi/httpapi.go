@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -48,6 +49,7 @@ type Config struct {
 type Recordings interface {
 	URL(ctx context.Context, region place.Region, key string, ttl time.Duration) (string, error)
 	Live(session string, latest bool) (*recorder.Live, error)
+	Room() (free int64, room recorder.Room)
 }
 
 type server struct{ Config }
@@ -186,6 +188,9 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = w.Write([]byte("ok\n"))
+	if free, room := s.Recordings.Room(); room != recorder.RoomEnough { // sessions run: no reason to send them elsewhere
+		_, _ = fmt.Fprintf(w, "room for recordings: %s, %d bytes free\n", room, free)
+	}
 }
 
 type body[T any] struct{ Body T }

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/place"
 	"github.com/driftstack/fleet/recorder"
@@ -113,5 +115,33 @@ func TestRecordingURLs(t *testing.T) {
 		if p := decode[struct{ Type, Detail string }](t, b); resp.StatusCode != c.status || p.Type != "urn:driftstack:problem:"+c.kind || !strings.Contains(p.Detail, c.says) || resp.Header.Get("Retry-After") != "" {
 			t.Errorf("%s: %d %s", c.state, resp.StatusCode, b)
 		}
+	}
+}
+
+// TestSessionWithoutRoomForItsRecording runs, and says why it is not recorded.
+func TestSessionWithoutRoomForItsRecording(t *testing.T) {
+	t.Parallel()
+	r := newTappedRig(t, fakePhones(1), 10, taps{spool: func(c *recorder.Config) {
+		c.Free, c.BeginAbove = func(string) (int64, error) { return 99, nil }, 100
+	}})
+	s, err := r.client.CreateSession(t.Context(), api.CreateSession{Account: "a"})
+	must(t, err)
+	_, err = r.client.Wait(t.Context(), s.ID, api.Running)
+	must(t, err)
+	resp, b := r.call(t, "GET", "/v1/recordings?session="+s.ID, "")
+	list := decode[api.RecordingList](t, b).Recordings
+	if resp.StatusCode != 200 || len(list) != 1 || list[0].State != "empty" || list[0].Cause != "spool_full" || list[0].Partial || len(list[0].Copies) != 0 {
+		t.Errorf("%d %s", resp.StatusCode, b)
+	}
+	eventually(t, "its log says so", func() bool {
+		events, err := r.client.Events(t.Context(), s.ID, 0)
+		must(t, err)
+		said := func(kind orchestrator.EventKind) bool {
+			return slices.ContainsFunc(events, func(e api.Event) bool { return e.Kind == string(kind) })
+		}
+		return said(orchestrator.EventRecordingFailed) && !said(orchestrator.EventRecording)
+	})
+	if resp, b := r.call(t, "GET", "/healthz", ""); resp.StatusCode != 200 || string(b) != "ok\nroom for recordings: low, 99 bytes free\n" {
+		t.Errorf("%d %s", resp.StatusCode, b)
 	}
 }
