@@ -183,6 +183,7 @@ type taps struct {
 	changed  func(wire.Device)                                         // see directory
 	public   func(http.Handler) http.Handler                           // nil: as it is
 	spool    func(*recorder.Config)                                    // nil: as it is
+	fleet    func(http.Handler) http.Handler                           // nil: as it is
 }
 
 func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, reroute ...func(*testing.T, string) string) *rig {
@@ -217,7 +218,11 @@ func newTappedRig(t *testing.T, list []host.Device, queueLimit int, tap taps, re
 	t.Cleanup(func() { must(t, rec.Close(context.Background())) })
 
 	fleet := driverproxy.NewFleet(driverproxy.Config{Orchestrator: "test", Epoch: "1", Directory: directory{r.store, tap.changed}, Log: log})
-	fleetServer := httptest.NewServer(fleet.Handler())
+	hosts := fleet.Handler()
+	if tap.fleet != nil {
+		hosts = tap.fleet(hosts)
+	}
+	fleetServer := httptest.NewServer(hosts)
 	r.fleet = strings.TrimPrefix(fleetServer.URL, "http://")
 	var sessions orchestrator.SessionStore = r.store
 	if tap.sessions != nil {

@@ -6,9 +6,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/place"
@@ -121,13 +123,25 @@ func TestRecordingURLs(t *testing.T) {
 // TestSessionWithoutRoomForItsRecording runs, and says why it is not recorded.
 func TestSessionWithoutRoomForItsRecording(t *testing.T) {
 	t.Parallel()
-	r := newTappedRig(t, fakePhones(1), 10, taps{spool: func(c *recorder.Config) {
-		c.Free, c.BeginAbove = func(string) (int64, error) { return 99, nil }, 100
-	}})
+	var dialled atomic.Bool // before its driver starts
+	r := newTappedRig(t, fakePhones(1), 10, taps{
+		spool: func(c *recorder.Config) { c.Free, c.BeginAbove = func(string) (int64, error) { return 99, nil }, 100 },
+		fleet: func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == wire.PathRecording {
+					dialled.Store(true)
+				}
+				h.ServeHTTP(w, r)
+			})
+		},
+	})
 	s, err := r.client.CreateSession(t.Context(), api.CreateSession{Account: "a"})
 	must(t, err)
 	_, err = r.client.Wait(t.Context(), s.ID, api.Running)
 	must(t, err)
+	if dialled.Load() {
+		t.Error("its host records it")
+	}
 	resp, b := r.call(t, "GET", "/v1/recordings?session="+s.ID, "")
 	list := decode[api.RecordingList](t, b).Recordings
 	if resp.StatusCode != 200 || len(list) != 1 || list[0].State != "empty" || list[0].Cause != "spool_full" || list[0].Partial || len(list[0].Copies) != 0 {
