@@ -94,7 +94,7 @@ func (s *brim) awaitAck(t *testing.T, offset int64) {
 }
 
 // held has a recording whose volume is full from its middle on, once all that came until then is acknowledged.
-func held(t *testing.T) (b *bench, fill func(int64), r *Recording, src *brim, ingested chan error) {
+func heldUp(t *testing.T) (b *bench, fill func(int64), r *Recording, src *brim, ingested chan error) {
 	t.Helper()
 	b, fill = newTank(t)
 	stream := film(t, 6, 2)
@@ -109,7 +109,7 @@ func held(t *testing.T) (b *bench, fill func(int64), r *Recording, src *brim, in
 }
 
 func TestNothingIsTakenWithoutRoom(t *testing.T) {
-	b, fill, r, src, ingested := held(t)
+	b, fill, r, src, ingested := heldUp(t)
 	fill(10) // the mark itself: released a tenth above
 	if src.asked.Load() {
 		t.Error("more is taken from the host")
@@ -136,7 +136,7 @@ func TestNothingIsTakenWithoutRoom(t *testing.T) {
 
 // TestSealedWithoutRoom: all that was acknowledged is in the object, and it says why there is no more.
 func TestSealedWithoutRoom(t *testing.T) {
-	b, _, r, src, ingested := held(t)
+	b, _, r, src, ingested := heldUp(t)
 	want := index(t, src.stream[:src.pos])
 	s := b.seal(r)
 	if err := <-ingested; !errors.Is(err, ErrNoRoom) {
