@@ -384,3 +384,18 @@ func TestProfileModes(t *testing.T) {
 		t.Errorf("a refused fork left a profile: %+v, %v", list, err)
 	}
 }
+
+// TestPublishAfterAPromotion: what is made from a generation is not swapped in once another one is current, although none has been added.
+func TestPublishAfterAPromotion(t *testing.T) {
+	s := open(t, 1)
+	ctx, ref := t.Context(), profile(t, s)
+	for n := range int64(2) {
+		must(t, s.Publish(ctx, profilestate.Writer{}, ref, head(t, s, ref), generation(n+1, 0, "", fmt.Sprint(n))))
+	}
+	before := head(t, s, ref)
+	must(t, s.MakeCurrent(ctx, ref, before, 1))
+	if err := s.Publish(ctx, profilestate.Writer{}, ref, before, generation(3, 0, "", "x")); !errors.Is(err, profilestate.ErrConflict) {
+		t.Errorf("it was swapped in: %v", err)
+	}
+	must(t, s.Publish(ctx, profilestate.Writer{}, ref, head(t, s, ref), generation(3, 0, "", "x")))
+}
