@@ -48,8 +48,9 @@ type SessionStore interface {
 	// that Create has are in it; *InvalidError is returned.
 	Prospect(ctx context.Context, n NewSession) (Prospect, error)
 	// Claim gives queued sessions to free devices of the hosts, up to most, in fair order: see claim_sessions in pgstore. concurrent is how
-	// many an account may have at once that has no quota of its own; zero is no limit.
-	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]Claim, error)
+	// many an account may have at once that has no quota of its own; zero is no limit. It fills every device that it can. left says that a claim at once
+	// may get more: there were so many that it took no more, or others had locked what it passed over.
+	Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) (got []Claim, left bool, err error)
 	// Reclaim gives again, under a new term, what Claim gave to the holder in an answer that did not arrive: those sessions of its that are
 	// starting, and are not among those that it knows of, up to most.
 	Reclaim(ctx context.Context, holder string, known []string, ttl time.Duration, most int) ([]Claim, error)

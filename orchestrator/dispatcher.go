@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,7 +36,7 @@ type Orchestrator struct {
 	routes   routes
 	measures *measures
 	queued   chan struct{} // wakes who claims; has room for one
-	later    atomic.Int64  // sessions that others are told of first, until it is woken for them
+	later    chan struct{} // has them woken a little later, for what others are told of first; has room for one
 	orphaned chan struct{} // wakes who adopts; has room for one
 	stopping chan struct{} // closed when the orchestrator is told to stop: running sessions are handed over
 	tired    chan struct{} // closed drainLimit after that: whatever still cleans up gives up
@@ -65,7 +64,7 @@ func New(d Deps) *Orchestrator {
 	}
 	o := &Orchestrator{
 		deps: d, log: d.Log, journal: newJournal(d.Sessions, d.Log), watch: newWatch(), health: newHealth(), measures: newMeasures(),
-		queued: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
+		queued: make(chan struct{}, 1), later: make(chan struct{}, 1), orphaned: make(chan struct{}, 1), stopping: make(chan struct{}), tired: make(chan struct{}),
 		live: map[string]*live{}, unanswered: map[string]time.Time{}, attended: map[string]bool{},
 	}
 	o.journal.stored = o.measures.stored
@@ -80,6 +79,7 @@ func (o *Orchestrator) Run(ctx context.Context) {
 	storing, giveUp := o.patience(ctx)
 	defer giveUp()
 	loops.Go(func() { o.journal.run(storing) })
+	loops.Go(func() { o.wakeLater(ctx) })
 	loops.Go(func() { every(ctx, tick, 10*time.Second, o.reap) })
 	loops.Go(func() { every(ctx, tick, reportLimit, o.endUnwanted) })
 	loops.Go(func() { every(ctx, tick, lookLimit, o.endCancelled) })
@@ -116,17 +116,18 @@ func (o *Orchestrator) Run(ctx context.Context) {
 const (
 	// claimMost is how many sessions are claimed at once: enough that the claim itself costs each little.
 	claimMost = 64
-	// claimBytes is of how many bytes of capabilities a claim is full; as claim_sessions has it.
-	claimBytes = 1 << 16
+	// lockedPause is for how long what others have locked is left to them. They hold it for a statement or a few.
+	lockedPause = 20 * time.Millisecond
 	// waiterFirst is how long a session is left to the orchestrator that its client waits at; a little more than claim_sessions has.
 	waiterFirst = 110 * time.Millisecond
 )
 
-// taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. more says that there may be others: that it took
-// all that it could there and then is not, since what comes meanwhile wakes it. Where no host is in reach it gets none, but for what is the holder's already.
-type taker func(ctx context.Context, hosts []string) (got []Claim, more bool, err error)
+// taker is one of the two ways to get sessions: to claim queued ones, or to adopt one that runs. again is when to ask for others if nothing wakes it
+// before: at once, or soon, where some may be left that it could have; otherwise it took all that there were, and what comes meanwhile wakes it, so that
+// a tick is for a wake that was lost. Where no host is in reach it gets none, but for what is the holder's already.
+type taker func(ctx context.Context, hosts []string) (got []Claim, again time.Duration, err error)
 
-func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Claim, more bool, err error) {
+func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Claim, again time.Duration, err error) {
 	defer func() {
 		if err != nil {
 			o.claimLost = o.deps.Now()
@@ -134,20 +135,22 @@ func (o *Orchestrator) claimMany(ctx context.Context, hosts []string) (got []Cla
 	}()
 	if !o.claimLost.IsZero() {
 		if got, err = o.reclaim(ctx); len(got) > 0 {
-			return got, true, nil
+			return got, 0, nil
 		} else if err != nil {
 			o.log.Warn("what a lost answer may have given cannot be taken up, it is tried again", zap.Error(err))
 		}
 	}
 	if len(hosts) == 0 {
-		return nil, false, nil
+		return nil, tick, nil
 	}
-	got, err = o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
-	bytes := 0
-	for _, c := range got {
-		bytes += len(c.Capabilities)
+	got, left, err := o.deps.Sessions.Claim(ctx, o.deps.ID, hosts, o.deps.LeaseTTL, claimMost, o.deps.Limits.Concurrent)
+	switch {
+	case !left:
+		return got, tick, err
+	case len(got) == 0: // others have locked it
+		return nil, lockedPause, err
 	}
-	return got, len(got) == claimMost || bytes >= claimBytes, err
+	return got, 0, err
 }
 
 // reclaim takes up what was claimed and not told of: otherwise it would be nobody's until its lease is over, and then end. What a claim
@@ -166,37 +169,38 @@ func (o *Orchestrator) reclaim(ctx context.Context) ([]Claim, error) {
 	return got, nil
 }
 
-func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, bool, error) {
+func (o *Orchestrator) adoptOne(ctx context.Context, hosts []string) ([]Claim, time.Duration, error) {
 	if len(hosts) == 0 {
-		return nil, false, nil
+		return nil, tick, nil
 	}
 	c, ok, err := o.deps.Sessions.Adopt(ctx, o.deps.ID, hosts, o.deps.LeaseTTL)
 	if !ok {
-		return nil, false, err
+		return nil, tick, err
 	}
-	return []Claim{c}, true, err
+	return []Claim{c}, 0, err
 }
 
-// take starts sessions for as long as there are any to get, then waits for a wake or a tick. There are never more than
+// take starts sessions for as long as there are any to get, then waits for a wake, or for as long as get says. There are never more than
 // devices of connected hosts.
 func (o *Orchestrator) take(ctx context.Context, wake <-chan struct{}, from func() []string, get taker, start func(Claim, time.Time)) {
-	t := time.NewTicker(tick)
+	t := time.NewTimer(0)
 	defer t.Stop()
 	for ctx.Err() == nil {
 		begin := o.deps.Now()
 		// What is cut short may have happened, and nobody would run the session.
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.deps.LeaseTTL/3)
-		got, more, err := get(call, from())
+		got, again, err := get(call, from())
 		cancel()
 		for _, c := range got {
 			start(c, begin)
 		}
-		if more {
+		if again == 0 {
 			continue
 		}
 		if err != nil && ctx.Err() == nil {
 			o.log.Warn("no session can be claimed or adopted", zap.Error(err))
 		}
+		t.Reset(again)
 		select {
 		case <-ctx.Done():
 		case <-wake:
@@ -286,21 +290,27 @@ func (o *Orchestrator) WakeQueue(waiter string) {
 		poke(o.queued)
 	case o.deps.ID:
 	default:
-		if o.later.Add(1) == 1 {
-			o.wakeLater()
-		}
+		poke(o.later)
 	}
 }
 
-// wakeLater wakes who claims once all that others were told of before have been left to them for long enough.
-func (o *Orchestrator) wakeLater() {
-	seen := o.later.Load()
-	time.AfterFunc(waiterFirst, func() {
-		poke(o.queued)
-		if !o.later.CompareAndSwap(seen, 0) { // more came meanwhile
-			o.wakeLater()
+// wakeLater wakes who claims for what others were told of first, once that has been left to them for long enough. What comes while it waits has it wait again.
+func (o *Orchestrator) wakeLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.later:
 		}
-	})
+		t := time.NewTimer(waiterFirst)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+			poke(o.queued)
+		}
+	}
 }
 
 // WakeAdopt says that a session was handed over.

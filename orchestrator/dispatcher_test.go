@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,12 +37,12 @@ func TestLostNotificationCostsATick(t *testing.T) {
 		queued := time.Now().Add(10*tick + tick/2)
 		taken := make(chan time.Time, 1)
 		looks := 0
-		get := func(context.Context, []string) ([]Claim, bool, error) {
+		get := func(context.Context, []string) ([]Claim, time.Duration, error) {
 			looks++
 			if time.Now().Before(queued) {
-				return nil, false, nil
+				return nil, tick, nil
 			}
-			return []Claim{{Session: "s"}}, false, nil
+			return []Claim{{Session: "s"}}, tick, nil
 		}
 		go o.take(ctx, o.queued, func() []string { return []string{"mac-1"} }, get, func(Claim, time.Time) {
 			taken <- time.Now()
@@ -64,6 +65,9 @@ func TestLostNotificationCostsATick(t *testing.T) {
 func TestWakesForWhatIsLeftToOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := New(Deps{ID: "here", Log: zap.NewNop()})
+		ctx, stop := context.WithCancel(t.Context())
+		var loop sync.WaitGroup
+		loop.Go(func() { o.wakeLater(ctx) })
 		woken := func() bool {
 			synctest.Wait()
 			select {
@@ -96,6 +100,10 @@ func TestWakesForWhatIsLeftToOthers(t *testing.T) {
 		if !woken() {
 			t.Error("not woken for what is anybody's")
 		}
+		o.WakeQueue("there")
+		synctest.Wait()
+		stop()
+		loop.Wait() // and nothing of it is left
 	})
 }
 
@@ -131,9 +139,9 @@ type deaf struct {
 	claims, given int
 }
 
-func (d *deaf) Claim(context.Context, string, []string, time.Duration, int, int) ([]Claim, error) {
+func (d *deaf) Claim(context.Context, string, []string, time.Duration, int, int) ([]Claim, bool, error) {
 	d.claims++
-	return nil, ErrUnavailable
+	return nil, false, ErrUnavailable
 }
 
 func (d *deaf) Reclaim(context.Context, string, []string, time.Duration, int) ([]Claim, error) {
@@ -155,6 +163,43 @@ func TestLostClaimIsTakenUpWithoutHosts(t *testing.T) {
 		o.take(ctx, o.queued, func() []string { defer func() { open = nil }(); return open }, o.claimMany, func(c Claim, _ time.Time) { taken = append(taken, c.Session) })
 		if len(taken) != 1 || d.claims != 1 {
 			t.Errorf("taken up: %q; %d claims", taken, d.claims)
+		}
+	})
+}
+
+// locked is a store in which there is one session to claim, once others have let go of it.
+type locked struct {
+	SessionStore
+	until  time.Time
+	claims int
+}
+
+func (l *locked) Claim(context.Context, string, []string, time.Duration, int, int) (got []Claim, left bool, err error) {
+	switch l.claims++; {
+	case time.Now().Before(l.until):
+		return nil, true, nil
+	case !l.until.IsZero():
+		l.until = time.Time{}
+		return []Claim{{Session: "s"}}, true, nil
+	}
+	return nil, false, nil
+}
+
+// TestLockedIsClaimedSoon: what others had locked is asked for again after a moment, and not all the time; what may be left after some were claimed, at once.
+func TestLockedIsClaimedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &locked{until: time.Now().Add(10*lockedPause - lockedPause/2)}
+		late := l.until
+		o := New(Deps{Log: zap.NewNop(), Sessions: l})
+		ctx, stop := context.WithTimeout(t.Context(), tick)
+		defer stop()
+		o.take(ctx, o.queued, func() []string { return []string{"mac-1"} }, o.claimMany, func(Claim, time.Time) {
+			if d := time.Since(late); d > lockedPause {
+				t.Errorf("claimed %s late", d)
+			}
+		})
+		if l.claims != 12 || !l.until.IsZero() { // ten that got nothing, the one, and the one at once after it
+			t.Errorf("%d claims", l.claims)
 		}
 	})
 }

@@ -301,7 +301,7 @@ func (q *queueBench) claim(ctx context.Context) ([]time.Duration, error) {
 	var claims []orchestrator.Claim
 	for _, most := range []int{1, 1, 1, 1, queueDevices - 4} {
 		begin := time.Now()
-		got, err := q.store.Claim(ctx, "bench", q.hosts, time.Hour, most, 0)
+		got, _, err := q.store.Claim(ctx, "bench", q.hosts, time.Hour, most, 0)
 		if err != nil {
 			return nil, err
 		}

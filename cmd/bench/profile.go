@@ -198,7 +198,7 @@ func holdProfile(ctx context.Context, store *pgstore.Store) (c orchestrator.Clai
 	if _, err := store.Create(ctx, n); err != nil {
 		return c, err
 	}
-	claims, err := store.Claim(ctx, "bench", []string{"bench"}, time.Hour, 1, 0)
+	claims, _, err := store.Claim(ctx, "bench", []string{"bench"}, time.Hour, 1, 0)
 	if err != nil {
 		return c, err
 	}

@@ -21,23 +21,23 @@ type deafClaims struct {
 	late  func(context.Context)
 }
 
-func (s *deafClaims) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
+func (s *deafClaims) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if *s.lose == 2 {
 		*s.lose--
-		s.late = func(ctx context.Context) { _, _ = s.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent) }
-		return nil, orchestrator.ErrUnavailable
+		s.late = func(ctx context.Context) { _, _, _ = s.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent) }
+		return nil, false, orchestrator.ErrUnavailable
 	}
 	if s.late != nil {
-		return nil, orchestrator.ErrUnavailable // it is away still
+		return nil, false, orchestrator.ErrUnavailable // it is away still
 	}
-	got, err := s.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent)
+	got, left, err := s.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent)
 	if len(got) > 0 && *s.lose > 0 {
 		*s.lose--
-		return nil, orchestrator.ErrUnavailable
+		return nil, false, orchestrator.ErrUnavailable
 	}
-	return got, err
+	return got, left, err
 }
 
 func (s *deafClaims) Reclaim(ctx context.Context, holder string, known []string, ttl time.Duration, most int) ([]orchestrator.Claim, error) {

@@ -206,7 +206,7 @@ func TestMovesTakeNothingOfAQuota(t *testing.T) {
 	const most = 1
 	take := func() []orchestrator.Claim {
 		t.Helper()
-		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, 10, most)
+		got, _, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, 10, most)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func TestAdmissionAndClaims(t *testing.T) {
 				} else if err != nil && !errors.As(err, &over) {
 					t.Error(err)
 				}
-				claims, err := s.Claim(context.Background(), fmt.Sprint(w), []string{"mac-1"}, time.Minute, 1+r.IntN(4), concurrent)
+				claims, _, err := s.Claim(context.Background(), fmt.Sprint(w), []string{"mac-1"}, time.Minute, 1+r.IntN(4), concurrent)
 				if err != nil {
 					t.Error(err)
 				}
@@ -330,7 +330,7 @@ func TestOverTimeInTheQueue(t *testing.T) {
 	second.Queue, other.Queue = time.Nanosecond, time.Nanosecond
 	mustCreate(t, s, second)
 	mustCreate(t, s, other)
-	if claims, err := s.Claim(t.Context(), "self", []string{"mac-1"}, time.Minute, 1, 1); err != nil || len(claims) != 1 {
+	if claims, _, err := s.Claim(t.Context(), "self", []string{"mac-1"}, time.Minute, 1, 1); err != nil || len(claims) != 1 {
 		t.Fatalf("%v, %v", claims, err)
 	}
 	if _, err := s.Reap(t.Context(), "self", true); err != nil {

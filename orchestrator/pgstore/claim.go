@@ -9,17 +9,23 @@ import (
 	"github.com/driftstack/fleet/orchestrator"
 )
 
-// claimSQL is claim_sessions of the migrations, which says how; a host that was removed is not reached.
+// claimSQL is claim_sessions of the migrations, which says how; a host that was removed is not reached. The last row may have no session.
 const claimSQL = `
-SELECT (c.claimed).id, (c.claimed).term, (c.claimed).account, coalesce((c.claimed).profile, ''), (c.claimed).host, (c.claimed).device,
-       (c.claimed).recording, (c.claimed).placement, coalesce((c.claimed).want_caps::text, ''),
-       (c.claimed).idle_seconds, (c.claimed).max_seconds, (c.claimed).command_seconds, c.seq, true,
-       (c.claimed).profile_mode, coalesce((c.claimed).forked_from, ''), extract(epoch FROM now() - (c.claimed).created_at)::float8, (c.claimed).waiter
-FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5) c`
+SELECT coalesce((c.claimed).id, ''), coalesce((c.claimed).term, 0), coalesce((c.claimed).account, ''), coalesce((c.claimed).profile, ''),
+       coalesce((c.claimed).host, ''), coalesce((c.claimed).device, ''),
+       coalesce((c.claimed).recording, false), coalesce((c.claimed).placement, ''), coalesce((c.claimed).want_caps::text, ''),
+       coalesce((c.claimed).idle_seconds, 0), coalesce((c.claimed).max_seconds, 0), coalesce((c.claimed).command_seconds, 0), coalesce(c.seq, 0), true,
+       coalesce((c.claimed).profile_mode, ''), coalesce((c.claimed).forked_from, ''), coalesce(extract(epoch FROM now() - (c.claimed).created_at), 0)::float8,
+       coalesce((c.claimed).waiter, '')
+FROM claim_sessions($1, ARRAY (SELECT u.name FROM unnest($2::text[]) AS u(name) JOIN hosts h ON h.name = u.name AND h.revoked_at IS NULL), $3, $4, $5, true) c`
 
 // Claim implements orchestrator.SessionStore.
-func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
-	return s.taken(s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent)))
+func (s *Store) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) (got []orchestrator.Claim, left bool, err error) {
+	got, err = s.taken(s.pool.Query(ctx, claimSQL, holder, hosts, ttl.Seconds(), most, limit(concurrent)))
+	if last := len(got) - 1; last >= 0 && got[last].Session == "" {
+		return got[:last], true, err
+	}
+	return got, false, err
 }
 
 // taken reads what was claimed, and tells of it.
@@ -35,7 +41,9 @@ func (s *Store) taken(rows pgx.Rows, err error) ([]orchestrator.Claim, error) {
 		return c, err
 	})
 	for _, c := range claims {
-		s.news.tell(chanSession, c.Session)
+		if c.Session != "" {
+			s.news.tell(chanSession, c.Session)
+		}
 	}
 	return claims, unavailable(err)
 }

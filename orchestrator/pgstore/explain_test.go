@@ -101,7 +101,7 @@ func TestProspectIsWhatIsClaimed(t *testing.T) {
 			refused++
 			continue
 		}
-		got, err := s.Claim(t.Context(), "test", reach, time.Minute, 1, n.Limits.Concurrent)
+		got, _, err := s.Claim(t.Context(), "test", reach, time.Minute, 1, n.Limits.Concurrent)
 		must(err)
 		switch {
 		case p.Starts != (len(got) == 1):

@@ -172,7 +172,7 @@ func life(t *testing.T, s *pgstore.Store) {
 	n.QueueLimit, n.Key = 1_000_000, orchestrator.Idempotency{Key: uuid.NewString()}
 	must(t, second(s.Offers(ctx, n)))
 	mustCreate(t, s, n)
-	got, err := s.Claim(ctx, "test", reach(), time.Minute, 2, 0)
+	got, _, err := s.Claim(ctx, "test", reach(), time.Minute, 2, 0)
 	must(t, err)
 	if len(got) != 2 {
 		t.Fatalf("%d sessions were claimed", len(got))

@@ -86,7 +86,7 @@ func mustCreate(t *testing.T, s *pgstore.Store, n orchestrator.NewSession) {
 
 // claim is a claim of one session, at most.
 func claim(ctx context.Context, s *pgstore.Store, holder string, hosts []string, ttl time.Duration) (c orchestrator.Claim, ok bool, err error) {
-	got, err := s.Claim(ctx, holder, hosts, ttl, 1, 0)
+	got, _, err := s.Claim(ctx, holder, hosts, ttl, 1, 0)
 	if err != nil || len(got) == 0 {
 		return c, false, err
 	}

@@ -56,7 +56,7 @@ func TestTidy(t *testing.T) {
 		n.Key = orchestrator.Idempotency{Key: fmt.Sprint(i)}
 		mustCreate(t, s, *n)
 	}
-	claims, err := s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 10, 0)
+	claims, _, err := s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 10, 0)
 	must(t, err)
 	var starting orchestrator.Claim
 	for _, c := range claims {

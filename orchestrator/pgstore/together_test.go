@@ -81,7 +81,7 @@ func TestBatchesOfClaimsAreFair(t *testing.T) {
 		return s
 	}
 	take := func(s *pgstore.Store, most int, served map[string]int) {
-		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
+		got, _, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
 		must(t, err)
 		if len(got) != most {
 			t.Fatalf("%d were claimed, not %d", len(got), most)
@@ -126,7 +126,7 @@ func TestEndsAndNewsLockInOrder(t *testing.T) {
 		for range 40 {
 			mustCreate(t, base, wish("a"))
 		}
-		claims, err := base.Claim(t.Context(), "test", hosts, time.Minute, 40, 0)
+		claims, _, err := base.Claim(t.Context(), "test", hosts, time.Minute, 40, 0)
 		if must(t, err); len(claims) != 40 {
 			t.Fatalf("%d sessions were claimed", len(claims))
 		}
@@ -177,7 +177,7 @@ func TestBatchIsSharedOut(t *testing.T) {
 	}
 	take := func(most int) map[string]int {
 		t.Helper()
-		got, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
+		got, _, err := s.Claim(t.Context(), "test", []string{"mac-1"}, time.Minute, most, 0)
 		must(t, err)
 		served := map[string]int{}
 		for _, c := range got {

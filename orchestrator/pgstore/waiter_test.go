@@ -97,7 +97,7 @@ func TestWaiterClaimsFirst(t *testing.T) {
 	mustCreate(t, s, free)
 	claimed := func(by string) (ids []string) {
 		t.Helper()
-		got, err := s.Claim(t.Context(), by, []string{"mac-1"}, time.Minute, 10, 0)
+		got, _, err := s.Claim(t.Context(), by, []string{"mac-1"}, time.Minute, 10, 0)
 		must(t, err)
 		for _, c := range got {
 			ids = append(ids, c.Session)
