@@ -1,12 +1,18 @@
 package pgstore_test
 
 import (
+	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/driftstack/fleet/driverproxy/wire"
 	"github.com/driftstack/fleet/orchestrator"
 	"github.com/driftstack/fleet/orchestrator/api"
 	"github.com/driftstack/fleet/orchestrator/pgstore"
@@ -142,5 +148,154 @@ func TestBatchesOfSeveralWantsAreFair(t *testing.T) {
 	}
 	if len(singly) == 0 {
 		t.Error("nothing was claimed")
+	}
+}
+
+// TestLockedAccountStopsNobodyElse: who has locked an account's row keeps that one from being served, for so long, and no other.
+func TestLockedAccountStopsNobodyElse(t *testing.T) {
+	s := open(t, 1)
+	first, second := wish("a"), wish("b")
+	mustCreate(t, s, first)
+	mustCreate(t, s, second)
+	let := s.Beside(t).Holding(t, "a", false)
+	defer let()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	got, left, err := s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 64, 0)
+	if err != nil || len(got) != 1 || got[0].Session != second.ID {
+		t.Fatalf("%+v, left %v, %v", got, left, err)
+	}
+	must(t, finish(s, got[0], orchestrator.Completed))
+	s.FreeDevices(t)
+	if got, left, err = s.Claim(ctx, "test", []string{"mac-1"}, time.Minute, 64, 0); err != nil || len(got) != 0 || !left {
+		t.Errorf("%+v, left %v, %v", got, left, err)
+	}
+	let()
+	if c := mustClaim(t, s); c.Session != first.ID {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestExplainLocksNothing: it neither waits for those that create and claim nor has them wait: what they lock it reads.
+func TestExplainLocksNothing(t *testing.T) {
+	s := open(t, 1)
+	mustCreate(t, s, wish("a"))
+	let := s.Beside(t).Holding(t, "a", true)
+	defer let()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if p, err := s.Prospect(ctx, wish("a")); err != nil || p.Refused != nil || p.Queue == nil || p.Queue.Position != 2 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// scan is a node of a plan that reads rows, and how many it kept in all.
+var scan = regexp.MustCompile(`Scan[^\n]*? on (\w+).*\(actual rows=(\d+) loops=(\d+)\)((?:\n +[^-\s].*)*)`)
+
+// TestClaimReadsWhatFits: a claim reads as much as there is that fits its free devices, not as much as is queued, nor as many shapes as there are.
+func TestClaimReadsWhatFits(t *testing.T) {
+	base := open(t, 0)
+	up(t, base, "mac-1", 1)
+	up(t, base, "mac-2", 0)
+	hello := wire.Hello{Protocol: wire.Version, Host: "mac-2"}
+	for i := range 5 {
+		hello.Devices = append(hello.Devices, wire.Device{Name: fmt.Sprint("busy-", i), Kind: "fake", Model: "iPhone 14", PlatformName: "iOS",
+			PlatformVersion: fmt.Sprint("18.", i), State: wire.DeviceBusy})
+	}
+	must(t, base.HostUp(t.Context(), hello))
+	base.ManyWants(t, "b", "iPhone 14", 2000)
+	var mu sync.Mutex
+	read := map[string]int{}
+	s := base.Explained(t, func(plan string) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range scan.FindAllStringSubmatch(plan, -1) {
+			rows, _ := strconv.Atoi(m[2])
+			times, _ := strconv.Atoi(m[3])
+			for _, more := range left.FindAllStringSubmatch(m[4], -1) {
+				n, _ := strconv.Atoi(more[1])
+				rows += n
+			}
+			read[m[1]] += rows * times
+		}
+	})
+	take := func(hosts ...string) ([]orchestrator.Claim, map[string]int) {
+		t.Helper()
+		clear(read)
+		got, _, err := s.Claim(t.Context(), "test", hosts, time.Minute, 64, 0)
+		must(t, err)
+		mu.Lock()
+		defer mu.Unlock()
+		return got, maps.Clone(read)
+	}
+	few := func(what string, read map[string]int, most int) {
+		t.Helper()
+		for table, n := range read {
+			if n > most {
+				t.Errorf("%s: %d rows of %s", what, n, table)
+			}
+		}
+	}
+	for range 7 {
+		n := wish("a")
+		n.QueueLimit = 1_000_000
+		mustCreate(t, base, n)
+		got, rows := take("mac-1", "mac-2")
+		if len(got) != 1 || got[0].Session != n.ID {
+			t.Fatalf("%+v", got)
+		}
+		if few("with a device for one", rows, 30); rows["sessions"] == 0 {
+			t.Errorf("nothing was seen to be read: %v", rows)
+		}
+		_, rows = take("mac-1", "mac-2")
+		few("with no device for any", rows, 3)
+		must(t, finish(base, got[0], orchestrator.Completed))
+	}
+}
+
+// TestRequeueKeepsItsPlace: what gave its device back unused is next, as it was, before those that would have come after it.
+func TestRequeueKeepsItsPlace(t *testing.T) {
+	s := open(t, 1)
+	first, other := wish("a"), wish("a")
+	other.Want.Host, other.Priority = "mac-1", -1 // another lane
+	mustCreate(t, s, first)
+	mustCreate(t, s, other)
+	mustCreate(t, s, wish("b"))
+	for range 3 {
+		c := mustClaim(t, s)
+		if c.Session != first.ID {
+			t.Fatalf("claimed %+v, not the first", c)
+		}
+		again, err := s.Requeue(t.Context(), orchestrator.Event{Session: c.Session, Term: c.Term, Seq: c.LastEvent + 1, At: time.Now(), Kind: orchestrator.EventRequeued})
+		if err != nil || !again {
+			t.Fatalf("%v, %v", again, err)
+		}
+		s.FreeDevices(t)
+		if p := placeOf(t, s, first.ID, 0); p.Position != 1 {
+			t.Errorf("its place is %d", p.Position)
+		}
+	}
+	must(t, finish(s, mustClaim(t, s), orchestrator.Completed))
+	if c := mustClaim(t, s); c.Account != "b" {
+		t.Errorf("its account is served again before the other: %+v", c)
+	}
+}
+
+// TestUndoneClaimMovesNoTime: a claim that does not come to be leaves whose turn it is as it was.
+func TestUndoneClaimMovesNoTime(t *testing.T) {
+	s := open(t, 3)
+	for range 3 {
+		mustCreate(t, s, wish("a"))
+	}
+	at := s.VirtualTime(t)
+	s.ClaimUndone(t, []string{"mac-1"})
+	if now := s.VirtualTime(t); now != at {
+		t.Errorf("%d, it was %d", now, at)
+	}
+	for range 3 {
+		mustClaim(t, s)
+	}
+	if now := s.VirtualTime(t); now != at+2_000_000 {
+		t.Errorf("after three were served %d, from %d", now, at)
 	}
 }

@@ -26,43 +26,7 @@ const enrolled = `(SELECT true FROM devices d WHERE d.shape = s.id AND (w.host =
 // createSQL admits and queues several in one statement. Their accounts' rows are locked before their limits are looked at, and then a piece of
 // the queue's room that has enough of it, so that both are as they are now, not as they were when the statement began: racing
 // creates go over neither. The trigger on sessions counts what is inserted. Where no piece has room for all, none is queued.
-const createSQL = `
-WITH n AS MATERIALIZED (
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::integer[], $8::integer[], $9::integer[], $10::float8[],
-                              $11::text[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::text[], $17::bytea[], $18::text[], $19::text[], $20::bigint[],
-                              $21::integer[], $22::integer[]) WITH ORDINALITY
-             AS n (id, account, profile, name, caps, recording, idle, longest, command, queue, labels, mode, fork_of, waiter, priority, key, request, os, platform, want,
-                   max_queued, max_creates, place)),
-     dev AS MATERIALIZED (
-         SELECT w.id, EXISTS (SELECT FROM shapes s WHERE misfits(w, s) = '{}' AND ` + enrolled + `) AS met, w.countries FROM wants w WHERE w.id IN (SELECT n.want FROM n)),
-     chk AS MATERIALIZED (
-         SELECT n.place, a.recordings, a.id IS NOT NULL AS account, n.profile = '' OR p.id IS NOT NULL AS profile, dev.id IS NOT NULL AS want, coalesce(dev.met, false) AS device, dev.countries,
-                n.profile <> '' AND n.mode <> 'readonly' AND (
-                    SELECT true FROM sessions s WHERE s.profile = n.profile AND s.state <> 'ended' AND s.profile_mode <> 'readonly' LIMIT 1) IS NOT NULL AS held,
-                coalesce(k.session, '') AS old, coalesce(k.request = n.request, false) AS same, p.name AS of_name, p.archetype, p.description
-         FROM n LEFT JOIN dev ON dev.id = n.want LEFT JOIN accounts a ON a.id = n.account
-             LEFT JOIN profiles p ON p.id = CASE n.mode WHEN 'fork' THEN n.fork_of ELSE n.profile END AND p.account = n.account AND p.deleted_at IS NULL
-             LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - ` + keyLife + `),
-     load AS MATERIALIZED (
-         SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent,
-                l.profile_execution
-         FROM account_load l WHERE l.account IN (
-             SELECT n.account FROM n JOIN chk c USING (place) WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '')
-         ORDER BY l.account FOR UPDATE OF l),
-     quota AS MATERIALIZED (
-         SELECT q.*, queued + nth <= max_queued AS queue_ok, (SELECT coalesce(sum(r), 0) FROM unnest(recent) r) + nth <= max_creates AS creates_ok FROM (
-             SELECT n.place, l.queued, coalesce(l.max_queued, n.max_queued) AS max_queued, coalesce(l.max_creates, n.max_creates) AS max_creates, l.recent, x.as_allowed,
-                    row_number() OVER (PARTITION BY n.account, x.as_allowed ORDER BY n.place) AS nth
-             FROM n JOIN chk c USING (place) JOIN load l ON l.account = n.account
-                 CROSS JOIN LATERAL (SELECT n.profile = '' OR (l.profile_execution = 'eu') = (c.countries <> '{}') AS as_allowed) x
-             WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '') q),
-     let AS MATERIALIZED (SELECT place FROM quota WHERE queue_ok AND creates_ok AND as_allowed),
-     room AS MATERIALIZED (
-         SELECT piece FROM queue_room
-         WHERE (SELECT count(*) FROM let) > 0
-             AND (SELECT sum(queued) FROM queue_room) + (SELECT count(*) FROM let) <= $23 -- where the limit was higher before, pieces have more than their part
-             AND queued + (SELECT count(*) FROM let) <= $23 / 16 + (piece < $23 % 16)::integer
-         ORDER BY (piece + $24) % 16 LIMIT 1 FOR UPDATE),
+const createSQL = admitWants + `wants w WHERE w.id IN (SELECT n.want FROM n)` + admitLoad + ` FOR UPDATE` + admitRoom + ` FOR UPDATE),
      frk AS (
          INSERT INTO profiles (id, account, name, archetype, description)
          SELECT n.profile, n.account, left(c.of_name, 249) || ' (fork)', c.archetype, c.description
@@ -77,10 +41,58 @@ WITH n AS MATERIALIZED (
          FROM n JOIN chk c USING (place) JOIN let USING (place) JOIN wants w ON w.id = n.want, room
          RETURNING id, created_at),
      evt AS (INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM ins),
-     key AS (INSERT INTO idempotency_keys (account, key, request, session) SELECT n.account, n.key, n.request, n.id FROM n JOIN ins USING (id) WHERE n.key <> '')
+     key AS (INSERT INTO idempotency_keys (account, key, request, session) SELECT n.account, n.key, n.request, n.id FROM n JOIN ins USING (id) WHERE n.key <> '')` + admitSaid
+
+// wouldCreateSQL says what createSQL would of one session that wants what $25 has, and changes and locks nothing.
+const wouldCreateSQL = admitWants + `jsonb_populate_recordset(NULL::wants, $25::jsonb) AS w` + admitLoad + admitRoom + `),
+     ins AS (SELECT n.id, now() AS created_at FROM n JOIN let USING (place), room)` + admitSaid
+
+// admitWants, admitLoad, admitRoom and admitSaid are what both have in common: all that is looked at.
+const (
+	admitWants = `
+WITH n AS MATERIALIZED (
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::integer[], $8::integer[], $9::integer[], $10::float8[],
+                              $11::text[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::text[], $17::bytea[], $18::text[], $19::text[], $20::bigint[],
+                              $21::integer[], $22::integer[]) WITH ORDINALITY
+             AS n (id, account, profile, name, caps, recording, idle, longest, command, queue, labels, mode, fork_of, waiter, priority, key, request, os, platform, want,
+                   max_queued, max_creates, place)),
+     dev AS MATERIALIZED (
+         SELECT w.id, EXISTS (SELECT FROM shapes s WHERE misfits(w, s) = '{}' AND ` + enrolled + `) AS met, w.countries FROM `
+	admitLoad = `),
+     chk AS MATERIALIZED (
+         SELECT n.place, a.recordings, a.id IS NOT NULL AS account, n.profile = '' OR p.id IS NOT NULL AS profile, dev.id IS NOT NULL AS want, coalesce(dev.met, false) AS device, dev.countries,
+                n.profile <> '' AND n.mode <> 'readonly' AND (
+                    SELECT true FROM sessions s WHERE s.profile = n.profile AND s.state <> 'ended' AND s.profile_mode <> 'readonly' LIMIT 1) IS NOT NULL AS held,
+                coalesce(k.session, '') AS old, coalesce(k.request = n.request, false) AS same, p.name AS of_name, p.archetype, p.description
+         FROM n LEFT JOIN dev ON dev.id = n.want LEFT JOIN accounts a ON a.id = n.account
+             LEFT JOIN profiles p ON p.id = CASE n.mode WHEN 'fork' THEN n.fork_of ELSE n.profile END AND p.account = n.account AND p.deleted_at IS NULL
+             LEFT JOIN idempotency_keys k ON n.key <> '' AND k.account = n.account AND k.key = n.key AND k.created_at > now() - ` + keyLife + `),
+     load AS MATERIALIZED (
+         SELECT l.account, l.queued, l.max_queued, l.max_creates, recent_creates(l.recent, l.stretch, extract(epoch FROM now())::bigint / 5) AS recent,
+                l.profile_execution
+         FROM account_load l WHERE l.account IN (
+             SELECT n.account FROM n JOIN chk c USING (place) WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '')
+         ORDER BY l.account`
+	admitRoom = `),
+     quota AS MATERIALIZED (
+         SELECT q.*, queued + nth <= max_queued AS queue_ok, (SELECT coalesce(sum(r), 0) FROM unnest(recent) r) + nth <= max_creates AS creates_ok FROM (
+             SELECT n.place, l.queued, coalesce(l.max_queued, n.max_queued) AS max_queued, coalesce(l.max_creates, n.max_creates) AS max_creates, l.recent, x.as_allowed,
+                    row_number() OVER (PARTITION BY n.account, x.as_allowed ORDER BY n.place) AS nth
+             FROM n JOIN chk c USING (place) JOIN load l ON l.account = n.account
+                 CROSS JOIN LATERAL (SELECT n.profile = '' OR (l.profile_execution = 'eu') = (c.countries <> '{}') AS as_allowed) x
+             WHERE c.account AND c.profile AND c.device AND NOT c.held AND c.old = '') q),
+     let AS MATERIALIZED (SELECT place FROM quota WHERE queue_ok AND creates_ok AND as_allowed),
+     room AS MATERIALIZED (
+         SELECT piece FROM queue_room
+         WHERE (SELECT count(*) FROM let) > 0
+             AND (SELECT sum(queued) FROM queue_room) + (SELECT count(*) FROM let) <= $23 -- where the limit was higher before, pieces have more than their part
+             AND queued + (SELECT count(*) FROM let) <= $23 / 16 + (piece < $23 % 16)::integer
+         ORDER BY (piece + $24) % 16 LIMIT 1`
+	admitSaid = `
 SELECT c.account, c.profile, c.want, c.device, c.held, c.old, c.same, coalesce(q.queue_ok, true), coalesce(q.creates_ok, true),
        coalesce(q.max_queued, 0), coalesce(q.max_creates, 0), coalesce(q.recent, '{}'), coalesce(q.as_allowed, true), ins.created_at
 FROM n JOIN chk c USING (place) LEFT JOIN quota q USING (place) LEFT JOIN ins ON ins.id = n.id ORDER BY n.place`
+)
 
 // admission is what createSQL says.
 type admission struct {
@@ -156,7 +168,7 @@ type creation struct {
 
 func newCreates(pool *pgxpool.Pool) *batch[creation, admission] {
 	return &batch[creation, admission]{run: func(ctx context.Context, of []creation) ([]admission, error) {
-		all, err := admit(ctx, pool, of)
+		all, err := admit(ctx, pool, createSQL, of)
 		if err == nil && len(of) > 1 && slices.ContainsFunc(all, admission.full) { // there may be room for some
 			err = verdict{errAlone}
 		}
@@ -164,8 +176,8 @@ func newCreates(pool *pgxpool.Pool) *batch[creation, admission] {
 	}}
 }
 
-// admit is createSQL, in a transaction that its caller commits or undoes.
-func admit(ctx context.Context, on querier, of []creation) ([]admission, error) {
+// admit is createSQL, or wouldCreateSQL with what that takes more.
+func admit(ctx context.Context, on querier, sql string, of []creation, more ...any) ([]admission, error) {
 	text := func(what func(creation) string) []string { return column(of, what) }
 	number := func(what func(creation) int) []int { return column(of, what) }
 	seconds := func(what func(creation) time.Duration) []int {
@@ -179,7 +191,7 @@ func admit(ctx context.Context, on querier, of []creation) ([]admission, error) 
 		}
 		labels[i] = string(b)
 	}
-	rows, err := on.Query(ctx, createSQL,
+	rows, err := on.Query(ctx, sql, append([]any{
 		text(func(c creation) string { return c.ID }), text(func(c creation) string { return c.Account }), text(func(c creation) string { return c.Profile }),
 		text(func(c creation) string { return c.Name }), text(func(c creation) string { return string(c.Capabilities) }),
 		column(of, func(c creation) bool { return c.Recording }), seconds(func(c creation) time.Duration { return c.Idle }),
@@ -190,7 +202,7 @@ func admit(ctx context.Context, on querier, of []creation) ([]admission, error) 
 		text(func(c creation) string { return c.Key.Key }), column(of, func(c creation) []byte { return c.Key.Request[:] }),
 		text(func(c creation) string { return c.Want.OSVersion }), text(func(c creation) string { return c.Want.Platform }),
 		column(of, func(c creation) int64 { return c.want }), number(func(c creation) int { return limit(c.Limits.Queued) }),
-		number(func(c creation) int { return limit(c.Limits.CreatesPerMinute) }), of[0].QueueLimit, rand.IntN(16))
+		number(func(c creation) int { return limit(c.Limits.CreatesPerMinute) }), of[0].QueueLimit, rand.IntN(16)}, more...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -56,105 +57,105 @@ SELECT d.host, d.name, d.kind, d.browser, d.bidi, d.model, d.platform_name, d.pl
 FROM devices d LEFT JOIN shapes s ON s.id = d.shape
 WHERE ` + notRevoked + ` ORDER BY d.used_at, d.host, d.name`
 
-// Prospect implements orchestrator.SessionStore. The devices are of one snapshot. Whether the session would be queued, and where,
-// is found out by queueing it in a transaction that is undone.
+// Prospect implements orchestrator.SessionStore. All of it is of one snapshot, and locks nothing.
 func (s *Store) Prospect(ctx context.Context, n orchestrator.NewSession) (p orchestrator.Prospect, err error) {
-	w, err := wantedBy(ctx, s.pool, n)
-	if err != nil {
-		return p, err
-	}
-	var fit, free []int64 // shapes
+	var v admission
 	err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		hosts, err := readHosts(ctx, tx, "")
+		w, err := wantedBy(ctx, tx, n)
+		if err != nil {
+			return verdict{err}
+		}
+		fit, free, err := readCandidates(ctx, tx, n, w, &p)
 		if err != nil {
 			return err
 		}
-		named := make(map[string]api.Host, len(hosts))
-		for _, h := range hosts {
-			named[h.Name] = h.Host
-		}
-		profile, forked := n.Profile, n.ForkOf
-		if forked != "" { // the fork's own profile is not there yet
-			profile = forked
-		}
-		rows, err := tx.Query(ctx, candidatesSQL, append(w.args(), profile, forked)...)
+		row, err := json.Marshal([]any{w.row(0)})
 		if err != nil {
 			return err
 		}
-		p.Candidates, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Candidate, error) {
-			c, err := scanCandidate(row)
-			if n.Want.Host != "" && c.Device.Host != n.Want.Host {
-				c.Misses = append(c.Misses, api.KeyHost)
-			}
-			c.judge(named[c.Device.Host], n.Profile)
-			if c.shape != nil && len(c.Misses) == 0 {
-				fit = append(fit, *c.shape)
-				if len(c.Reasons) == 0 {
-					free = append(free, *c.shape)
-				}
-			}
-			return c.Candidate, err
-		})
-		return err
+		all, err := admit(ctx, tx, wouldCreateSQL, []creation{{n, 0}}, string(row))
+		if err != nil {
+			return err
+		}
+		if v = all[0]; v.at == nil {
+			return nil
+		}
+		return readProspect(ctx, tx, n, w, fit, free, &p)
 	})
 	if err != nil {
 		return p, unavailable(err)
 	}
-	err = s.tryOut(ctx, n, w, distinct(fit), distinct(free), len(free), &p)
-	return p, err
+	if _, p.Refused = s.verdict(ctx, n, v, nil); p.Refused != nil {
+		var invalid *orchestrator.InvalidError
+		if errors.As(p.Refused, &invalid) || errors.Is(p.Refused, orchestrator.ErrUnavailable) {
+			return p, p.Refused
+		}
+	}
+	return p, nil
+}
+
+// readCandidates reads the devices, and says of which shapes those are that fit, and, of each one, those that are free.
+func readCandidates(ctx context.Context, tx pgx.Tx, n orchestrator.NewSession, w wanted, p *orchestrator.Prospect) (fit, free []int64, err error) {
+	hosts, err := readHosts(ctx, tx, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	named := make(map[string]api.Host, len(hosts))
+	for _, h := range hosts {
+		named[h.Name] = h.Host
+	}
+	profile, forked := n.Profile, n.ForkOf
+	if forked != "" { // the fork's own profile is not there yet
+		profile = forked
+	}
+	rows, err := tx.Query(ctx, candidatesSQL, append(w.args(), profile, forked)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.Candidates, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (orchestrator.Candidate, error) {
+		c, err := scanCandidate(row)
+		if n.Want.Host != "" && c.Device.Host != n.Want.Host {
+			c.Misses = append(c.Misses, api.KeyHost)
+		}
+		c.judge(named[c.Device.Host], n.Profile)
+		if c.shape != nil && len(c.Misses) == 0 {
+			fit = append(fit, *c.shape)
+			if len(c.Reasons) == 0 {
+				free = append(free, *c.shape)
+			}
+		}
+		return c.Candidate, err
+	})
+	return fit, free, err
+}
+
+// readProspect is where the session would wait, were it queued now, and whether it would start.
+func readProspect(ctx context.Context, tx pgx.Tx, n orchestrator.NewSession, w wanted, fit, free []int64, p *orchestrator.Prospect) error {
+	digest, err := digestOf(w)
+	if err != nil {
+		return err
+	}
+	place := func(shapes []int64) (api.QueuePlace, error) {
+		return readPlace(ctx, tx, wouldPlaceSQL, n.ID, distinct(shapes), n.Limits.Concurrent, n.Account, n.Priority, digest[:], w.Host)
+	}
+	at, err := place(fit)
+	if err != nil {
+		return err
+	}
+	p.Queue = &at
+	if len(free) > 0 && at.WaitsFor == api.WaitsForDevice {
+		rivals, err := place(free)
+		if err != nil {
+			return err
+		}
+		p.Starts = rivals.Position <= len(free)
+	}
+	return nil
 }
 
 func distinct(ids []int64) []int64 {
 	slices.Sort(ids)
 	return slices.Compact(ids)
-}
-
-// tryOut queues the session, looks where it is, and undoes it. Its account is locked meanwhile, as by any create.
-func (s *Store) tryOut(ctx context.Context, n orchestrator.NewSession, w wanted, fit, free []int64, frees int, p *orchestrator.Prospect) error {
-	digest, err := digestOf(w)
-	if err != nil {
-		return err
-	}
-	tx, err := s.pool.Begin(ctx)
-	if err != nil {
-		return unavailable(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	var want int64
-	// The lock keeps it from being forgotten.
-	switch err := tx.QueryRow(ctx, `SELECT id FROM wants WHERE digest = $1 FOR KEY SHARE`, digest[:]).Scan(&want); {
-	case errors.Is(err, pgx.ErrNoRows):
-		if err := tx.QueryRow(ctx, putWantSQL, append(w.args(), digest[:])...).Scan(&want); err != nil {
-			return unavailable(err)
-		}
-	case err != nil:
-		return unavailable(err)
-	}
-	var v admission
-	all, err := admit(ctx, tx, []creation{{n, want}})
-	if err == nil {
-		v = all[0]
-	}
-	if _, p.Refused = s.verdict(ctx, n, v, err); p.Refused != nil {
-		var invalid *orchestrator.InvalidError
-		if errors.As(p.Refused, &invalid) || errors.Is(p.Refused, orchestrator.ErrUnavailable) {
-			return p.Refused
-		}
-		return nil
-	}
-	at, err := readPlace(ctx, tx, n.ID, fit, n.Limits.Concurrent)
-	if err != nil {
-		return unavailable(err)
-	}
-	p.Queue = &at
-	if frees > 0 && at.WaitsFor == api.WaitsForDevice {
-		rivals, err := readPlace(ctx, tx, n.ID, free, n.Limits.Concurrent)
-		if err != nil {
-			return unavailable(err)
-		}
-		p.Starts = rivals.Position <= frees
-	}
-	return nil
 }
 
 // candidate is a row of candidatesSQL.
@@ -223,20 +224,31 @@ const (
 // placeSQL is where the queued session $1 waits, among those that compete with it for devices of the shapes $2: those that are wanted
 // alike by any of them. Accounts take turns as in claim_sessions; a session's turn is the virtual time at which it is served. What
 // is counted of each account is bounded by that turn, and all of it by placeMost.
-const placeSQL = `
+const placeSQL = placeWants + `
+    SELECT s.id, s.account, s.want, s.priority, s.created_at, w.host, a.pass, a.weight, a.active, a.busy_ms, coalesce(a.max_active, $3) AS most
+    FROM sessions s JOIN wants w ON w.id = s.want JOIN account_load a ON a.account = s.account WHERE s.id = $1 AND s.state = 'queued'` + placeRivals
+
+// wouldPlaceSQL is placeSQL for a session that is not queued: of the account $4, with the priority $5, that wants what has the digest $6, on the host $7.
+const wouldPlaceSQL = placeWants + `
+    SELECT $1 AS id, a.account, coalesce((SELECT w.id FROM wants w WHERE w.digest = $6), 0) AS want, $5::integer AS priority, now() AS created_at, $7::text AS host,
+        CASE a.queued WHEN 0 THEN greatest(a.pass, v.last_value) ELSE a.pass END AS pass, -- as count_sessions has it
+        a.weight, a.active, a.busy_ms, coalesce(a.max_active, $3) AS most
+    FROM account_load a, virtual_time v WHERE a.account = $4` + placeRivals
+
+const placeWants = `
 WITH RECURSIVE queued AS (
     (SELECT l.want FROM lanes l WHERE l.open ORDER BY l.want LIMIT 1)
     UNION ALL
     SELECT (SELECT l.want FROM lanes l WHERE l.open AND l.want > q.want ORDER BY l.want LIMIT 1) FROM queued q WHERE q.want IS NOT NULL),
-me AS MATERIALIZED (
-    SELECT s.id, s.account, s.want, s.priority, s.created_at, w.host, a.pass, a.weight, a.active, a.busy_ms, coalesce(a.max_active, $3) AS most
-    FROM sessions s JOIN wants w ON w.id = s.want JOIN account_load a ON a.account = s.account WHERE s.id = $1 AND s.state = 'queued'),
+me AS MATERIALIZED (`
+
+const placeRivals = `),
 rivals AS MATERIALIZED (
     SELECT array_agg(want) AS wants FROM (
         SELECT me.want FROM me
         UNION
-        SELECT q.want FROM me, queued q JOIN wants w ON w.id = q.want
-        WHERE (w.host = '' OR me.host = '' OR w.host = me.host) AND EXISTS (SELECT FROM shapes s WHERE s.id = ANY ($2) AND misfits(w, s) = '{}')) r),
+        SELECT q.want FROM me, queued q WHERE EXISTS (SELECT FROM want_shapes x
+            WHERE x.want = q.want AND x.shape = ANY ($2) AND (x.host = '' OR me.host = '' OR x.host = me.host))) r),
 own AS MATERIALIZED (
     SELECT count(*) AS n FROM (
         SELECT FROM me, rivals, unnest(rivals.wants) u(want) CROSS JOIN LATERAL (
@@ -275,10 +287,10 @@ type waiting struct {
 	deviceMS                  *float64 // how long sessions have those devices
 }
 
-// readPlace is where a queued session waits for devices of the shapes. pgx.ErrNoRows: it is not queued.
-func readPlace(ctx context.Context, db querier, session string, shapes []int64, concurrent int) (api.QueuePlace, error) {
+// readPlace is where a queued session waits for devices of the shapes, or one that would be, with what that takes more. pgx.ErrNoRows: it is not queued.
+func readPlace(ctx context.Context, db querier, sql, session string, shapes []int64, concurrent int, more ...any) (api.QueuePlace, error) {
 	var p waiting
-	err := db.QueryRow(ctx, placeSQL, session, shapes, limit(concurrent)).
+	err := db.QueryRow(ctx, sql, append([]any{session, shapes, limit(concurrent)}, more...)...).
 		Scan(&p.own, &p.others, &p.active, &p.most, &p.accountMS, &p.devices, &p.free, &p.deviceMS)
 	return p.shown(), err
 }
@@ -325,7 +337,7 @@ func (s *Store) QueuePlace(ctx context.Context, session string, concurrent int) 
 		SELECT coalesce(array_agg(h.id), '{}') FROM sessions q JOIN wants w ON w.id = q.want JOIN shapes h ON misfits(w, h) = '{}' AND EXISTS (SELECT FROM devices d WHERE d.shape = h.id)
 		WHERE q.id = $1 AND q.state = 'queued'`, session).Scan(&shapes)
 	if err == nil {
-		at, err = readPlace(ctx, s.pool, session, shapes, concurrent)
+		at, err = readPlace(ctx, s.pool, placeSQL, session, shapes, concurrent)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return at, false, nil

@@ -569,3 +569,54 @@ func (s *Store) CreateTogether(t testing.TB, sessions ...orchestrator.NewSession
 	}
 	return queueFull, createsFull, true
 }
+
+// Holding is somebody who has locked an account's row, and all of the queue's room, until let is called.
+func (s *Store) Holding(t testing.TB, account string, room bool) (let func()) {
+	t.Helper()
+	tx, err := s.pool.Begin(t.Context())
+	if err == nil {
+		_, err = tx.Exec(t.Context(), `SELECT FROM account_load WHERE account = $1 FOR UPDATE`, account)
+	}
+	if err == nil && room {
+		_, err = tx.Exec(t.Context(), `SELECT FROM queue_room FOR UPDATE`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = tx.Rollback(context.Background()) }
+}
+
+// ManyWants queues so many sessions of an account, each of which wants another range of versions of a model.
+func (s *Store) ManyWants(t testing.TB, account, model string, n int) {
+	t.Helper()
+	s.exec(t, `
+		INSERT INTO wants (digest, kind, model, host, platform, least, browser, bidi, labels, country)
+		SELECT sha256(($1 || i)::bytea), '', $1, '', '', ARRAY[0, 0, 0, i], '', false, '{}', '' FROM generate_series(1, $2::int) i`, model, n)
+	s.exec(t, `
+		INSERT INTO sessions (id, account, want, recording, placement, idle_seconds, max_seconds, command_seconds, queue_until, piece)
+		SELECT gen_random_uuid()::text, $2, w.id, false, 'eu', 60, 3600, 60, now() + interval '1 hour', w.id % 16 FROM wants w WHERE w.model = $1 ORDER BY w.id`, model, account)
+	s.exec(t, `INSERT INTO session_events (session, seq, at, kind) SELECT id, 1, now(), 'queued' FROM sessions ON CONFLICT DO NOTHING`)
+	s.exec(t, `ANALYZE`)
+}
+
+// VirtualTime is the pass of the account that was served last.
+func (s *Store) VirtualTime(t testing.TB) (at int64) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT last_value FROM virtual_time`).Scan(&at); err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+// ClaimUndone is a claim whose transaction is undone.
+func (s *Store) ClaimUndone(t testing.TB, hosts []string) {
+	t.Helper()
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(t.Context(), claimSQL, "test", hosts, 60.0, 64, 1000); err != nil {
+		t.Fatal(err)
+	}
+}
