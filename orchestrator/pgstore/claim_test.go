@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -297,5 +298,42 @@ func TestUndoneClaimMovesNoTime(t *testing.T) {
 	}
 	if now := s.VirtualTime(t); now != at+2_000_000 {
 		t.Errorf("after three were served %d, from %d", now, at)
+	}
+}
+
+// TestWantsAndShapesMeet: of wants and shapes that come at once, from several orchestrators, each is known to fit each that it fits, also while old wants are forgotten.
+func TestWantsAndShapesMeet(t *testing.T) {
+	const each = 25
+	s := open(t, 1)
+	s.Litter(t, 300, 0)
+	stores := []*pgstore.Store{s, s.Beside(t)}
+	var all sync.WaitGroup
+	for i, o := range stores {
+		all.Go(func() {
+			for n := range each {
+				w := wish("a")
+				w.Want.OSVersion = fmt.Sprintf(">=%d.%d", i, n)
+				if _, err := o.Create(t.Context(), w); err != nil && !errors.Is(err, orchestrator.ErrNoSuchDevice) {
+					t.Error(err)
+				}
+			}
+		})
+		all.Go(func() {
+			for n := range each {
+				d := wire.Device{Name: "phone-0", Kind: "fake", PlatformName: "iOS", PlatformVersion: fmt.Sprintf("%d.%d", 1+i, n), State: wire.DeviceBusy}
+				if err := o.DevicesChanged(t.Context(), "mac-1", []wire.Device{d}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		if _, err := s.Tidy(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	all.Wait()
+	if wrong, right := s.Unfit(t); wrong != 0 || right < 2*each*each {
+		t.Errorf("%d pairs are wrong, %d right", wrong, right)
 	}
 }

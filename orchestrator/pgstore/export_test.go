@@ -620,3 +620,14 @@ func (s *Store) ClaimUndone(t testing.TB, hosts []string) {
 		t.Fatal(err)
 	}
 }
+
+// Unfit is how many pairs of a want and a shape are taken to fit and do not, or the other way round, and how many pairs fit.
+func (s *Store) Unfit(t testing.TB) (wrong, right int) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `
+		SELECT count(*) FILTER (WHERE (misfits(w, s) = '{}') <> (x.want IS NOT NULL)), count(*) FILTER (WHERE misfits(w, s) = '{}' AND x.host = w.host)
+		FROM wants w CROSS JOIN shapes s LEFT JOIN want_shapes x ON x.want = w.id AND x.shape = s.id`).Scan(&wrong, &right); err != nil {
+		t.Fatal(err)
+	}
+	return wrong, right
+}

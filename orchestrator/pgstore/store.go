@@ -3,8 +3,8 @@
 //
 // Statements go from row to row by indices, see connect, in the order in which they are given them. Those that lock several rows lock sessions before
 // devices, devices before accounts (account_load, then their lanes) and accounts before pieces of the queue's room, each kind in its own order. A claim
-// begins with the accounts, and waits for no account, session or device: it passes over those that are locked. Wants and
-// shapes are added by statements of their own.
+// begins with the accounts; it waits for no session or device, and for 10 ms for an account, and passes over those that are locked. Wants and shapes are added
+// by statements of their own.
 //
 // Out of scope: payload. No table has a column for a page, a cookie or a script. Capabilities, which customers write, are
 // kept until the session runs, sealed by who calls, and what the driver matched while it runs; a session's name and labels as long as it is listed.

@@ -146,7 +146,7 @@ $$;
 --
 -- It goes in rounds. Each says whom it would serve, in order, of no account more than its part, and gives them devices until that order is no longer the one
 -- it would be: for a want no device is left, or an account has had its part. The next one goes on from there, until no device is left that any session fits.
--- Nothing waits for anybody: accounts, sessions and devices that are locked are passed over. With tell, the last row has no session where that, or how much
+-- It waits for nobody: sessions and devices that are locked are passed over, and accounts that are for more than 10 ms. With tell, the last row has no session where that, or how much
 -- was claimed, may have left something for another claim. What it stores, it stores of all at once. Whoever claims has the advisory lock, and tells nobody: who
 -- called it does, once it is committed.
 DROP FUNCTION claim_sessions(text, text[], double precision, integer, integer);
@@ -161,8 +161,11 @@ DECLARE
     live    bigint[];            -- wants that sessions are queued for and a device is free for, and how many
     fit     bigint[];
     chosen  text[];
+    asked   text[];
     gone    integer := 0;        -- how many are away
     whose   text[] := '{}';      -- accounts that are locked here
+    until   bigint;              -- at which an account would be next that has had its part
+    goal    integer;             -- so many are taken where no device is left
     away    text[] := '{}';      -- accounts that others have locked
     tried   text[] := '{}';      -- sessions that others have locked
     spent   bigint[] := '{}';    -- wants that no device is free for any more
@@ -236,9 +239,20 @@ BEGIN
                 ORDER BY l.pass, l.account LIMIT spare + cardinality(taken)) n
             GROUP BY n.account ORDER BY min(n.pass), n.account LIMIT spare + cardinality(taken)) c;
         EXIT WHEN chosen IS NULL;
-        away := away || chosen;
-        SELECT coalesce(array_agg(a.account), '{}'), sum(a.weight) INTO chosen, weights FROM (
-            SELECT l.account, l.weight FROM account_load l WHERE l.account = ANY (chosen) ORDER BY l.account FOR UPDATE SKIP LOCKED) a;
+        asked := chosen;
+        SELECT coalesce(array_agg(a.account), '{}') INTO chosen FROM (
+            SELECT l.account FROM account_load l WHERE l.account = ANY (asked) ORDER BY l.account FOR UPDATE SKIP LOCKED) a;
+        IF cardinality(chosen) < cardinality(asked) THEN
+            BEGIN -- who has locked one lets go of it with its statement, mostly
+                PERFORM set_config('lock_timeout', '10', true);
+                PERFORM FROM account_load l WHERE l.account = ANY (asked) ORDER BY l.account FOR UPDATE;
+                PERFORM set_config('lock_timeout', '0', true);
+                chosen := asked;
+            EXCEPTION WHEN lock_not_available THEN
+                away := away || asked;
+            END;
+        END IF;
+        SELECT sum(l.weight) INTO weights FROM account_load l WHERE l.account = ANY (chosen);
         whose := whose || chosen;
         SELECT coalesce(array_agg(u.account), '{}') INTO away FROM unnest(away) AS u(account) WHERE u.account <> ALL (whose);
         again := cardinality(away) > gone;
@@ -247,9 +261,11 @@ BEGIN
         -- Of one account, the first sessions of all its lanes, no more of a lane than there are devices for it. Of those that have not been served yet the one
         -- with the lower pass is first, also where it is served from the virtual time.
         wanted := NULL;
+        until := NULL;
+        goal := cardinality(taken) + spare;
         FOR next IN
-            SELECT c.id, c.account, c.want, greatest(c.turn, last) AS start, c.place = c.part AND c.part < c.room AS ends, s.bytes FROM (
-                SELECT n.id, n.account, n.want, n.room, n.part, n.place, CASE n.place WHEN 1 THEN n.pass ELSE greatest(n.pass, last) + (n.place - 1) * n.step END AS turn FROM (
+            SELECT c.id, c.account, c.want, c.turn, c.step, greatest(c.turn, last) AS start, c.place = c.part AND c.part < c.room AS ends, s.bytes FROM (
+                SELECT n.id, n.account, n.want, n.step, n.room, n.part, n.place, CASE n.place WHEN 1 THEN n.pass ELSE greatest(n.pass, last) + (n.place - 1) * n.step END AS turn FROM (
                     SELECT s.id, a.account, l.want, a.pass, a.step, a.room, a.part,
                         row_number() OVER (PARTITION BY a.account ORDER BY s.priority DESC, s.created_at, s.id) AS place
                     FROM (
@@ -271,6 +287,7 @@ BEGIN
                 SELECT coalesce(octet_length(q.want_caps::text), 0) AS bytes FROM sessions q WHERE q.id = c.id AND q.state = 'queued' FOR UPDATE SKIP LOCKED) s ON true
             ORDER BY c.turn, c.account, c.place
         LOOP
+            EXIT WHEN next.turn >= until;
             EXIT filling WHEN bytes >= 65536; -- a caller who stops reading must not stop the others
             IF next.bytes IS NULL THEN
                 tried := tried || next.id;
@@ -310,10 +327,10 @@ BEGIN
             bytes := bytes + next.bytes;
             last := next.start;
             IF next.ends THEN
-                again := true;
-                EXIT;
+                until := least(until, next.start + next.step);
             END IF;
         END LOOP;
+        again := again OR until IS NOT NULL AND cardinality(taken) < goal;
     END LOOP;
 
     IF cardinality(taken) > 0 THEN
