@@ -257,11 +257,11 @@ func TestClaimReadsWhatFits(t *testing.T) {
 // TestRequeueKeepsItsPlace: what gave its device back unused is next, as it was, before those that would have come after it.
 func TestRequeueKeepsItsPlace(t *testing.T) {
 	s := open(t, 1)
-	first, other := wish("a"), wish("a")
-	other.Want.Host, other.Priority = "mac-1", -1 // another lane
+	first, other, others := wish("a"), wish("a"), wish("b")
+	other.Want.Host, others.Want.Host, other.Priority = "mac-1", "mac-1", -1 // another lane
 	mustCreate(t, s, first)
 	mustCreate(t, s, other)
-	mustCreate(t, s, wish("b"))
+	mustCreate(t, s, others)
 	for range 3 {
 		c := mustClaim(t, s)
 		if c.Session != first.ID {
@@ -276,8 +276,13 @@ func TestRequeueKeepsItsPlace(t *testing.T) {
 			t.Errorf("its place is %d", p.Position)
 		}
 	}
-	must(t, finish(s, mustClaim(t, s), orchestrator.Completed))
-	if c := mustClaim(t, s); c.Account != "b" {
+	must(t, s.Cancel(t.Context(), first.ID))
+	c := mustClaim(t, s)
+	if c.Session != other.ID {
+		t.Errorf("its account has not the turn back in another lane: %+v", c)
+	}
+	must(t, finish(s, c, orchestrator.Completed))
+	if c = mustClaim(t, s); c.Session != others.ID {
 		t.Errorf("its account is served again before the other: %+v", c)
 	}
 }
