@@ -222,7 +222,9 @@ func TestClaimReadsWhatFits(t *testing.T) {
 	})
 	take := func(hosts ...string) ([]orchestrator.Claim, map[string]int) {
 		t.Helper()
+		mu.Lock()
 		clear(read)
+		mu.Unlock()
 		got, _, err := s.Claim(t.Context(), "test", hosts, time.Minute, 64, 0)
 		must(t, err)
 		mu.Lock()
