@@ -102,8 +102,11 @@ func TestWakesForWhatIsLeftToOthers(t *testing.T) {
 		}
 		o.WakeQueue("there")
 		synctest.Wait()
+		begin := time.Now()
 		stop()
-		loop.Wait() // and nothing of it is left
+		if loop.Wait(); time.Since(begin) > 0 {
+			t.Errorf("%s pass until it has stopped", time.Since(begin))
+		}
 	})
 }
 
