@@ -26,14 +26,14 @@ func (w writtenCapabilities) Create(ctx context.Context, n orchestrator.NewSessi
 	return w.SessionStore.Create(ctx, n)
 }
 
-func (w writtenCapabilities) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, error) {
-	got, err := w.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent)
+func (w writtenCapabilities) Claim(ctx context.Context, holder string, hosts []string, ttl time.Duration, most, concurrent int) ([]orchestrator.Claim, bool, error) {
+	got, left, err := w.SessionStore.Claim(ctx, holder, hosts, ttl, most, concurrent)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range got {
 		*w.given = append(*w.given, string(c.Capabilities))
 	}
-	return got, err
+	return got, left, err
 }
 
 // What a customer writes into capabilities is sealed while its session is queued, and is what the driver gets.

@@ -67,6 +67,8 @@ func Schema() []Columns {
 		columns(Main, "gateways", None, "orchestrator number endpoint fleet_port public_key next_public_key next_at rotate rotate_in rotated_at seen_at", "the fleet: the orchestrators' ends of tunnels, public keys"),
 		columns(Main, "resting_numbers", None, "number host until", "the fleet: tunnel addresses not to be given again yet"),
 		columns(Main, "replicas", None, "id orchestrator url volume started_at seen_at", "the orchestrators' own processes"),
+		columns(Main, "want_shapes", Sessions, "want shape host"),
+		columns(Main, "virtual_time", None, "last_value", "how far the fleet's turns are"),
 		columns(Main, "queue_room", None, "piece queued", "how many sessions are queued, of all accounts"),
 		columns(Main, "goose_db_version", None, "id version_id is_applied tstamp", "which migrations were made"),
 		columns(Keys, "goose_db_version", None, "id version_id is_applied tstamp", "which migrations were made"),
