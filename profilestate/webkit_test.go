@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,15 +92,23 @@ func startGroup(t *testing.T, c *exec.Cmd) {
 	})
 }
 
+// freePort is one that no other driver is given while the test runs: a UDP socket keeps it, and systems give none so low to whoever asks for any.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := strconv.Itoa(20000 + rand.IntN(12768))
+		kept, err := net.ListenPacket("udp4", "127.0.0.1:"+port)
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = kept.Close() })
+		if l, err := net.Listen("tcp4", "127.0.0.1:"+port); err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (k *webKit) call(ctx context.Context, method, path string, body []byte) (json.RawMessage, error) {
