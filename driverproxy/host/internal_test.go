@@ -184,16 +184,35 @@ func TestPagesStayInQuestion(t *testing.T) {
 	d := &device{pages: []string{"silent", "late", "good"}}
 	all := slices.Clone(d.pages)
 	found := sweep{question: []string{"silent", "late"}, unasked: []string{"late"}}
-	if more, why := d.learnLocked(all, []string{"good"}, found, sweep{}); !more || why != "" || !slices.Equal(d.pages, []string{"silent", "late"}) {
+	if more, why := d.learnLocked(true, all, []string{"good"}, found, sweep{}); !more || why != "" || !slices.Equal(d.pages, []string{"silent", "late"}) {
 		t.Fatalf("more %v %q, in question %v", more, why, d.pages)
 	}
 	if next := without(d.pages, d.inquiry.asked); !slices.Equal(next, []string{"late"}) {
 		t.Errorf("next are %v", next)
 	}
-	if more, why := d.learnLocked([]string{"late"}, nil, sweep{question: []string{"late"}}, sweep{}); more || why == "" {
+	if more, why := d.learnLocked(true, []string{"late"}, nil, sweep{question: []string{"late"}}, sweep{}); more || why == "" {
 		t.Errorf("proved without a canary")
 	}
-	if more, why := d.learnLocked([]string{"late"}, []string{"late"}, sweep{}, sweep{}); more || why != "" || !slices.Equal(d.pages, []string{"silent"}) || d.inquiry.asked != nil {
+	d.inquiry.breaks = map[string]int{"late": 2, "silent": 1}
+	if more, why := d.learnLocked(true, []string{"late"}, []string{"late"}, sweep{}, sweep{}); more || why != "" || !slices.Equal(d.pages, []string{"silent"}) || d.inquiry.asked != nil {
 		t.Errorf("more %v %q, in question %v, asked %v", more, why, d.pages, d.inquiry.asked)
 	}
+	if n := d.inquiry.breaks; len(n) != 1 || n["silent"] != 1 {
+		t.Errorf("a page that was found clean has broken sessions: %v", n)
+	}
+	// A browser whose directory is wiped has nothing to prove: a site that is down does not keep it.
+	if more, why := d.learnLocked(false, []string{"silent"}, nil, sweep{question: []string{"silent"}}, sweep{}); more || why != "" || !slices.Equal(d.pages, []string{"silent"}) {
+		t.Errorf("more %v %q, in question %v", more, why, d.pages)
+	}
+}
+
+// ReservePort keeps a port for a driver that a test starts by itself.
+func ReservePort(t *testing.T) int {
+	t.Helper()
+	r, err := reservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r.port
 }

@@ -125,7 +125,7 @@ func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []stri
 		d.inquiry.asked = nil
 		return false, bad
 	}
-	more, why := d.learnLocked(pages, proved, found, again)
+	more, why := d.learnLocked(d.keeps(a.cfg), pages, proved, found, again)
 	if why != "" {
 		log.Warn(why)
 		bad = []grade{gradeWiped}
@@ -133,14 +133,18 @@ func (a *agent) inspect(ctx context.Context, d *device, s *standby, pages []stri
 	return more, bad
 }
 
-// learnLocked takes in what both sessions have found at the pages, and says whether there is more to look at, or why nothing is proved.
-func (d *device) learnLocked(pages, proved []string, found, again sweep) (more bool, why string) {
+// learnLocked takes in what both sessions have found at the pages, and says whether there is more to look at, or why nothing is proved. Of a browser that
+// keeps nothing beyond the session's directory, that directory's end is proof enough: a site that is down has no such device.
+func (d *device) learnLocked(keeps bool, pages, proved []string, found, again sweep) (more bool, why string) {
 	d.pages = without(d.pages, proved)
+	for _, page := range proved { // it breaks none any more
+		delete(d.inquiry.breaks, page)
+	}
 	unasked := append(found.unasked, again.unasked...)
 	switch {
 	case found.broken || again.broken:
 		return false, "the browser broke while it was asked what sessions have left in it"
-	case len(proved) == 0 && len(pages) > 0:
+	case keeps && len(proved) == 0:
 		return false, "no site has held a canary: the device is free once one does; can it reach the canary site?"
 	case len(unasked) > 0:
 		d.inquiry.asked = append(d.inquiry.asked, without(pages, append(unasked, proved...))...)

@@ -117,13 +117,8 @@ func webKitDriver(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
-	_, port, _ := net.SplitHostPort(addr)
+	port := itoa(host.ReservePort(t))
+	addr := "127.0.0.1:" + port
 	start(group([]string{"DISPLAY=:" + strings.TrimSpace(name), "HOME=" + t.TempDir()}, "WebKitWebDriver", "--host=127.0.0.1", "--port="+port))
 	eventually(t, "WebKitWebDriver answers", func() bool {
 		c, err := net.Dial("tcp", addr)
