@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/md5"
 	"crypto/sha256"
@@ -187,6 +188,9 @@ func (r *Recorder) salvage(ctx context.Context, st, other *store, c CheckedCopy)
 	if other != nil && c.Elsewhere {
 		places = append(places, other)
 	}
+	if err := r.mostFirst(ctx, places, c.Of.Key); err != nil {
+		return err
+	}
 	for _, from := range places {
 		kept, err := r.keep(ctx, from, c)
 		if errors.Is(err, errSpoken) {
@@ -206,6 +210,34 @@ func (r *Recorder) salvage(ctx context.Context, st, other *store, c CheckedCopy)
 	st.counts.lost.Add(1)
 	log.Error("a recording is lost: its spool is gone, and nothing of it had been uploaded. Look for its folder on the volumes of all orchestrators", zap.String("session", u.Session))
 	return nil
+}
+
+// mostFirst puts the storage first that has most of an object: the others are made equal to it.
+func (r *Recorder) mostFirst(ctx context.Context, places []*store, key string) error {
+	has := map[*store]int64{}
+	for _, st := range places {
+		size, _, there, err := st.head(ctx, key)
+		if err == nil && !there {
+			size, err = st.arrived(ctx, key)
+		}
+		if err != nil {
+			return err
+		}
+		has[st] = size
+	}
+	slices.SortStableFunc(places, func(a, b *store) int { return cmp.Compare(has[b], has[a]) })
+	return nil
+}
+
+// arrived is how much an object would have that were made of the newest upload under the key.
+func (s *store) arrived(ctx context.Context, key string) (size int64, err error) {
+	u, err := s.newestUpload(ctx, key)
+	if err != nil || u.id == "" {
+		return 0, err
+	}
+	found, err := s.parts(ctx, u.key, u.id)
+	_, size = wholeParts(found)
+	return size, err
 }
 
 // keep makes a recording of what lies in one storage; false: nothing does.

@@ -421,8 +421,13 @@ func TestSalvageIsFenced(t *testing.T) {
 	}
 }
 
-// TestSalvageFromTheOtherRegion: what the US alone has of a recording is kept there, and put into the EU.
+// TestSalvageFromTheOtherRegion: what the US alone has of a recording, or more of, is kept there, and put into the EU.
 func TestSalvageFromTheOtherRegion(t *testing.T) {
+	t.Run("the EU has nothing", func(t *testing.T) { salvageFromTheUS(t, nil) })
+	t.Run("the EU has less", func(t *testing.T) { salvageFromTheUS(t, make([]byte, minPartSize)) })
+}
+
+func salvageFromTheUS(t *testing.T, inTheEU []byte) {
 	b := newBench(t)
 	b.close()
 	k := &books{l: b.ledger}
@@ -441,6 +446,9 @@ func TestSalvageFromTheOtherRegion(t *testing.T) {
 	}
 	b.storage.front.Cut("recordings-eu", false)
 	b.open()
+	if inTheEU != nil {
+		b.upload(r.Key(), inTheEU)
+	}
 	b.checks(k, "lost", place.EU, func(c *CheckedCopy) { c.Abandoned, c.Elsewhere = time.Now(), true })
 	u := b.ledger.awaitState("lost", StateUploading)
 	if !u.Partial || len(u.Copies) != 1 || u.Copies[0].Region != place.US || u.Copies[0].State != CopyVerified {

@@ -73,8 +73,8 @@ func recordingChanged(ctx context.Context, tx pgx.Tx, u recorder.RecordingUpdate
 		if _, err := tx.Exec(ctx, `
 				INSERT INTO recording_copies AS c (recording, region, bucket, state, etag, verified_at) VALUES ($1, $2, $3, $4, $5, $6)
 				ON CONFLICT (recording, region) DO UPDATE SET bucket = $3, etag = $5, verified_at = $6, abandoned_at = NULL,
-				    removed_at = CASE WHEN $6 > c.removed_at THEN NULL ELSE c.removed_at END, -- brought there after all
-				    state = CASE WHEN c.state = 'removed' AND $6 > c.removed_at THEN 'removing'
+				    removed_at = CASE WHEN $6 IS NOT NULL AND $6 IS DISTINCT FROM c.verified_at THEN NULL ELSE c.removed_at END, -- brought there after all, by whoever's clock
+				    state = CASE WHEN c.state = 'removed' AND $6 IS NOT NULL AND $6 IS DISTINCT FROM c.verified_at THEN 'removing'
 				        WHEN c.state IN ('removing', 'removed', 'repairing') THEN c.state ELSE $4 END`,
 			u.ID, string(c.Region), c.Bucket, state, c.ETag, verified); err != nil {
 			return err
