@@ -52,7 +52,7 @@ func (c *config) places(site residency.Site) (p places, err error) {
 	}{{residency.Sessions, "--database-url", c.DatabaseURL, &p.database}, {residency.ProfileState, "--key-database-url", c.KeyDatabaseURL, &p.keys}} {
 		servers, err := pgstore.Servers(d.dsn)
 		if err != nil {
-			errs = append(errs, &residency.BreachError{Category: d.category, Setting: d.setting, Problem: err.Error(), Mend: "Use postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full."})
+			errs = append(errs, &residency.BreachError{Category: d.category, Setting: d.setting, Problem: "it cannot be read as a database URL (what is wrong is not printed: it may be the password)", Mend: "Use postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full."})
 			continue
 		}
 		at, way, err := site.CheckPostgres(d.category, d.setting, servers)
